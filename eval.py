@@ -1,0 +1,113 @@
+"""Scores a checkpoint on a task: `python eval.py --help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+DESCRIPTION = """\
+Scores a checkpoint on a task: generates the answer to every prompt, and prints the scores with
+the version of the data and the rules that they follow.
+
+  python eval.py --config=configs/quickstart.py --checkpoint=WORKDIR --output=OUTPUT
+  python eval.py --config=configs/multiwoz21_scratch.py --checkpoint=WORKDIR --output=OUTPUT \\
+      --config.data.task=multiwoz24 --config.data.path=mwz2.4.zip --limit=200
+
+Writes OUTPUT/metrics.json (scores, rules, speed, versions) and OUTPUT/predictions.jsonl (every
+document with its predictions). Any key of the config file can be overridden as shown.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python eval.py",
+        usage="python eval.py --config=FILE --checkpoint=PATH --output=DIRECTORY "
+        "[--split=SPLIT] [--limit=N] [--method=pid|pie] [--config.KEY=VALUE ...]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="the config file that the model was trained by",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a training workdir (its best checkpoint), a Hugging Face directory or a hub id",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="DIRECTORY",
+        type=Path,
+        help="where to write; made if missing",
+    )
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="score only the first N documents (dialogue turns)"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("pid", "pie"),
+        help="prompt-in-decoder or prompt-in-encoder (default: config.method)",
+    )
+    options, overrides = parser.parse_known_args(arguments)
+
+    # After the arguments are read: importing JAX takes seconds that --help should not.
+    from pid_jax.command_line import user_errors
+
+    with user_errors():
+        _evaluate(options, overrides)
+
+
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from pid_jax import evaluation
+    from pid_jax.command_line import keep_compiled_programs
+    from pid_jax.errors import UserError
+    from pid_jax.model import PidModel
+    from pid_jax.training import assembly
+    from pid_jax.training import config as configuration
+
+    config = configuration.load(options.config, overrides)
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit={options.limit}: it must be at least 1")
+    keep_compiled_programs()
+    task = assembly.task_of(config)
+    examples = list(islice(task.examples(config.data.path or None, options.split), options.limit))
+    model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
+    try:  # before the work, not after it
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {options.output}: {error.strerror}") from error
+    done = 0
+
+    def report(documents: int, _: float) -> None:
+        nonlocal done
+        done += documents
+        print(f"{done:,} of {len(examples):,} documents", file=sys.stderr)
+
+    result = evaluation.evaluate(
+        model,
+        task,
+        examples,
+        limits=assembly.limits(config),
+        batch_size=config.evaluation.batch_size or config.data.batch_size,
+        method=options.method or config.method,
+        after_batch=report,
+    )
+    evaluation.write(
+        options.output,
+        result,
+        {"task": task.name, "split": options.split, "checkpoint": str(options.checkpoint)},
+    )
+    print(f"{task.name}, {options.split}\n{evaluation.table(result)}")
+    print(f"Written to {options.output}: metrics.json, predictions.jsonl")
+
+
+if __name__ == "__main__":
+    main()

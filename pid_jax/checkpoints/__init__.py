@@ -1,0 +1,1 @@
+"""Weights on disk: Hugging Face checkpoints both ways, and the checkpoints of training runs."""

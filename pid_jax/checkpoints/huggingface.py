@@ -1,0 +1,276 @@
+"""Hugging Face checkpoints, both ways: `config.json`, safetensors and the tokenizer.
+
+Torch is never needed. Weights come from `model.safetensors` or from the shards that
+`model.safetensors.index.json` lists.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from pid_jax import models
+from pid_jax.atomic_file import replacing
+from pid_jax.errors import UserError
+from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "*.model", "*.vocab")
+SHARD_BYTES = 5 * 10**9
+"""The largest file written; what is larger is split and indexed."""
+
+
+def find(path_or_hub_id: str | Path) -> Path:
+    """The local directory of a checkpoint, fetched from the hub unless it is one already.
+
+    Raises `UserError` when it is neither a directory nor to be had from the hub.
+    """
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    name = str(path_or_hub_id)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{name}: no such directory")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Pickled weights are left where they are: they would be refused.
+        patterns = ["*.json", "*.safetensors", *_TOKENIZER_FILES]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{name}: no such directory, and not to be had from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def read_config(directory: Path) -> Config:
+    """The configuration in a directory's `config.json`."""
+    return models.config_from_hf(_read_json(directory / "config.json"))
+
+
+def load(
+    path_or_hub_id: str | Path, dtype: DTypeLike = jnp.float32
+) -> tuple[EncoderDecoder, Params, Any | None]:
+    """The model, its parameters in `dtype`, and its tokenizer or None.
+
+    Raises `UserError` naming every tensor that is missing, not the model's, or of another
+    shape, and for weights that are pickled.
+    """
+    directory = find(path_or_hub_id)
+    config = read_config(directory)
+    family = models.family_of(config.model_type)
+    with _open_weights(directory) as tensors:
+        config, names = _match(family, config, tensors)
+        model = models.build(config, dtype)
+        params = _read_params(model, family.tensors(config), names, tensors, directory)
+    return model, params, load_tokenizer(directory)
+
+
+def _match(
+    family: Family, config: Config, tensors: Mapping[str, Any]
+) -> tuple[Config, dict[str, str]]:
+    """Settles which tensors are only second names: those equal to the tensor they repeat.
+
+    Returns the configuration that fits the rest, and for each tensor name that the family
+    knows the name under which the checkpoint has it.
+    """
+    held = {name: name for name in tensors if name not in family.ignored}
+    for alias, name in family.aliases.items():
+        if alias not in held:
+            continue
+        if name not in held:
+            held[name] = held.pop(alias)
+        elif np.array_equal(tensors[alias](), tensors[held[name]]()):
+            del held[alias]
+    return config.with_tensors(held), held
+
+
+def _read_params(
+    model: EncoderDecoder,
+    places: Mapping[str, TensorPlace],
+    names: Mapping[str, str],
+    tensors: Mapping[str, Callable[[], np.ndarray]],
+    directory: Path,
+) -> Params:
+    expected = flatten_dict(models.abstract_params(model))
+    missing = sorted(places.keys() - names.keys())
+    extra = sorted(names.keys() - places.keys())
+    problems = [f"missing: {name}" for name in missing] + [f"not of this model: {n}" for n in extra]
+    leaves = {}
+    for name in places.keys() & names.keys():
+        path, transposed = places[name]
+        tensor = tensors[names[name]]()
+        tensor = tensor.T if transposed else tensor
+        wanted = expected[path].shape
+        if tensor.shape != wanted:
+            shapes = (tensor.shape[::-1], wanted[::-1]) if transposed else (tensor.shape, wanted)
+            problems.append(f"{name} has shape {shapes[0]}, but config.json asks for {shapes[1]}")
+        elif not problems:
+            leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), model.dtype)
+    if problems:
+        shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise UserError(f"{directory}: tensors do not fit config.json:\n  " + "\n  ".join(shown))
+    return unflatten_dict(leaves)
+
+
+@contextmanager
+def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndarray]]]:
+    """Every tensor's name and how to read it; nothing is read before it is asked for."""
+    import safetensors
+
+    index = directory / WEIGHTS_INDEX
+    if (directory / WEIGHTS).is_file():
+        files = [WEIGHTS]
+    elif index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise UserError(f'{index}: "weight_map" is missing')
+        files = sorted(set(weight_map.values()))
+    else:
+        pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
+        if pickled:
+            raise UserError(
+                f"{directory / pickled[0]}: weights of this kind are not read, since loading a "
+                "pickle can run any code. Convert them once, where you trust the file, with "
+                "torch and transformers: AutoModelForSeq2SeqLM.from_pretrained(DIRECTORY)"
+                ".save_pretrained(NEW_DIRECTORY) writes safetensors."
+            )
+        raise UserError(f"{directory}: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there")
+    with ExitStack() as stack:
+        tensors: dict[str, Callable[[], np.ndarray]] = {}
+        for name in files:
+            path = directory / name
+            if path.parent.resolve() != directory.resolve() or not path.is_file():
+                raise UserError(f"{index}: the shard {name!r} is not in the directory")
+            try:
+                file = stack.enter_context(safetensors.safe_open(path, framework="np"))
+            except (safetensors.SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a whole safetensors file ({error})") from error
+            for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                tensors[tensor] = _reader(file, tensor)
+        yield tensors
+
+
+def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
+    return lambda: file.get_tensor(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return content
+
+
+def load_tokenizer(directory: Path) -> Any | None:
+    """The tokenizer in a checkpoint's directory, or None where there is none.
+
+    `spiece.model` alone is enough, as is a `tokenizer_config.json` for a tokenizer that
+    needs no vocabulary (ByT5).
+    """
+    if not any(path for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)):
+        return None
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # each tokenizer class fails in its own ways
+        raise UserError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
+
+
+def save(
+    directory: str | Path, model: EncoderDecoder, params: Params, tokenizer: Any | None = None
+) -> None:
+    """Writes a directory from which transformers' `from_pretrained` gives the same logits.
+
+    The weights keep their dtype. An existing directory keeps its other files; each file is
+    written whole beside its place first, so that a killed run leaves no torn file.
+    """
+    directory = Path(directory)
+    save_config(directory, model.config, tokenizer, dtype=str(jax.tree.leaves(params)[0].dtype))
+    flat = flatten_dict(params)
+    places = models.family_of(model.config.model_type).tensors(model.config)
+    shards = _split(places, flat)
+    for stale in [*directory.glob("model-*-of-*.safetensors"), directory / WEIGHTS_INDEX]:
+        stale.unlink(missing_ok=True)
+    if len(shards) == 1:
+        _write_shard(directory / WEIGHTS, shards[0], places, flat)
+        return
+    (directory / WEIGHTS).unlink(missing_ok=True)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_shard(directory / file, names, places, flat)
+        weight_map |= dict.fromkeys(names, file)
+    size = sum(leaf.nbytes for leaf in flat.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(directory / WEIGHTS_INDEX, index)
+
+
+def save_config(
+    directory: str | Path, config: Config, tokenizer: Any | None, dtype: str = "float32"
+) -> None:
+    """Writes everything of a checkpoint but its weights."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_json(directory / "config.json", config.to_hf() | {"dtype": dtype})
+    generation = {
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    _write_json(directory / "generation_config.json", generation)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+
+
+def _split(
+    places: Mapping[str, TensorPlace], flat: Mapping[tuple[str, ...], jax.Array]
+) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, place in places.items():
+        tensor = flat[place.path].nbytes
+        if shards[-1] and size + tensor > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor
+    return shards
+
+
+def _write_shard(
+    path: Path,
+    names: list[str],
+    places: Mapping[str, TensorPlace],
+    flat: Mapping[tuple[str, ...], jax.Array],
+) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for name in names:
+        leaf, transposed = np.asarray(flat[places[name].path]), places[name].transposed
+        tensors[name] = np.ascontiguousarray(leaf.T if transposed else leaf)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

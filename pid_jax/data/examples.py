@@ -1,0 +1,24 @@
+"""What a data set is made of: documents, and the subtasks asked of each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Subtask:
+    """One prompt and its target.
+
+    `id` is unique within its example. `target` is None where only a prediction is wanted.
+    """
+
+    id: str
+    prompt: str
+    target: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One document and everything asked of it. `id` is unique within its split."""
+
+    id: str
+    document: str
+    subtasks: tuple[Subtask, ...]

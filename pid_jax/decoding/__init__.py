@@ -1,0 +1,1 @@
+"""Ways to choose tokens, over documents and prompts at once."""

@@ -1,0 +1,7 @@
+"""Scores as plain functions of text; they know nothing of models or data sets."""
+
+from pid_jax.metrics.joint_goal_accuracy import joint_goal_accuracy
+from pid_jax.metrics.rouge import rouge
+from pid_jax.metrics.squad import squad
+
+__all__ = ["joint_goal_accuracy", "rouge", "squad"]

@@ -1,0 +1,73 @@
+"""Architecture families, by the `model_type` of a Hugging Face `config.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from pid_jax.errors import UserError
+from pid_jax.models import t5
+from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
+
+_FAMILIES = (t5.FAMILY,)
+
+
+def supported() -> tuple[str, ...]:
+    """Every `model_type` that can be built."""
+    return tuple(name for family in _FAMILIES for name in family.model_types)
+
+
+def family_of(model_type: str) -> Family:
+    """The family that reads this `model_type`; raises `UserError` listing those there are."""
+    for family in _FAMILIES:
+        if model_type in family.model_types:
+            return family
+    listed = ", ".join(supported())
+    raise UserError(f'config.json: "model_type": {model_type!r} is unknown; supported: {listed}')
+
+
+def config_from_hf(config: Mapping[str, Any]) -> Config:
+    """Reads the content of a `config.json`; raises `UserError` naming what is not supported."""
+    if "model_type" not in config:
+        listed = ", ".join(supported())
+        raise UserError(f'config.json: "model_type" is missing; supported: {listed}')
+    return family_of(config["model_type"]).config_from_hf(config)
+
+
+def build(config: Config | Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> EncoderDecoder:
+    """The model of a configuration, with activations in `dtype`. It holds no parameters."""
+    if isinstance(config, Mapping):
+        config = config_from_hf(config)
+    return family_of(config.model_type).module(config, jnp.dtype(dtype))
+
+
+def _everything(module: Any) -> None:
+    """Touches every parameter once, so that `init` makes it."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    mask = jnp.ones((1, 1), bool)
+    keys_and_values = module.project_cross_attention(module.encode(tokens, mask))
+    hidden, _ = module.decode(tokens, mask, tokens, 0, keys_and_values, mask)
+    module.logits(hidden)
+
+
+def init_params(model: EncoderDecoder, key: jax.Array) -> Params:
+    """New parameters, float32, as a plain tree of nested dicts."""
+    variables = model.init(key, method=_everything)
+    return nn.unbox(variables["params"])
+
+
+def abstract_params(model: EncoderDecoder) -> Params:
+    """The shapes and dtypes of `init_params`, without making anything."""
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+
+
+def logical_axes(model: EncoderDecoder) -> Params:
+    """For every parameter a `PartitionSpec` of logical axis names, see `pid_jax.sharding`."""
+    boxed = jax.eval_shape(
+        lambda key: model.init(key, method=_everything),
+        jax.random.key(0),
+    )
+    return nn.get_partition_spec(boxed)["params"]

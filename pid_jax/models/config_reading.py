@@ -1,0 +1,49 @@
+"""Reading a Hugging Face `config.json` into a family's dataclass, with errors that name the key."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from pid_jax.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def read_fields(cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any]) -> ConfigT:
+    """Builds the dataclass `cls` from the keys of `config` that it has fields for.
+
+    A key that is absent or null takes its value from `defaults`, else the field's own
+    default. Keys without a field say nothing of the computation and are left aside. Raises
+    `UserError` for a value of another type than the field's.
+    """
+    types = get_type_hints(cls)
+    values = dict(defaults)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        value = config.get(field.name)
+        if value is None:
+            continue
+        if isinstance(value, list) and len(value) == 1:  # one end token may stand in a list
+            value = value[0]
+        expected = types[field.name]
+        if expected is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+            raise UserError(
+                f'config.json: "{field.name}" must be of type {expected.__name__}, but is {value!r}'
+            )
+        values[field.name] = value
+    return cls(**values)
+
+
+def check_supported(key: str, value: object, supported: Collection[object]) -> None:
+    """Raises `UserError` unless `value` is among those supported."""
+    if value not in supported:
+        listed = ", ".join(repr(choice) for choice in supported)
+        raise UserError(f'config.json: "{key}": {value!r} is not supported; supported: {listed}')
+
+
+def check_positive(config: object, *keys: str) -> None:
+    """Raises `UserError` for the first of these fields that is not above zero."""
+    for key in keys:
+        if getattr(config, key) <= 0:
+            raise UserError(f'config.json: "{key}" must be above 0, but is {getattr(config, key)}')

@@ -1,0 +1,140 @@
+"""What a model family must provide: the one seam between the idea and the architectures.
+
+`pid_jax.prompt_in_decoder` and `pid_jax.decoding` see a model only through this protocol.
+A family is a Flax Linen module (frozen and hashable, so that it is a static argument of
+`jax.jit`) whose methods are pure functions of a parameter tree:
+
+    encoder_output = model.apply({"params": params}, documents, mask, method="encode")
+
+Positions, masks and cached keys and values are explicit arguments and results; nothing is
+kept in mutable collections. The prompt axis never appears: `jax.vmap` adds it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Mapping[str, Any]
+
+
+class KeyValue(NamedTuple):
+    """The keys and values that one attention layer reads."""
+
+    key: Float[Array, "B H S K"]
+    value: Float[Array, "B H S K"]
+
+
+class Past(NamedTuple):
+    """What earlier calls of `decode` left to attend to. The caller owns and writes it."""
+
+    layers: tuple[KeyValue, ...]
+    """One per decoder layer, `[B, H, M, K]`: M slots, in order of position."""
+    mask: Bool[Array, "B M"]
+    """True for the slots that hold a token."""
+
+
+@runtime_checkable
+class Config(Protocol):
+    """What the rest of the package reads of a family's configuration."""
+
+    model_type: str
+    vocab_size: int
+    pad_token_id: int
+    eos_token_id: int
+    decoder_start_token_id: int
+    dropout_rate: float
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` from which transformers builds the same model."""
+        ...
+
+    def with_tensors(self, names: Collection[str]) -> "Config":
+        """The configuration that fits a checkpoint holding the tensors of these names."""
+        ...
+
+
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """A model family's Linen module."""
+
+    config: Config
+    dtype: DTypeLike
+
+    def init(self, key: Array, *args: Any, **kwargs: Any) -> Any: ...
+
+    def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any: ...
+
+    def encode(
+        self,
+        documents: Int[Array, "B S"],
+        document_mask: Bool[Array, "B S"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S D"]:
+        """The encoder's output; dropout only where `deterministic` is False."""
+        ...
+
+    def project_cross_attention(
+        self, encoder_output: Float[Array, "B S D"]
+    ) -> tuple[KeyValue, ...]:
+        """Each decoder layer's cross-attention keys and values, in the layout decoding reads."""
+        ...
+
+    def decode(
+        self,
+        tokens: Int[Array, "B L"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        slot: int | Int[Array, ""],
+        cross_attention: tuple[KeyValue, ...],
+        document_mask: Bool[Array, "B S"],
+        past: Past | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        """One prompt's decoder over L new tokens.
+
+        tokens: attend to each other causally, to `past`, and to the document.
+        token_mask: False for padding, which nothing attends to.
+        positions: each token's position in its own sequence, padding not counted (for
+            families with absolute positions).
+        slot: the place of the first new token in the padded sequence, the same in every
+            row; token i stands at `slot + i`, past slot j at `j`. Differences of slots are
+            differences of positions, which is all that relative families need.
+        Returns the last layer's normalised output and each layer's keys and values for the
+        new tokens alone, `[B, H, L, K]`, for the caller to add to `past`.
+        """
+        ...
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Next-token logits in float32 for outputs of `decode`."""
+        ...
+
+
+class TensorPlace(NamedTuple):
+    """Where a Hugging Face tensor stands in the parameter tree."""
+
+    path: tuple[str, ...]
+    transposed: bool = False
+    """Torch stores the kernels of its linear layers `[out, in]`, this package `[in, out]`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """An architecture family as the registry in `pid_jax.models` knows it."""
+
+    model_types: tuple[str, ...]
+    """The values of `model_type` in a `config.json` that it reads."""
+    config_from_hf: Callable[[Mapping[str, Any]], Any]
+    """Reads a `config.json` into the family's `Config`."""
+    module: Callable[[Any, DTypeLike], Any]
+    """Builds the Linen module, an `EncoderDecoder`, from a configuration and a dtype."""
+    tensors: Callable[[Any], dict[str, TensorPlace]]
+    """Hugging Face tensor names and where each stands, for a configuration."""
+    aliases: Mapping[str, str]
+    """Second names under which a checkpoint may repeat a tensor, and the first."""
+    ignored: frozenset[str]
+    """Tensors of published checkpoints that no computation reads."""

@@ -1,0 +1,147 @@
+"""Answers every prompt of a JSON-lines file: `python -m pid_jax.predict --help`."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pid_jax.atomic_file import replacing
+from pid_jax.command_line import checkpoint_parser, keep_compiled_programs, user_errors
+from pid_jax.errors import UserError
+from pid_jax.model import Generation, PidModel
+from pid_jax.tasks import jsonl
+
+Tokens = Sequence[int]
+
+DESCRIPTION = """\
+Answers every prompt of a JSON-lines file with a trained model.
+
+Each input line is one document and what is asked of it:
+
+  {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "..."}]}
+
+The output holds the same lines in the same order; each subtask gains "prediction", the
+generated text, and "score", the natural logarithm of that text's probability. Anything else
+on a line stays as it is. The output file appears only once it is complete.
+"""
+
+
+def generate_in_batches(
+    model: PidModel,
+    documents: Sequence[str] | Sequence[Tokens],
+    prompts: Sequence[Sequence[str]] | Sequence[Sequence[Tokens]],
+    *,
+    batch_size: int,
+    after_batch: Callable[[int, float], None] | None = None,
+    **generation: Any,
+) -> list[list[Generation]]:
+    """`PidModel.generate` for any number of documents; the result is nested as `prompts` is.
+
+    Documents of similar length share a batch. The longest come first: if the memory does not
+    suffice, that shows at once. `after_batch(documents, seconds)` is called after each batch,
+    `generation` goes to `PidModel.generate`.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size}: it must be at least 1")
+    order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
+    results: list[list[Generation]] = [[] for _ in documents]
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        started = time.perf_counter()
+        generated = model.generate(
+            [documents[i] for i in batch], [prompts[i] for i in batch], **generation
+        )
+        for i, answers in zip(batch, generated, strict=True):
+            results[i] = answers
+        if after_batch is not None:
+            after_batch(len(batch), time.perf_counter() - started)
+    return results
+
+
+def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
+    """A JSON line's object with "prediction" and "score" in each subtask, all else as it was."""
+    subtasks = [
+        {**subtask, "prediction": answer.text, "score": answer.score}
+        for subtask, answer in zip(line["subtasks"], answers, strict=True)
+    ]
+    return {**line, "subtasks": subtasks}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = checkpoint_parser("python -m pid_jax.predict", DESCRIPTION)
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", type=Path, help="JSON lines to read"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", type=Path, help="JSON lines to write"
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        default=32,
+        help="longest answer, in tokens (default: 32)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        default=8,
+        help="documents decoded together (default: 8)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("pid", "pie"),
+        default="pid",
+        help="prompt-in-decoder, or prompt-in-encoder for models trained so (default: pid)",
+    )
+    options = parser.parse_args(arguments)
+    with user_errors():
+        _predict_file(options)
+
+
+def _predict_file(options: argparse.Namespace) -> None:
+    # The lines are checked before the model is loaded: a mistake in them shows at once.
+    examples = list(jsonl.read(options.input))
+    lines = [json.loads(line) for line in options.input.read_bytes().split(b"\n") if line.strip()]
+    keep_compiled_programs()
+    model = PidModel.from_pretrained(options.checkpoint)
+    if model.tokenizer is None:
+        raise UserError(
+            f"{options.checkpoint} has no tokenizer, so it cannot read text: put tokenizer.json "
+            "or spiece.model there, or use PidModel.generate with token ids"
+        )
+    done = 0
+
+    def report(documents: int, seconds: float) -> None:
+        nonlocal done
+        done += documents
+        print(f"{done:,} of {len(examples):,} documents", file=sys.stderr)
+
+    started = time.perf_counter()
+    # Around the generation: an output that cannot be written shows before it, not after.
+    with replacing(options.output) as path:
+        answers = generate_in_batches(
+            model,
+            [example.document for example in examples],
+            [[subtask.prompt for subtask in example.subtasks] for example in examples],
+            batch_size=options.batch_size,
+            after_batch=report,
+            max_new_tokens=options.max_new_tokens,
+            method=options.method,
+        )
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for line, line_answers in zip(lines, answers, strict=True):
+                file.write(json.dumps(answered(line, line_answers), ensure_ascii=False) + "\n")
+    seconds = time.perf_counter() - started
+    print(
+        f"{options.output}: {len(examples)} documents, {sum(map(len, answers))} prompts, "
+        f"{seconds:.1f} s ({options.method})"
+    )
+
+
+if __name__ == "__main__":
+    main()

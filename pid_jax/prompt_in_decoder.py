@@ -1,0 +1,212 @@
+"""Prompt-in-decoder: encode a document once, decode all of its prompts against it.
+
+Lu et al., "Efficient Encoder-Decoder Transformer Decoding for Decomposable Tasks",
+arXiv 2403.13112. A document x is asked P prompts z_1 ... z_P with targets y_1 ... y_P.
+
+    prompt in encoder (PiE):  y_p ~ Decoder([start],      Encoder([z_p ; x]))   P encodings
+    prompt in decoder (PiD):  y_p ~ Decoder([start ; z_p], Encoder(x))          one encoding
+
+Under PiD the encoder's output, and the cross-attention keys and values projected from it,
+have no prompt axis at all. `jax.vmap` over the decoder, with the document closed over, turns
+P prompts into P more rows of the same matrix products: keys and values are stored once per
+document and read once per step for all of its prompts together.
+
+PiE is the baseline, and the same code: a batch in which every (document, prompt) pair is a
+document of its own, whose one prompt is empty (`prompt_in_encoder`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from pid_jax.data.batching import Arr, Batch
+from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
+
+
+class EncodedDocuments(NamedTuple):
+    """All that decoding needs of B documents. Nothing in it grows with the prompts."""
+
+    cross_attention: tuple[KeyValue, ...]
+    """Per decoder layer, `[B, H, S, K]`."""
+    mask: Bool[Array, "B S"]
+
+
+def encode(
+    model: EncoderDecoder,
+    params: Params,
+    documents: Int[Arr, "B S"],
+    document_mask: Bool[Arr, "B S"],
+    dropout_key: Key[Array, ""] | None = None,
+) -> EncodedDocuments:
+    """Encodes each document once and projects its cross-attention keys and values once."""
+    variables = {"params": params}
+    encoder_output = model.apply(
+        variables,
+        documents,
+        document_mask,
+        deterministic=dropout_key is None,
+        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        method="encode",
+    )
+    cross_attention = model.apply(variables, encoder_output, method="project_cross_attention")
+    return EncodedDocuments(cross_attention, document_mask)
+
+
+def decode(
+    model: EncoderDecoder,
+    params: Params,
+    encoded: EncodedDocuments,
+    tokens: Int[Array, "B P L"],
+    token_mask: Bool[Array, "B P L"],
+    positions: Int[Array, "B P L"],
+    slot: int | Int[Array, ""],
+    past: Past | None = None,
+    dropout_key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, "B P L D"], tuple[KeyValue, ...]]:
+    """Runs the decoder on L tokens of every prompt, against one encoding per document.
+
+    The arguments are those of `EncoderDecoder.decode` with a prompt axis: `past` holds
+    `[B, P, H, M, K]`, and so do the keys and values returned for the new tokens.
+    """
+
+    def decode_one_prompt(
+        tokens: Int[Array, "B L"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        past: Past | None,
+        dropout_key: Key[Array, ""] | None,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        return model.apply(
+            {"params": params},
+            tokens,
+            token_mask,
+            positions,
+            slot,
+            encoded.cross_attention,
+            encoded.mask,
+            past,
+            deterministic=dropout_key is None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
+            method="decode",
+        )
+
+    keys = None if dropout_key is None else jax.random.split(dropout_key, tokens.shape[1])
+    over_prompts = jax.vmap(decode_one_prompt, in_axes=(1, 1, 1, 1, 0), out_axes=1)
+    return over_prompts(tokens, token_mask, positions, past, keys)
+
+
+def positions_of(mask: Bool[Array, "*batch L"]) -> Int[Array, "*batch L"]:
+    """Each token's position in its own sequence; padding before it is not counted."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def teacher_forced_logits(
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "B P T V"]:
+    """Logits, float32, for each target token given the document, its prompt and the target so far.
+
+    The decoder reads `[start ; prompt ; target]` less the target's last token; only the
+    outputs that predict a target token reach the head.
+    """
+    encoder_key = decoder_key = None
+    if dropout_key is not None:
+        encoder_key, decoder_key = jax.random.split(dropout_key)
+    encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
+    tokens = jnp.concatenate([batch.prompts, batch.targets[..., :-1]], axis=-1)
+    mask = jnp.concatenate([batch.prompt_mask, batch.target_mask[..., :-1]], axis=-1)
+    hidden, _ = decode(
+        model, params, encoded, tokens, mask, positions_of(mask), 0, dropout_key=decoder_key
+    )
+    predicting = hidden[:, :, batch.prompts.shape[-1] - 1 :]
+    return model.apply({"params": params}, predicting, method="logits")
+
+
+def target_log_probabilities(
+    model: EncoderDecoder, params: Params, batch: Batch
+) -> Float[Array, "B P"]:
+    """log p(target | document, prompt), summed over the target's tokens; 0 for no target."""
+    logits = teacher_forced_logits(model, params, batch)
+    log_probabilities = _chosen(logits, batch.targets) - jax.nn.logsumexp(logits, axis=-1)
+    return jnp.where(batch.target_mask, log_probabilities, 0.0).sum(axis=-1)
+
+
+class LossMetrics(NamedTuple):
+    """What one batch says of the model. Means are over the batch's target tokens or subtasks."""
+
+    loss: Float[Array, ""]
+    """Cross-entropy in nats per target token, without label smoothing or z-loss."""
+    token_accuracy: Float[Array, ""]
+    exact_match: Float[Array, ""]
+    """Share of subtasks whose every target token is the likeliest given those before it."""
+    target_tokens: Int[Array, ""]
+    subtasks: Int[Array, ""]
+    """Those that have a target."""
+
+
+def loss(
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    dropout_key: Key[Array, ""] | None = None,
+) -> tuple[Float[Array, ""], LossMetrics]:
+    """Mean loss per target token: the start token and the prompt are never predicted.
+
+    label_smoothing: the share of the target's probability spread evenly over the vocabulary
+    (Szegedy et al., arXiv 1512.00567, section 7). z_loss: weight of the squared log of the
+    softmax's normaliser (Chowdhery et al., arXiv 2204.02311, section 5).
+    """
+    logits = teacher_forced_logits(model, params, batch, dropout_key)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    cross_entropy = normaliser - _chosen(logits, batch.targets)
+    objective = cross_entropy
+    if label_smoothing:
+        even = normaliser - logits.mean(axis=-1)
+        objective = (1 - label_smoothing) * objective + label_smoothing * even
+    if z_loss:
+        objective = objective + z_loss * jnp.square(normaliser)
+
+    mask = batch.target_mask
+    tokens = mask.sum(dtype=jnp.int32)
+    has_target = mask.any(axis=-1)
+    subtasks = has_target.sum(dtype=jnp.int32)
+    right = (logits.argmax(axis=-1) == batch.targets) | ~mask
+
+    def mean(values: Float[Array, "B P T"]) -> Float[Array, ""]:
+        return jnp.where(mask, values, 0.0).sum() / jnp.maximum(tokens, 1)
+
+    exact = (right.all(axis=-1) & has_target).sum() / jnp.maximum(subtasks, 1)
+    metrics = LossMetrics(
+        loss=mean(cross_entropy),
+        token_accuracy=mean(right.astype(jnp.float32)),
+        exact_match=exact.astype(jnp.float32),
+        target_tokens=tokens,
+        subtasks=subtasks,
+    )
+    return mean(objective), metrics
+
+
+def _chosen(logits: Float[Array, "B P T V"], tokens: Int[Arr, "B P T"]) -> Float[Array, "B P T"]:
+    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+
+
+def prompt_in_encoder(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    """The PiE baseline: every (document, prompt) pair as a document with one empty prompt.
+
+    The new documents are prompt tokens then document tokens, in order of document, then
+    prompt.
+    """
+    return [
+        TokenizedExample(example.id, [*prompt, *example.document], [()], [target])
+        for example in examples
+        for prompt, target in zip(example.prompts, example.targets, strict=True)
+    ]

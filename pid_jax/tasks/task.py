@@ -1,0 +1,61 @@
+"""What every benchmark offers: examples to read, and a score for predictions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from pid_jax.data.examples import Example
+from pid_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+# predictions[example id][subtask id] = text
+Predictions = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A score, and what it was computed under.
+
+    `policy` names every convention that changes the figures (data version, normalisation, ...):
+    a printed score without it cannot be compared.
+    """
+
+    metrics: dict[str, float]
+    policy: dict[str, str] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """How a data set becomes examples, and how predictions are scored."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def negative_target(self) -> str | None:
+        """The target that says "nothing here" ("none" for dialogue states), if there is one."""
+
+    def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
+        """Reads one of the splits "train", "validation", "test", in the order of the source."""
+
+    def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
+        """Scores predictions[example id][subtask id]. One that is missing is a UserError."""
+
+
+def check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+
+
+def prediction_for(predictions: Predictions, example_id: str, subtask_id: str) -> str:
+    """The predicted text, or a UserError: a missing one must not shrink the denominator."""
+    if example_id not in predictions:
+        raise UserError(f"no prediction for example {example_id!r}: every example must have one")
+    subtasks = predictions[example_id]
+    if subtask_id not in subtasks:
+        raise UserError(
+            f"no prediction for subtask {subtask_id!r} of example {example_id!r}: "
+            "every subtask must have one"
+        )
+    return subtasks[subtask_id]

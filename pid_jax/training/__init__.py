@@ -1,0 +1,1 @@
+"""Training: configuration, optimizer, step, loop. `train.py` is the command."""

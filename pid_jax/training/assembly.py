@@ -1,0 +1,197 @@
+"""What a run is made of, put together from its configuration: data, model, first state."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from pid_jax import models, tasks
+from pid_jax.checkpoints import huggingface
+from pid_jax.data import pipeline
+from pid_jax.data.batching import Batch
+from pid_jax.data.examples import Example
+from pid_jax.data.tokenizing import (
+    Limits,
+    TokenizedExamples,
+    Tokenizer,
+    encode_target,
+    train_tokenizer,
+)
+from pid_jax.errors import UserError
+from pid_jax.model import PidModel
+from pid_jax.models.protocol import EncoderDecoder, Params
+from pid_jax.prompt_in_decoder import prompt_in_encoder
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def task_of(config: ConfigDict) -> tasks.Task:
+    """The task that `config.data` names, with its options."""
+    return tasks.get(config.data.task, **config.data.options.to_dict())
+
+
+def read_examples(config: ConfigDict, split: str) -> list[Example]:
+    """All examples of a split. Raises UserError for an empty one."""
+    examples = list(task_of(config).examples(config.data.path or None, split))
+    if not examples:
+        raise UserError(f"task {config.data.task}: the split {split!r} has no examples")
+    return examples
+
+
+def limits(config: ConfigDict) -> Limits:
+    """The most tokens of a document, a prompt and a target."""
+    return Limits(
+        document_tokens=config.data.document_tokens,
+        prompt_tokens=config.data.prompt_tokens,
+        target_tokens=config.data.target_tokens,
+        truncation_side=config.data.truncation_side,
+    )
+
+
+def activation_dtype(config: ConfigDict) -> Any:
+    """The dtype of activations: "auto" is bfloat16 where matrix units are made for it."""
+    if config.model.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return _DTYPES[config.model.dtype]
+
+
+def new_model(
+    config: ConfigDict, examples: Sequence[Example]
+) -> tuple[EncoderDecoder, Params | None, Tokenizer]:
+    """The model of a run that begins, its parameters (None: to be drawn), its tokenizer.
+
+    `examples` are the training examples, for a tokenizer that is trained on them.
+    """
+    if config.model.init:
+        start = PidModel.from_pretrained(config.model.init)
+        description, params, tokenizer = start.config.to_hf(), start.params, start.tokenizer
+        if config.tokenizer.path:
+            tokenizer = _read_tokenizer(config)
+        if tokenizer is None:
+            raise UserError(
+                f"{config.model.init} has no tokenizer: name one with --config.tokenizer.path=..."
+            )
+        if _vocabulary(tokenizer) > description["vocab_size"]:
+            raise UserError(
+                f"the tokenizer has {_vocabulary(tokenizer)} tokens, but {config.model.init} only "
+                f"{description['vocab_size']} embeddings: they do not belong together"
+            )
+    else:
+        params = None
+        if config.tokenizer.path:
+            tokenizer = _read_tokenizer(config)
+        else:
+            tokenizer = train_tokenizer(_texts(examples), config.tokenizer.vocab_size)
+        description = {
+            **config.model.architecture.to_dict(),
+            "vocab_size": _vocabulary(tokenizer),
+            "pad_token_id": _special(tokenizer, "pad_token_id"),
+            "eos_token_id": _special(tokenizer, "eos_token_id"),
+            "decoder_start_token_id": _special(tokenizer, "pad_token_id"),
+        }
+    description["dropout_rate"] = config.train.dropout_rate
+    return models.build(description, activation_dtype(config)), params, tokenizer
+
+
+def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, Tokenizer]:
+    """The model and tokenizer that `save_model` wrote, with this run's dropout and dtype."""
+    description = huggingface.read_config(directory).to_hf()
+    description["dropout_rate"] = config.train.dropout_rate
+    tokenizer = huggingface.load_tokenizer(directory)
+    if tokenizer is None:
+        raise UserError(f"{directory} has lost its tokenizer: the run cannot go on")
+    return models.build(description, activation_dtype(config)), tokenizer
+
+
+def save_model(directory: Path, model: EncoderDecoder, tokenizer: Tokenizer) -> None:
+    """Writes everything of the model that training does not change."""
+    huggingface.save_config(directory, model.config, tokenizer)
+
+
+def tokenize(
+    config: ConfigDict, examples: Sequence[Example], model: EncoderDecoder, tokenizer: Tokenizer
+) -> TokenizedExamples:
+    """The examples in token ids, cut to the run's limits."""
+    return TokenizedExamples(
+        examples, tokenizer, limits(config), end_token_id=model.config.eos_token_id
+    )
+
+
+def training_batches(
+    config: ConfigDict, source: TokenizedExamples, model: EncoderDecoder, tokenizer: Tokenizer
+) -> Any:
+    """The endless Grain iterator of a run's batches."""
+    negative = task_of(config).negative_target
+    return pipeline.training_batches(
+        source,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        max_prompts=config.data.max_prompts,
+        negative_target=(
+            None
+            if negative is None
+            else encode_target(tokenizer, negative, model.config.eos_token_id)
+        ),
+        negative_rate=config.data.negative_rate,
+        **_batch_options(config, model),
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, source: TokenizedExamples, model: EncoderDecoder
+) -> Iterator[Batch]:
+    """Every example once, in order, with all of its subtasks."""
+    return pipeline.evaluation_batches(
+        source,
+        batch_size=config.evaluation.batch_size or config.data.batch_size,
+        **_batch_options(config, model),
+    )
+
+
+def evenly_spaced(examples: Sequence[Example], number: int) -> list[Example]:
+    """`number` of the examples from all over the sequence; all of them for 0."""
+    if number == 0 or number >= len(examples):
+        return list(examples)
+    return [examples[i * len(examples) // number] for i in range(number)]
+
+
+def _batch_options(config: ConfigDict, model: EncoderDecoder) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "pad_token_id": model.config.pad_token_id,
+        "decoder_start_token_id": model.config.decoder_start_token_id,
+        "document_multiple": config.data.document_multiple,
+    }
+    if config.method == "pie":
+        options["arrange"] = prompt_in_encoder
+    return options
+
+
+def _texts(examples: Sequence[Example]) -> Iterator[str]:
+    """Every document, and every prompt and target as often as it occurs."""
+    for example in examples:
+        yield example.document
+        for subtask in example.subtasks:
+            yield subtask.prompt
+            if subtask.target is not None:
+                yield subtask.target
+
+
+def _read_tokenizer(config: ConfigDict) -> Tokenizer:
+    tokenizer = huggingface.load_tokenizer(huggingface.find(config.tokenizer.path))
+    if tokenizer is None:
+        raise UserError(f"config.tokenizer.path: {config.tokenizer.path} holds no tokenizer")
+    return tokenizer
+
+
+def _vocabulary(tokenizer: Any) -> int:
+    return len(tokenizer)
+
+
+def _special(tokenizer: Any, name: str) -> int:
+    value = getattr(tokenizer, name, None)
+    if value is None:
+        raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: a T5 needs one")
+    return int(value)

@@ -1,0 +1,342 @@
+"""The configuration of a run: every key with its default, and how a config file is read."""
+
+import difflib
+import importlib.util
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from pid_jax.errors import UserError
+
+# Sections whose keys belong to somebody else (the model family, the task) and are checked there.
+OPEN_SECTIONS = ("model.architecture", "data.options")
+
+# A run cannot go on from its checkpoint under another value of these.
+FIXED_BY_CHECKPOINT = (
+    "method",
+    "seed",
+    "model.architecture",
+    "model.init",
+    "tokenizer",
+    "data",
+    "optimizer.name",
+)
+# These name where things are or what is reported: another value changes no training step.
+WITHOUT_EFFECT_ON_TRAINING = (
+    "data.path",
+    "data.validation_split",
+    "train.log_every_steps",
+    "evaluation",
+    "checkpoint",
+)
+
+
+def default() -> ConfigDict:
+    """The defaults: a small T5 trained from scratch on the synthetic dialogues."""
+    config = ConfigDict()
+    # "pid": encode the document once and decode every prompt against it; "pie": the usual way,
+    # the prompt in front of the document and one encoder run for each prompt.
+    config.method = "pid"
+    # Seeds the parameters, dropout and the order of the data.
+    config.seed = 0
+
+    config.model = ConfigDict()
+    # Start from these weights: a Hugging Face directory or hub id, or a training workdir.
+    # "" starts from random parameters, with the sizes of model.architecture.
+    config.model.init = ""
+    # Activations: "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
+    # Parameters, optimizer state, softmax, norms and loss are float32 in any case.
+    config.model.dtype = "auto"
+    # Used when model.init is "": keys and values of a Hugging Face config.json. The vocabulary
+    # size and the special token ids come from the tokenizer.
+    config.model.architecture = ConfigDict(
+        {
+            "model_type": "t5",
+            "d_model": 128,
+            "d_kv": 32,
+            "d_ff": 256,
+            "num_layers": 3,
+            "num_decoder_layers": 3,
+            "num_heads": 4,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": True,
+        }
+    )
+
+    config.tokenizer = ConfigDict()
+    # A directory or hub id. "": the one beside model.init, or, from scratch, a new one trained
+    # on the training documents, prompts and targets.
+    config.tokenizer.path = ""
+    # Size of a tokenizer trained here (at most: a small corpus yields fewer tokens).
+    config.tokenizer.vocab_size = 4096
+
+    config.data = ConfigDict()
+    # A task of pid_jax.tasks: synthetic_dst, multiwoz21, multiwoz24, jsonl.
+    config.data.task = "synthetic_dst"
+    # Where the task's data lies (file, directory or zip). "" where the task needs none.
+    config.data.path = ""
+    # The task's own options, passed on by name.
+    config.data.options = ConfigDict()
+    config.data.train_split = "train"
+    config.data.validation_split = "validation"
+    # Documents per step, over all devices.
+    config.data.batch_size = 16
+    # At most this many of a document's prompts are drawn in one step.
+    config.data.max_prompts = 30
+    # A subtask whose target is the task's negative target ("none" for dialogue states) takes
+    # part in a step with this probability: most slots of most turns are absent.
+    config.data.negative_rate = 1.0
+    # Longer texts are cut to this many tokens, end tokens included, and the run says how many.
+    config.data.document_tokens = 256
+    config.data.prompt_tokens = 16
+    config.data.target_tokens = 16
+    # Which end of a document is cut: dialogues keep their latest turns with "left".
+    config.data.truncation_side = "left"
+    # Batches are padded to multiples of this many document tokens (a power of two): larger
+    # means more padding, but fewer programs to compile.
+    config.data.document_multiple = 64
+
+    config.optimizer = ConfigDict()
+    # "adamw" (Loshchilov & Hutter, arXiv 1711.05101) or "adafactor" (Shazeer & Stern,
+    # arXiv 1804.04235: memory for one moment, factored).
+    config.optimizer.name = "adamw"
+    # The peak, reached at the end of the warm-up.
+    config.optimizer.learning_rate = 1e-3
+    # Steps of linear warm-up from zero.
+    config.optimizer.warmup_steps = 100
+    # After the warm-up: "constant", "linear" or "cosine" (both reach final_fraction of the peak
+    # at train.steps), or "rsqrt" (the peak times sqrt(warmup_steps / step)).
+    config.optimizer.schedule = "linear"
+    config.optimizer.final_fraction = 0.0
+    # Decoupled, times the learning rate, on matrices only (no norm scales, no biases).
+    config.optimizer.weight_decay = 0.0
+    # Gradients with a larger global norm are scaled down to it; 0 leaves them alone.
+    config.optimizer.clip_norm = 1.0
+    # AdamW's moment decays and epsilon.
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    # Adafactor: scale each update by the root mean square of its parameter, as T5 was trained.
+    config.optimizer.scale_by_parameter = True
+
+    config.train = ConfigDict()
+    # Optimizer updates in the whole run.
+    config.train.steps = 1000
+    # In both stacks, whatever the checkpoint's config.json says.
+    config.train.dropout_rate = 0.1
+    # Probability mass spread evenly over the vocabulary.
+    config.train.label_smoothing = 0.0
+    # Weight of log(Z)^2, which keeps the logits' normaliser near 1 (Mesh TensorFlow; T5 used 1e-4).
+    config.train.z_loss = 0.0
+    # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
+    config.train.log_every_steps = 20
+
+    config.evaluation = ConfigDict()
+    # Steps between teacher-forced evaluations on validation data (and one at the end).
+    config.evaluation.every_steps = 200
+    # Validation documents, evenly spaced over the split; 0 takes all.
+    config.evaluation.documents = 256
+    # Documents per evaluation batch, over all devices; 0: as in training.
+    config.evaluation.batch_size = 0
+
+    config.checkpoint = ConfigDict()
+    # Steps between checkpoints; one is also written at every evaluation, and at the end.
+    config.checkpoint.every_steps = 200
+    # How many of the latest checkpoints to keep, beside the best one.
+    config.checkpoint.keep_last = 2
+    # The validation metric that ranks checkpoints: "loss" (lowest is best),
+    # "token_accuracy", "exact_match" (of targets) or "joint_exact_match" (of documents whose every
+    # target is right; for dialogue states this is joint goal accuracy on tokens).
+    config.checkpoint.best_metric = "joint_exact_match"
+
+    config.mesh = ConfigDict()
+    # Devices along each axis of the mesh; -1 takes those that are left. Documents are split
+    # over data and fsdp.
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config.lock()
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a config file's `get_config()` and applies `--config.a.b=value` overrides.
+
+    `path` is a Python file, optionally with an argument for `get_config` ("file.py:argument").
+    Raises UserError for a file that cannot be run, an unknown key or a value of another type.
+    """
+    config = _run(path)
+    known = dict(leaves(config))
+    for override in overrides:
+        _check_override(override, known, path)
+
+    values = flags.FlagValues()
+    argv = ["config", *overrides]
+    # accept_new_attributes: for OPEN_SECTIONS only, since everything else was checked above.
+    config_flags.DEFINE_config_dict(
+        "config",
+        config.unlock(),
+        lock_config=False,
+        flag_values=values,
+        sys_argv=argv,
+        accept_new_attributes=True,
+    )
+    try:
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(f"{error} (in {path} the key has another type)") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: overrides look like --config.key=value")
+    config.lock()
+    check(config)
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError, naming the key, for a value outside its range."""
+    _one_of(config, "method", ("pid", "pie"))
+    _one_of(config, "model.dtype", ("auto", "float32", "bfloat16"))
+    _one_of(config, "optimizer.name", ("adamw", "adafactor"))
+    _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
+    _one_of(config, "data.truncation_side", ("left", "right"))
+    _one_of(
+        config,
+        "checkpoint.best_metric",
+        ("loss", "token_accuracy", "exact_match", "joint_exact_match"),
+    )
+    for key in (
+        "data.batch_size",
+        "data.max_prompts",
+        "data.document_tokens",
+        "data.prompt_tokens",
+        "data.target_tokens",
+        "data.document_multiple",
+        "train.steps",
+        "train.log_every_steps",
+        "evaluation.every_steps",
+        "checkpoint.every_steps",
+        "checkpoint.keep_last",
+    ):
+        _at_least(config, key, 1)
+    for key in (
+        "optimizer.learning_rate",
+        "optimizer.warmup_steps",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "train.z_loss",
+        "evaluation.documents",
+        "evaluation.batch_size",
+    ):
+        _at_least(config, key, 0)
+    for key in ("data.negative_rate", "optimizer.final_fraction"):
+        if not 0 <= get(config, key) <= 1:
+            raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to 1")
+    for key in ("train.dropout_rate", "train.label_smoothing"):
+        if not 0 <= get(config, key) < 1:
+            raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to below 1")
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key in dotted form with its value; an empty section is a leaf of its own."""
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value) > 0:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            empty_section = isinstance(value, Mapping | ConfigDict)
+            yield f"{prefix}{key}", {} if empty_section else value
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The dotted keys on which two configurations disagree, with both values (None: absent)."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    }
+
+
+def under(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted key is one of `sections` or lies within one."""
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as it is written to a workdir's config.json."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def _run(path: str | Path) -> ConfigDict:
+    file, _, argument = str(path).partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"config file {file} does not exist")
+    # A name of its own, so that two files called config.py do not meet in sys.modules.
+    spec = importlib.util.spec_from_file_location(f"config_{uuid.uuid4().hex}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {file} is not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except (SyntaxError, AttributeError, KeyError, TypeError, ImportError, NameError) as error:
+        raise UserError(f"config file {file}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config file {file}: get_config() must return an ml_collections ConfigDict"
+        )
+    _check_keys(config, file)
+    return config
+
+
+def _check_keys(config: ConfigDict, file: str) -> None:
+    expected = {key for key, _ in leaves(default()) if not under(key, OPEN_SECTIONS)}
+    found = {key for key, _ in leaves(config) if not under(key, OPEN_SECTIONS)}
+    missing = sorted(expected - found)
+    unknown = sorted(found - expected)
+    if missing or unknown:
+        parts = [f"no key {key}" for key in missing] + [f"unknown key {key}" for key in unknown]
+        raise UserError(
+            f"config file {file}: {', '.join(parts)}. Start from pid_jax.training.config.default()"
+        )
+
+
+def _check_override(override: str, known: Mapping[str, Any], path: str | Path) -> None:
+    if not override.startswith("--config."):
+        raise UserError(f"unexpected argument {override!r}: overrides look like --config.key=value")
+    key, equals, _ = override.removeprefix("--config.").partition("=")
+    if not equals:
+        raise UserError(f"{override}: write --config.{key}=value")
+    if key in known or (under(key, OPEN_SECTIONS) and key not in OPEN_SECTIONS):
+        return
+    sections = sorted(name for name in known if name.startswith(f"{key}."))
+    if sections:
+        raise UserError(
+            f"config.{key} is a section; set its keys one by one: "
+            + ", ".join(f"--config.{name}" for name in sections)
+        )
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    close += [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    hint = "".join(f"; did you mean config.{name}?" for name in list(dict.fromkeys(close))[:1])
+    raise UserError(f"unknown key config.{key} for {path}{hint}")
+
+
+def _one_of(config: ConfigDict, key: str, choices: Sequence[str]) -> None:
+    if get(config, key) not in choices:
+        raise UserError(f"config.{key} is {get(config, key)!r}: choose from {', '.join(choices)}")
+
+
+def _at_least(config: ConfigDict, key: str, least: int) -> None:
+    if get(config, key) < least:
+        raise UserError(f"config.{key} is {get(config, key)}: it must be at least {least}")

@@ -1,0 +1,339 @@
+"""The training loop: from a configuration and a working directory to a trained model.
+
+<workdir>/config.json       the configuration of the run
+<workdir>/model/            config.json, tokenizer, generation_config.json: all but weights
+<workdir>/checkpoints/N/    the state and the data's position after step N
+<workdir>/metrics.jsonl     every step's and every evaluation's figures
+<workdir>/events.out.*      the same and the speed, for TensorBoard
+"""
+
+import functools
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pid_jax import models, sharding
+from pid_jax.atomic_file import replacing
+from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
+from pid_jax.data.batching import Batch
+from pid_jax.errors import UserError
+from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.training import assembly, optimizer, step
+from pid_jax.training import config as configuration
+from pid_jax.training.compilation import CompiledByShape
+from pid_jax.training.metrics_writer import MetricsWriter
+from pid_jax.training.progress import Progress
+from pid_jax.training.stop_signals import Interrupted, StopSignals
+
+log = logging.getLogger(__name__)
+
+
+class Diverged(Exception):
+    """The loss or the parameters are no longer finite. Nothing of that was saved."""
+
+
+def train(config: ConfigDict, workdir: str | Path) -> int:
+    """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
+
+    Returns the last step. Raises UserError for what the user can mend, Diverged where the loss
+    is not finite, Interrupted (after saving) on SIGTERM or Ctrl-C.
+    """
+    workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
+    mesh = sharding.make_mesh(**config.mesh.to_dict())
+    _check_divisible(config, mesh)
+    with RunCheckpoints(
+        workdir,
+        keep_last=config.checkpoint.keep_last,
+        best_metric=config.checkpoint.best_metric,
+    ) as checkpoints:
+        start = checkpoints.steps[-1] if checkpoints.steps else 0
+        if start:
+            _check_same_run(workdir, config)
+        if start >= config.train.steps:
+            log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
+            return start
+
+        examples = assembly.read_examples(config, config.data.train_split)
+        if start:
+            model, tokenizer = assembly.saved_model(config, workdir / MODEL)
+            params = None
+        else:
+            model, params, tokenizer = assembly.new_model(config, examples)
+            assembly.save_model(workdir / MODEL, model, tokenizer)
+        with replacing(workdir / CONFIG) as file:
+            file.write_text(configuration.to_json(config), encoding="utf-8")
+
+        source = assembly.tokenize(config, examples, model, tokenizer)
+        held_out = assembly.tokenize(
+            config,
+            assembly.evenly_spaced(
+                assembly.read_examples(config, config.data.validation_split),
+                config.evaluation.documents,
+            ),
+            model,
+            tokenizer,
+        )
+        log.info("training data: %d documents, %s", len(source), source.truncation_report())
+        log.info("validation data: %d documents, %s", len(held_out), held_out.truncation_report())
+        batches = assembly.training_batches(config, source, model, tokenizer)
+
+        update = optimizer.build(config)
+        places = step.state_shardings(mesh, model, update)
+        if start:
+            state = step.TrainState(
+                **checkpoints.restore(start, vars(_abstract_state(model, update, places)), batches)
+            )
+            log.info("resumed after step %d", start)
+        else:
+            state = _first_state(config, model, params, update, places)
+        del params
+        log.info("%s, %s", _describe_model(model, state), _describe_mesh(mesh))
+
+        rows = sharding.batch_sharding(mesh)
+        whole = sharding.replicated(mesh)
+        train_steps = CompiledByShape(
+            "training step",
+            jax.jit(
+                functools.partial(
+                    step.train_step,
+                    model=model,
+                    optimizer=update,
+                    schedule=optimizer.learning_rate(config),
+                    label_smoothing=config.train.label_smoothing,
+                    z_loss=config.train.z_loss,
+                ),
+                donate_argnums=0,
+                in_shardings=(places, rows),
+                out_shardings=(places, whole),
+            ),
+        )
+        evaluation_steps = CompiledByShape(
+            "evaluation",
+            jax.jit(
+                functools.partial(step.evaluation_step, model=model),
+                in_shardings=(places.params, rows),
+                out_shardings=whole,
+            ),
+        )
+        counts = held_out.subtask_counts
+
+        number, saved, last = start, start, config.train.steps
+        progress = Progress(start, last)
+        pending: tuple[Batch, Any] | None = None
+        with StopSignals() as stop, MetricsWriter(workdir, resume_after=start) as writer:
+
+            def report(finished: int, batch: Batch, on_device: Any) -> None:
+                """Fetches and writes the figures of a step; waits for it to be computed."""
+                metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+                if not metrics.pop("finite"):
+                    raise Diverged(_divergence(finished, metrics, saved, workdir))
+                shown = finished % config.train.log_every_steps == 0 or finished == last
+                writer.write(finished, "train", metrics, events=shown)
+                progress.add(documents=config.data.batch_size, tokens=_tokens(batch))
+                if shown:
+                    rates = progress.rates(finished)
+                    writer.write_events(finished, rates)
+                    log.info("%s", progress.line(finished, metrics, rates))
+
+            while number < last and not stop.requested:
+                batch = next(batches)
+                if train_steps.is_new(batch):
+                    with progress.paused():
+                        train_steps.for_batch(state, batch)
+                run_step = train_steps.for_batch(state, batch)
+                # Nothing but the batch goes to the device, and nothing comes back here: a
+                # transfer that is not written out would make the device wait.
+                with jax.transfer_guard("disallow"):
+                    state, on_device = run_step(state, jax.device_put(batch, rows))
+                number += 1
+                if pending is not None:
+                    # Step `number` is running while the figures of the one before are fetched.
+                    report(number - 1, *pending)
+                pending = batch, on_device
+
+                evaluating = number % config.evaluation.every_steps == 0 or number == last
+                if evaluating or number % config.checkpoint.every_steps == 0:
+                    # Nothing is saved before every loss up to it is known to be finite.
+                    report(number, *pending)
+                    pending = None
+                    metrics = None
+                    with progress.paused():
+                        if evaluating:
+                            metrics = evaluate(
+                                state.params,
+                                assembly.evaluation_batches(config, held_out, model),
+                                counts,
+                                evaluation_steps,
+                                rows,
+                                stop,
+                            )
+                        if metrics is not None:
+                            writer.write(number, "validation", metrics)
+                            log.info("step %d  validation: %s", number, _listed(metrics))
+                        checkpoints.save(number, vars(state), batches, metrics)
+                    saved = number
+
+            if pending is not None:
+                report(number, *pending)
+                checkpoints.save(number, vars(state), batches)
+                saved = number
+            checkpoints.wait()
+            if stop.received is not None and number < last:
+                raise Interrupted(
+                    stop.received,
+                    f"stopped after step {number}, saved in {workdir}: "
+                    "run the same command again to go on",
+                )
+        log.info("trained %d steps; best checkpoint: step %s", last, checkpoints.best_step)
+        return last
+
+
+def evaluate(
+    params: Any,
+    batches: Iterator[Batch],
+    subtask_counts: np.ndarray,
+    evaluation_steps: CompiledByShape,
+    rows: jax.sharding.NamedSharding,
+    stop: StopSignals,
+) -> dict[str, float] | None:
+    """Teacher-forced figures over all of `batches`; None when a signal asked to stop meanwhile.
+
+    loss (nats per target token), token_accuracy, exact_match (share of targets that greedy
+    decoding yields) and joint_exact_match (share of documents of which it yields every target).
+    `subtask_counts`: how many subtasks each document has, in the order of the batches.
+    """
+    loss = correct_tokens = target_tokens = 0.0
+    correct = []
+    for batch in batches:
+        if stop.requested:
+            return None
+        figures = evaluation_steps.for_batch(params, batch)(params, jax.device_put(batch, rows))
+        figures = jax.device_get(figures)
+        loss += float(figures.loss)
+        correct_tokens += float(figures.correct_tokens)
+        target_tokens += float(figures.target_tokens)
+        # Row by row this is the order of the examples and their subtasks, under PiE too.
+        correct.append(figures.correct[figures.present])
+    every = np.concatenate(correct)
+    ends = np.cumsum(subtask_counts)
+    joint = [
+        every[end - count : end].all() for end, count in zip(ends, subtask_counts, strict=True)
+    ]
+    return {
+        "loss": loss / target_tokens,
+        "token_accuracy": correct_tokens / target_tokens,
+        "exact_match": float(every.mean()),
+        "joint_exact_match": float(np.mean(joint)),
+    }
+
+
+def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key in ("data.batch_size", "evaluation.batch_size"):
+        size = configuration.get(config, key)
+        if size % parts:
+            raise UserError(
+                f"config.{key} is {size}: it must be a multiple of {parts}, the number of devices "
+                "along the mesh axes data and fsdp"
+            )
+
+
+def _check_same_run(workdir: Path, config: ConfigDict) -> None:
+    """A run goes on under its own configuration; harmless changes are logged, others refused."""
+    file = workdir / CONFIG
+    if not file.exists():
+        raise UserError(f"{workdir} has checkpoints but no {CONFIG}: use another --workdir")
+    changed = {
+        key: f"config.{key} was {json.dumps(before)}, is {json.dumps(now)}"
+        for key, (before, now) in configuration.differences(
+            json.loads(file.read_text(encoding="utf-8")), json.loads(configuration.to_json(config))
+        ).items()
+        if not configuration.under(key, configuration.WITHOUT_EFFECT_ON_TRAINING)
+    }
+    refused = [
+        sentence
+        for key, sentence in changed.items()
+        if configuration.under(key, configuration.FIXED_BY_CHECKPOINT)
+    ]
+    if refused:
+        raise UserError(
+            f"{workdir} holds a run with another configuration: {'; '.join(refused)}. Use another "
+            "--workdir, or the old values to go on"
+        )
+    for sentence in changed.values():
+        log.warning("%s: the run goes on with the new value", sentence)
+
+
+def _first_state(
+    config: ConfigDict, model: EncoderDecoder, params: Any, update: Any, places: step.TrainState
+) -> step.TrainState:
+    """The state before step 1: from `params`, or from new ones where that is None."""
+    seed = config.seed
+    if params is None:
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        make = jax.jit(
+            lambda key: step.initial_state(models.init_params(model, key), update, seed),
+            out_shardings=places,
+        )
+        return make(key)
+    make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=places)
+    return make(jax.device_put(params, places.params))
+
+
+def _abstract_state(model: EncoderDecoder, update: Any, places: step.TrainState) -> step.TrainState:
+    shapes = jax.eval_shape(
+        lambda: step.initial_state(models.init_params(model, jax.random.key(0)), update, 0)
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def _tokens(batch: Batch) -> int:
+    """The real tokens that a step reads: documents, prompts and targets."""
+    return int(batch.document_mask.sum() + batch.prompt_mask.sum() + batch.target_mask.sum())
+
+
+def _divergence(number: int, metrics: Mapping[str, float], saved: int, workdir: Path) -> str:
+    where = (
+        f"the checkpoint of step {saved} in {workdir} is intact"
+        if saved
+        else "nothing was saved yet"
+    )
+    return (
+        f"step {number}: the loss is {metrics['loss']}, the gradient's norm "
+        f"{metrics['gradient_norm']}, the parameters' norm {metrics['parameter_norm']}. Stopped "
+        f"without saving; {where}. A lower config.optimizer.learning_rate, a longer "
+        "config.optimizer.warmup_steps or config.optimizer.clip_norm may help"
+    )
+
+
+def _describe_model(model: EncoderDecoder, state: step.TrainState) -> str:
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    return f"{model.config.model_type} with {size:,} parameters"
+
+
+def _describe_mesh(mesh: Mesh) -> str:
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    kind = jax.devices()[0].platform
+    return f"{mesh.size} {kind} device{'s' if mesh.size > 1 else ''}" + (
+        f" ({axes})" if axes else ""
+    )
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())

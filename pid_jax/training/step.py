@@ -1,0 +1,139 @@
+"""One optimizer update and one evaluation of a batch, as pure functions of the state."""
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float
+
+from pid_jax import models, prompt_in_decoder, sharding
+from pid_jax.data.batching import Batch
+from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.training.optimizer import Schedule
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step reads and writes, and all that a checkpoint needs beside the data's place.
+
+    The same tree holds shapes or shardings instead of arrays where those are described.
+    """
+
+    step: Any
+    """Updates made so far, an int32 scalar."""
+    params: Any
+    opt_state: Any
+    key: Any
+    """Raw key data, uint32. It never changes: step N's dropout uses `fold_in(key, N)`."""
+
+
+class Evaluation(NamedTuple):
+    """Sums over one batch, and which targets are right as greedy decoding would have them."""
+
+    loss: Float[Array, ""]
+    correct_tokens: Float[Array, ""]
+    target_tokens: Float[Array, ""]
+    correct: Bool[Array, "B P"]
+    """Every token of the target is the most likely one: greedy decoding yields the target."""
+    present: Bool[Array, "B P"]
+    """False for absent prompts and documents."""
+
+
+def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def state_shardings(
+    mesh: Mesh, model: EncoderDecoder, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Where each array of the state lies: a moment lies where its parameter does."""
+    replicated = sharding.replicated(mesh)
+    params = models.abstract_params(model)
+    param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
+
+    def beside(leaf: Any, param: Any, place: NamedSharding) -> NamedSharding:
+        # Adafactor's factored moments have other axes than their parameter, and are small.
+        return place if leaf.shape == param.shape else replicated
+
+    return TrainState(
+        step=replicated,
+        params=param_shardings,
+        opt_state=optax.tree_map_params(
+            optimizer,
+            beside,
+            jax.eval_shape(optimizer.init, params),
+            params,
+            param_shardings,
+            transform_non_params=lambda _: replicated,
+        ),
+        key=replicated,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: EncoderDecoder,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    label_smoothing: float,
+    z_loss: float,
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """One update. The metrics are those of the parameters before it.
+
+    `finite` is 1.0 when the loss, the gradient's norm and the new parameters' norm are all
+    finite: otherwise the returned state must not be used.
+    """
+    dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+    def loss(params: Any) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
+        return prompt_in_decoder.loss(
+            model,
+            params,
+            batch,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            dropout_key=dropout_key,
+        )
+
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    gradient_norm = optax.tree.norm(gradients)
+    parameter_norm = optax.tree.norm(params)
+    report = {
+        **{name: metric.astype(jnp.float32) for name, metric in metrics._asdict().items()},
+        "gradient_norm": gradient_norm,
+        "parameter_norm": parameter_norm,
+        "learning_rate": schedule(state.step),
+        "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
+    }
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), report
+
+
+def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> Evaluation:
+    """Teacher-forced: one forward pass says both the loss and what greedy decoding gets right."""
+    logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
+    chosen = jnp.argmax(logits, axis=-1)
+    log_probabilities = jnp.take_along_axis(
+        jax.nn.log_softmax(logits, axis=-1), batch.targets[..., None], axis=-1
+    )[..., 0]
+    right = chosen == batch.targets
+    mask = batch.target_mask
+    return Evaluation(
+        loss=-jnp.sum(jnp.where(mask, log_probabilities, 0.0)),
+        correct_tokens=jnp.sum((right & mask).astype(jnp.float32)),
+        target_tokens=jnp.sum(mask.astype(jnp.float32)),
+        correct=jnp.all(right | ~mask, axis=-1),
+        present=jnp.any(mask, axis=-1),
+    )

@@ -1,0 +1,147 @@
+import json
+import re
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints.orbax import (
+    CHECKPOINTS,
+    CONFIG,
+    MODEL,
+    RunCheckpoints,
+    load_model,
+    load_params,
+)
+from pid_jax.errors import UserError
+
+
+def numbers():
+    """A shuffled data set, as a Grain iterator."""
+    return iter(grain.MapDataset.range(100).seed(3).shuffle().to_iter_dataset())
+
+
+def state_of(step):
+    return {
+        "step": jnp.asarray(step, jnp.int32),
+        "params": {"kernel": jnp.full((200, 100), float(step))},
+        "opt_state": ({"kernel": jnp.full((200, 100), 2.0 * step)}, ()),
+        "key": jax.random.key_data(jax.random.key(step)),
+    }
+
+
+def abstract():
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state_of(0)
+    )
+
+
+def write_run(workdir, metrics, *, best_metric="loss", keep_last=2):
+    """A checkpoint for each of `metrics`, at steps 1, 2, ..."""
+    workdir.mkdir(exist_ok=True)
+    (workdir / CONFIG).write_text(json.dumps({"checkpoint": {"best_metric": best_metric}}))
+    with RunCheckpoints(workdir, keep_last=keep_last, best_metric=best_metric) as checkpoints:
+        data = numbers()
+        for step, figures in enumerate(metrics, start=1):
+            checkpoints.save(step, state_of(step), data, figures)
+            checkpoints.wait()
+        return checkpoints.steps, checkpoints.best_step
+
+
+def test_state_and_data_position_come_back_exactly(tmp_path):
+    data = numbers()
+    for _ in range(7):
+        next(data)
+    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+        checkpoints.save(7, state_of(7), data)
+    following = [int(next(data)) for _ in range(5)]
+
+    again = numbers()
+    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+        restored = checkpoints.restore(7, abstract(), again)
+    jax.tree.map(np.testing.assert_array_equal, restored, state_of(7))
+    assert jax.tree.structure(restored) == jax.tree.structure(state_of(7))
+    assert [int(next(again)) for _ in range(5)] == following
+
+
+def test_steps_after_a_save_do_not_reach_into_it(tmp_path):
+    # The state's buffers are given away to the next step while the save is still being written.
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    state = {"params": {"kernel": jnp.zeros((1000, 1000))}}
+    with RunCheckpoints(tmp_path, keep_last=9, best_metric="loss") as checkpoints:
+        for number in (1, 2, 3):
+            state = step(state)
+            checkpoints.save(number, state, numbers())
+    for number in (1, 2, 3):
+        np.testing.assert_array_equal(load_params(tmp_path, number)["kernel"], float(number))
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path):
+    metrics = [{"loss": loss} for loss in (3.0, 1.0, 2.0, 4.0, 5.0)]
+    assert write_run(tmp_path, metrics) == ([2, 4, 5], 2)
+
+
+def test_of_anything_but_a_loss_the_highest_is_best(tmp_path):
+    metrics = [{"exact_match": value} for value in (0.1, 0.5, 0.3, 0.2)]
+    assert write_run(tmp_path, metrics, best_metric="exact_match", keep_last=1) == ([2, 4], 2)
+
+
+def test_of_equals_the_later_is_best(tmp_path):
+    metrics = [{"loss": 1.0}, {"loss": 1.0}, {"loss": 2.0}]
+    assert write_run(tmp_path, metrics, keep_last=1) == ([2, 3], 2)
+
+
+def test_a_checkpoint_without_an_evaluation_is_never_best(tmp_path):
+    assert write_run(tmp_path, [{"loss": 9.0}, None, None], keep_last=1) == ([1, 3], 1)
+
+
+def test_parameters_are_loaded_by_rank_or_step(tmp_path):
+    write_run(tmp_path, [{"loss": 1.0}, {"loss": 2.0}, {"loss": 3.0}])
+    for step, expected in (("best", 1.0), ("last", 3.0), (2, 2.0)):
+        np.testing.assert_array_equal(load_params(tmp_path, step)["kernel"], expected)
+
+
+def test_without_an_evaluation_the_last_is_best(tmp_path):
+    write_run(tmp_path, [None, None])
+    np.testing.assert_array_equal(load_params(tmp_path)["kernel"], 2.0)
+
+
+def test_parameters_come_in_the_dtype_asked_for(tmp_path):
+    write_run(tmp_path, [None])
+    assert load_params(tmp_path)["kernel"].dtype == jnp.float32
+    assert load_params(tmp_path, dtype="bfloat16")["kernel"].dtype == jnp.bfloat16
+
+
+def test_a_step_that_is_not_there_is_an_error_that_lists_those_that_are(tmp_path):
+    write_run(tmp_path, [None, None])
+    with pytest.raises(UserError, match="no checkpoint of step 7: there are 1, 2"):
+        load_params(tmp_path, 7)
+
+
+def test_a_run_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        load_params(tmp_path)
+
+
+def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
+    write_run(tmp_path, [None])
+    unfinished = tmp_path / CHECKPOINTS / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    np.testing.assert_array_equal(load_params(tmp_path, "last")["kernel"], 1.0)
+    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+        assert checkpoints.steps == [1]
+    assert not unfinished.exists()
+
+
+def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):
+    huggingface.save_config(tmp_path / MODEL, tiny_model.config, None)
+    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+        checkpoints.save(1, {"params": tiny_model.params}, numbers())
+    model, params, tokenizer = load_model(tmp_path, "last")
+    assert model.config == tiny_model.config
+    assert tokenizer is None
+    jax.tree.map(np.testing.assert_array_equal, params, tiny_model.params)

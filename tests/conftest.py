@@ -1,0 +1,50 @@
+"""Shared fixtures: array annotations checked at run time, tiny models, the real data's place."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# Where arrays are computed, every shape annotation becomes a check, from the first import on.
+ARRAY_MODULES = [
+    "pid_jax.data.batching",
+    "pid_jax.decoding",
+    "pid_jax.models",
+    "pid_jax.prompt_in_decoder",
+    "pid_jax.training.step",
+]
+install_import_hook(ARRAY_MODULES, "beartype.beartype")
+
+import jax  # noqa: E402
+
+from pid_jax import models  # noqa: E402
+from pid_jax.model import PidModel  # noqa: E402
+
+TINY = {
+    "model_type": "t5",
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 1,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.1,
+}
+"""A T5 `config.json` small enough to compile in a blink."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> PidModel:
+    """Random weights, no tokenizer."""
+    model = models.build(TINY)
+    return PidModel(model, models.init_params(model, jax.random.key(0)))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Where the public data sets lie; the test is skipped where they are not at hand."""
+    if not os.environ.get("PID_JAX_DATA"):
+        pytest.skip("needs real data: set PID_JAX_DATA to the folder that holds it")
+    return Path(os.environ["PID_JAX_DATA"])

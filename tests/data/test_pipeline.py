@@ -1,0 +1,420 @@
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pid_jax.data.batching import bucket
+from pid_jax.data.examples import Example, Subtask
+from pid_jax.data.pipeline import batch_shapes, evaluation_batches, training_batches
+from pid_jax.data.tokenizing import Limits, TokenizedExample, TokenizedExamples
+from pid_jax.errors import UserError
+
+PAD, END, START = 0, 1, 2
+NONE = [99, END]
+WIDE = Limits(document_tokens=1000, prompt_tokens=10, target_tokens=10)
+
+
+class NumberTokenizer:
+    """Texts are numbers between spaces, and each is its own token; any other word is 9.
+    Appends END to documents."""
+
+    def __call__(self, texts, *, add_special_tokens, **options):
+        end = [END] if add_special_tokens else []
+        words = [text.split() for text in texts]
+        return {
+            "input_ids": [
+                [int(word) if word.isdigit() else 9 for word in row] + end for row in words
+            ]
+        }
+
+    def decode(self, token_ids, **options):
+        return " ".join(map(str, token_ids))
+
+    def save_pretrained(self, save_directory, **options):
+        raise NotImplementedError
+
+
+def source_of(lengths, subtasks, negatives=0, limits=WIDE):
+    """Example n begins with 1000 + n; its subtask s asks 100 + s and is answered 200 + s,
+    but the last `negatives` are answered 99."""
+    examples = [
+        Example(
+            id=str(number),
+            document=" ".join([str(1000 + number)] + ["5"] * (length - 1)),
+            subtasks=tuple(
+                Subtask(
+                    id=str(subtask),
+                    prompt=f"{100 + subtask}",
+                    target="99" if subtask >= subtasks - negatives else f"{200 + subtask}",
+                )
+                for subtask in range(subtasks)
+            ),
+        )
+        for number, length in enumerate(lengths)
+    ]
+    return TokenizedExamples(examples, NumberTokenizer(), limits, end_token_id=END)
+
+
+def lengths_of(count, longest=150):
+    return np.random.default_rng(7).integers(1, longest, count).tolist()
+
+
+def training(source, **options):
+    options = {"batch_size": 4, "seed": 3, "threads": 0, **options}
+    return training_batches(source, pad_token_id=PAD, decoder_start_token_id=START, **options)
+
+
+def evaluation(source, **options):
+    return evaluation_batches(
+        source, pad_token_id=PAD, decoder_start_token_id=START, **{"batch_size": 4, **options}
+    )
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def numbers(batch):
+    """Which examples stand in the batch, by the first token of their documents."""
+    return [int(row[0]) - 1000 for row, mask in zip(*batch[:2], strict=True) if mask.any()]
+
+
+def pairs(batch, row):
+    """(prompt, target) in a row's present slots, start token gone."""
+    return [
+        (prompt[prompt_mask].tolist()[1:], target[target_mask].tolist())
+        for prompt, prompt_mask, target, target_mask in zip(
+            *(values[row] for values in batch[2:]), strict=True
+        )
+        if target_mask.any()
+    ]
+
+
+def same(left, right):
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def prompt_before_document(examples):
+    """What the prompt-in-encoder baseline does: one document per prompt."""
+    return [
+        TokenizedExample(example.id, [*prompt, *example.document], [[]], [target])
+        for example in examples
+        for prompt, target in zip(example.prompts, example.targets, strict=True)
+    ]
+
+
+def test_an_epoch_visits_every_example_once():
+    batches = training(source_of(lengths_of(24), 2))
+    for _ in range(3):
+        epoch = take(batches, 6)
+        assert sorted(itertools.chain(*map(numbers, epoch))) == list(range(24))
+
+
+def test_the_last_batch_of_an_epoch_is_filled_with_others_of_that_epoch():
+    epoch = take(training(source_of(lengths_of(10), 2)), 3)
+    visits = Counter(itertools.chain(*map(numbers, epoch)))
+    assert set(visits) == set(range(10))
+    assert sorted(visits.values()) == [1] * 8 + [2] * 2
+
+
+def test_fewer_examples_than_a_batch_are_repeated():
+    batch = next(training(source_of([3, 4, 5], 1), batch_size=7))
+    assert sorted(Counter(numbers(batch)).values()) == [2, 2, 3]
+
+
+def test_the_seed_decides_everything_and_epochs_differ():
+    source = source_of(lengths_of(24), 6)
+    options = {"max_prompts": 2}
+    first = take(training(source, **options), 12)
+    again = take(training(source, **options), 12)
+    other = take(training(source, **options, seed=4), 12)
+    assert all(map(same, first, again))
+    assert not any(map(same, first, other))
+    assert not any(map(same, first[:6], first[6:]))
+
+
+def test_threads_and_prefetching_change_nothing():
+    source = source_of(lengths_of(24), 6)
+    alone = take(training(source, max_prompts=2), 20)
+    for threads, prefetch in [(1, 4), (3, 8)]:
+        batches = training(source, max_prompts=2, threads=threads, prefetch=prefetch)
+        assert all(map(same, alone, take(batches, 20)))
+
+
+def test_batches_hold_documents_of_similar_length_in_no_order_of_length():
+    source = source_of(lengths_of(320), 1)
+    padding = {}
+    for window in (1, 16):
+        batches = take(training(source, window=window, document_multiple=1), 80)
+        real = sum(batch.document_mask.sum() for batch in batches)
+        padding[window] = 1 - real / sum(batch.document_mask.size for batch in batches)
+    assert padding[16] < padding[1] / 3
+    longest = [int(batch.document_mask.sum(axis=1).max()) for batch in batches]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+
+
+def test_a_batch_is_what_its_examples_are():
+    source = source_of(lengths_of(24), 5, negatives=2)
+    for batch in take(training(source, max_prompts=3), 12):
+        for row, number in enumerate(numbers(batch)):
+            assert batch.documents[row][batch.document_mask[row]].tolist() == (
+                source[number].document
+            )
+            for prompt, target in pairs(batch, row):
+                subtask = prompt[0] - 100
+                assert target == (NONE if subtask >= 3 else [200 + subtask, END])
+
+
+def test_at_most_max_prompts_are_drawn_without_repetition_and_all_get_their_turn():
+    source = source_of(lengths_of(24), 8)
+    drawn = Counter()
+    for batch in take(training(source, max_prompts=3), 60):
+        assert batch.prompts.shape[1] == 3
+        for row in range(4):
+            asked = [prompt[0] for prompt, _ in pairs(batch, row)]
+            assert len(set(asked)) == 3
+            drawn.update(asked)
+    assert set(drawn) == set(range(100, 108))
+    assert all(60 < count < 120 for count in drawn.values())  # 90 each on average
+
+
+def test_without_max_prompts_every_subtask_is_asked():
+    for batch in take(training(source_of(lengths_of(24), 8)), 6):
+        for row in range(4):
+            assert [prompt for prompt, _ in pairs(batch, row)] == [[100 + n] for n in range(8)]
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_negative_targets_are_kept_at_the_rate(rate, kept):
+    source = source_of(lengths_of(24), 20, negatives=16)
+    batches = take(training(source, negative_target=NONE, negative_rate=rate), 60)
+    targets = [target for batch in batches for row in range(4) for _, target in pairs(batch, row)]
+    assert len(targets) - targets.count(NONE) == 60 * 4 * 4  # every other target stays
+    share = targets.count(NONE) / (60 * 4 * 16)
+    # 3840 draws: the standard deviation of the share is at most 0.007.
+    assert share == pytest.approx(kept, abs=0.03)
+
+
+def test_the_cap_comes_after_the_rate():
+    source = source_of(lengths_of(24), 20, negatives=16)
+    options = {"negative_target": NONE, "negative_rate": 0.0, "max_prompts": 4}
+    for batch in take(training(source, **options), 12):
+        for row in range(4):
+            assert [target for _, target in pairs(batch, row)] == [[200 + n, END] for n in range(4)]
+
+
+def test_a_document_with_nothing_but_negative_targets_keeps_one():
+    source = source_of(lengths_of(24), 5, negatives=5)
+    asked = Counter()
+    for batch in take(training(source, negative_target=NONE, negative_rate=0.0), 60):
+        for row in range(4):
+            ((prompt, target),) = pairs(batch, row)
+            assert target == NONE
+            asked.update(prompt)
+    assert set(asked) == set(range(100, 105))
+
+
+@pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 4), (3, 8)])
+@pytest.mark.parametrize("taken", [0, 1, 5, 6, 17])
+def test_a_restored_iterator_continues_exactly(threads, prefetch, taken):
+    source = source_of(lengths_of(24), 6)  # 6 batches an epoch
+    options = {"max_prompts": 2, "threads": threads, "prefetch": prefetch}
+    uninterrupted = training(source, **options)
+    take(uninterrupted, taken)
+    state = uninterrupted.get_state()
+    expected = take(uninterrupted, 15)
+
+    resumed = training(source, **options)
+    take(resumed, 3)  # where it stood before does not matter
+    resumed.set_state(state)
+    assert all(map(same, expected, take(resumed, 15)))
+
+    without_threads = training(source, **{**options, "threads": 0, "prefetch": 0})
+    take(without_threads, taken)
+    assert all(map(same, expected, take(without_threads, 15)))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_orbax_saves_and_restores_the_position(tmp_path, threads):
+    ocp = pytest.importorskip("orbax.checkpoint").v1
+    source = source_of(lengths_of(24), 6)
+    options = {"max_prompts": 2, "threads": threads}
+    batches = training(source, **options)
+    take(batches, 8)
+    state = {"step": np.asarray(8), "w": np.arange(3.0)}
+    ocp.save_checkpointables(tmp_path / "checkpoint", {"state": state, "data": batches})
+    expected = take(batches, 10)
+
+    fresh = training(source, **options)
+    loaded = ocp.load_checkpointables(
+        tmp_path / "checkpoint", {"state": {"step": np.asarray(0), "w": np.zeros(3)}, "data": fresh}
+    )
+    assert all(map(same, expected, take(loaded["data"], 10)))
+    assert int(loaded["state"]["step"]) == 8
+
+
+def test_orbax_saves_the_position_of_the_call_while_batches_go_on(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint").v1
+    source = source_of(lengths_of(24), 6)
+    batches = training(source, max_prompts=2, threads=1)
+    take(batches, 8)
+    with ocp.training.Checkpointer(tmp_path) as checkpointer:
+        saving = checkpointer.save_checkpointables_async(8, {"data": batches})
+        expected = take(batches, 10)
+        saving.result()
+        fresh = training(source, max_prompts=2, threads=1)
+        loaded = checkpointer.load_checkpointables(8, {"data": fresh})
+    assert all(map(same, expected, take(loaded["data"], 10)))
+
+
+def test_shapes_come_from_a_small_set_known_beforehand():
+    source = source_of(lengths_of(96, longest=500), 7)
+    shapes = batch_shapes(source, batch_size=4, max_prompts=5)
+    assert len(shapes) <= 500 // 64 + 1
+    sizes = {
+        (shape.documents, shape.prompts, shape.prompt_tokens, shape.target_tokens)
+        for shape in shapes
+    }
+    assert sizes == {(4, 5, 2, 2)}  # a prompt is the start token and its own; a target two tokens
+    lengths = [shape.document_tokens for shape in shapes]
+    assert lengths == sorted({bucket(n, multiple=64) for n in source.document_lengths.tolist()})
+
+    seen = {
+        (*batch.documents.shape, *batch.prompts.shape[1:], batch.targets.shape[2])
+        for batch in take(training(source, max_prompts=5), 100)
+    }
+    assert len(seen) > 1
+    assert seen <= {
+        (s.documents, s.document_tokens, s.prompts, s.prompt_tokens, s.target_tokens)
+        for s in shapes
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
+    subtasks=st.integers(1, 6),
+    max_prompts=st.none() | st.integers(1, 8),
+    batch_size=st.integers(1, 5),
+    arranged=st.booleans(),
+)
+def test_every_batch_has_a_promised_shape(lengths, subtasks, max_prompts, batch_size, arranged):
+    source = source_of(lengths, subtasks)
+    options = {"batch_size": batch_size, "document_multiple": 8}
+    if arranged:
+        options["arrange"] = prompt_before_document
+    trained = take(training(source, max_prompts=max_prompts, **options), 8)
+    evaluated = list(evaluation(source, **options))
+    for batches, limit in ((trained, max_prompts), (evaluated, None)):
+        shapes = {
+            (s.documents, s.document_tokens, s.prompts, s.prompt_tokens, s.target_tokens)
+            for s in batch_shapes(source, max_prompts=limit, **options)
+        }
+        for batch in batches:
+            shape = (*batch.documents.shape, *batch.prompts.shape[1:], batch.targets.shape[2])
+            assert shape in shapes
+
+
+def test_truncated_documents_stay_within_the_bucket_of_the_limit():
+    limits = replace(WIDE, document_tokens=100)
+    source = source_of(lengths_of(24, longest=500), 1, limits=limits)
+    assert batch_shapes(source, batch_size=4)[-1].document_tokens == 128
+    assert max(batch.document_mask.sum(axis=1).max() for batch in take(training(source), 6)) == 100
+
+
+def test_arrange_makes_what_is_collated():
+    source = source_of(lengths_of(24), 6, negatives=4)
+    options = {"max_prompts": 3, "negative_target": NONE, "negative_rate": 0.1}
+    plain = take(training(source, **options), 12)
+    arranged = take(training(source, **options, arrange=prompt_before_document), 12)
+    absent = 0
+    for batch, one_prompt_each in zip(plain, arranged, strict=True):
+        assert one_prompt_each.prompts.shape == (12, 1, 1)
+        expected = [
+            ([prompt[0], 1000 + number], target)
+            for row, number in enumerate(numbers(batch))
+            for prompt, target in pairs(batch, row)
+        ]
+        for row, (document, target) in enumerate(expected):
+            assert one_prompt_each.documents[row, :2].tolist() == document
+            assert pairs(one_prompt_each, row) == [([], target)]
+        assert not one_prompt_each.document_mask[len(expected) :].any()
+        assert not one_prompt_each.target_mask[len(expected) :].any()
+        absent += 12 - len(expected)
+    assert absent > 0
+
+
+def test_evaluation_visits_every_example_once_in_order_with_all_subtasks():
+    source = source_of(lengths_of(10), 5, negatives=3)
+    batches = list(evaluation(source))
+    assert [numbers(batch) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    for batch in batches:
+        assert batch.documents.shape[0] == 4
+        for row in range(len(numbers(batch))):
+            assert len(pairs(batch, row)) == 5
+    assert not batches[-1].document_mask[2:].any()
+    assert not batches[-1].target_mask[2:].any()
+    assert (batches[-1].prompts[2:, :, -1] == START).all()
+
+
+def test_evaluation_may_lack_targets_and_subtasks():
+    examples = [
+        Example("a", "5", (Subtask("q", "6"), Subtask("r", "7", "8"))),
+        Example("b", "", ()),
+    ]
+    source = TokenizedExamples(examples, NumberTokenizer(), WIDE, end_token_id=END)
+    (batch,) = evaluation(source, batch_size=2)
+    assert batch.target_mask.sum(axis=-1).tolist() == [[0, 2], [0, 0]]
+    assert batch.document_mask.sum(axis=-1).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"arrange": prompt_before_document}])
+def test_evaluation_of_documents_without_any_subtask_is_all_absent(options):
+    source = source_of([3, 4], 0)
+    for batch in evaluation(source, **options):
+        assert not batch.target_mask.any()
+
+
+def test_a_subtask_without_target_cannot_be_trained_on():
+    examples = [
+        Example("a", "5", (Subtask("q", "6", "7"),)),
+        Example("b", "5", (Subtask("q", "6", "7"), Subtask("r", "6"))),
+    ]
+    source = TokenizedExamples(examples, NumberTokenizer(), WIDE, end_token_id=END)
+    with pytest.raises(UserError, match=r"example 'b' has a subtask without a target \(1 of 3"):
+        training(source)
+
+
+def test_an_example_without_subtasks_cannot_be_trained_on():
+    examples = [Example("a", "5", (Subtask("q", "6", "7"),)), Example("b", "5", ())]
+    source = TokenizedExamples(examples, NumberTokenizer(), WIDE, end_token_id=END)
+    with pytest.raises(UserError, match="example 'b' has no subtask"):
+        training(source)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"max_prompts": 0}, "max_prompts is at least 1"),
+        ({"negative_rate": 1.5}, "negative_rate is a probability"),
+        ({"window": 0}, "window is at least 1"),
+        ({"seed": -1}, "seed is at least 0"),
+    ],
+)
+def test_options_out_of_range_are_user_errors(options, message):
+    with pytest.raises(UserError, match=message):
+        training(source_of([3, 4], 2), **options)
+
+
+def test_no_examples_are_a_user_error():
+    source = TokenizedExamples([], NumberTokenizer(), WIDE, end_token_id=END)
+    with pytest.raises(UserError, match="no examples"):
+        training(source)
+    with pytest.raises(UserError, match="no examples"):
+        next(evaluation(source))

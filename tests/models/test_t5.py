@@ -1,0 +1,138 @@
+"""Every T5 variant against transformers, on random weights."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pid_jax import models
+from pid_jax.errors import UserError
+from pid_jax.model import PidModel
+from tests import transformers_models
+from tests.transformers_models import VARIANTS
+
+DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1], [50, 1]]
+PROMPTS = [[[3, 4, 5], [9]], [[60, 61, 62, 63, 64]], [[], [7, 7], [8, 9, 10, 11]]]
+TARGETS = [[[5, 6, 1], [7]], [[90, 91, 92, 93, 94, 95, 1]], [[1], [2, 3], [20, 21, 22]]]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def pair(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    theirs = transformers_models.make(request.param, directory)
+    return theirs, PidModel.from_pretrained(directory)
+
+
+def test_target_log_probabilities_equal_transformers(pair):
+    theirs, ours = pair
+    scores = ours.score(DOCUMENTS, PROMPTS, TARGETS)
+    expected = [
+        [
+            transformers_models.log_probability(theirs, document, prompt, target)
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        for document, prompts, targets in zip(DOCUMENTS, PROMPTS, TARGETS, strict=True)
+    ]
+    difference = max(
+        abs(a - b) for x, y in zip(scores, expected, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    print(f"largest difference of a target's log-probability: {difference:.2e}")
+    assert difference < 1e-4  # the issue allows 1e-3
+
+
+def test_greedy_pid_tokens_equal_transformers_broadcast_generate(pair):
+    theirs, ours = pair
+    if theirs.config.model_type == "umt5":
+        pytest.skip("transformers' UMT5 takes no encoder_outputs of another batch size")
+    generations = ours.generate(DOCUMENTS, PROMPTS, max_new_tokens=9)
+    for document, prompts, row in zip(DOCUMENTS, PROMPTS, generations, strict=True):
+        expected = transformers_models.broadcast_pid(theirs, document, prompts, 9)
+        assert [generation.tokens for generation in row] == expected
+
+
+def test_greedy_pid_tokens_equal_transformers_prompt_by_prompt(pair):
+    theirs, ours = pair
+    generations = ours.generate(DOCUMENTS, PROMPTS, max_new_tokens=9)
+    for document, prompts, row in zip(DOCUMENTS, PROMPTS, generations, strict=True):
+        for prompt, generation in zip(prompts, row, strict=True):
+            assert generation.tokens == transformers_models.greedy(theirs, document, prompt, 9)
+
+
+def test_greedy_pie_tokens_equal_transformers(pair):
+    theirs, ours = pair
+    generations = ours.generate(DOCUMENTS, PROMPTS, max_new_tokens=9, method="pie")
+    for document, prompts, row in zip(DOCUMENTS, PROMPTS, generations, strict=True):
+        for prompt, generation in zip(prompts, row, strict=True):
+            expected = transformers_models.greedy(theirs, [*prompt, *document], [], 9)
+            assert generation.tokens == expected
+
+
+def test_pie_scores_equal_transformers(pair):
+    theirs, ours = pair
+    scores = ours.score(DOCUMENTS, PROMPTS, TARGETS, method="pie")
+    for i, document in enumerate(DOCUMENTS):
+        for j, prompt in enumerate(PROMPTS[i]):
+            encoder_input = [*prompt, *document]
+            expected = transformers_models.log_probability(theirs, encoder_input, [], TARGETS[i][j])
+            assert scores[i][j] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_export_gives_transformers_the_same_logits(pair, tmp_path):
+    theirs, ours = pair
+    ours.save_pretrained(tmp_path)
+    reloaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    document, decoder_input = DOCUMENTS[0], [0, *PROMPTS[0][0], *TARGETS[0][0]]
+    torch.testing.assert_close(
+        transformers_models.logits(reloaded, document, decoder_input),
+        transformers_models.logits(theirs, document, decoder_input),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_an_export_of_new_weights_gives_transformers_the_same_scores(tmp_path):
+    for tied in (True, False):
+        config = {**transformers_models.SIZES, "model_type": "t5", "tie_word_embeddings": tied}
+        model = models.build(config)
+        ours = PidModel(model, models.init_params(model, jax.random.key(1)))
+        ours.save_pretrained(tmp_path / str(tied))
+        theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / str(tied))
+        [[score]] = ours.score(DOCUMENTS[:1], [PROMPTS[0][:1]], [TARGETS[0][:1]])
+        expected = transformers_models.log_probability(
+            theirs, DOCUMENTS[0], PROMPTS[0][0], TARGETS[0][0]
+        )
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_bfloat16_activations_stay_close_to_float32(pair, tmp_path):
+    _, ours = pair
+    ours.save_pretrained(tmp_path)
+    half = PidModel.from_pretrained(tmp_path, dtype="bfloat16")
+    exact = ours.score(DOCUMENTS, PROMPTS, TARGETS)
+    rounded = half.score(DOCUMENTS, PROMPTS, TARGETS)
+    lengths = [len(target) for row in TARGETS for target in row]
+    difference = np.abs(np.concatenate(exact) - np.concatenate(rounded)) / lengths
+    assert difference.max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "'gpt2' is unknown; supported: t5, mt5, umt5"),
+        ({"feed_forward_proj": "gated-tanh"}, "\"feed_forward_proj\": 'gated-tanh' is not support"),
+        ({"d_model": "512"}, '"d_model" must be of type int'),
+        ({"num_heads": 0}, '"num_heads" must be above 0'),
+        ({"is_encoder_decoder": False}, '"is_encoder_decoder": False is not supported'),
+        ({"eos_token_id": [1, 2]}, '"eos_token_id" must be of type int'),
+    ],
+)
+def test_a_config_that_is_not_supported_is_named(change, message):
+    with pytest.raises(UserError) as error:
+        models.build({**transformers_models.SIZES, "model_type": "t5", **change})
+    assert message in str(error.value)
+
+
+def test_a_config_without_a_model_type_lists_what_there_is():
+    with pytest.raises(UserError, match='"model_type" is missing; supported: t5, mt5, umt5'):
+        models.build({})

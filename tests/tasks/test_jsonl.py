@@ -1,0 +1,186 @@
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pid_jax import tasks
+from pid_jax.data.examples import Example, Subtask
+from pid_jax.errors import UserError
+from pid_jax.tasks import jsonl
+
+LINE = {
+    "id": "d1",
+    "document": "the sky is blue",
+    "subtasks": [{"id": "q1", "prompt": "colour", "target": "blue"}, {"id": "q2", "prompt": "x"}],
+}
+EXAMPLE = Example("d1", "the sky is blue", (Subtask("q1", "colour", "blue"), Subtask("q2", "x")))
+
+TEXT = st.text(st.characters(codec="utf-8"))
+
+
+def changed(**changes):
+    """LINE with some keys replaced; None takes a key away."""
+    line = {**LINE, **changes}
+    return json.dumps({key: value for key, value in line.items() if value is not None})
+
+
+def test_a_line_is_one_example():
+    assert jsonl.parse_line(json.dumps(LINE), "in.jsonl", 1) == EXAMPLE
+
+
+def test_other_keys_and_null_targets_are_ignored():
+    subtask = {"id": "q1", "prompt": "p", "target": None, "prediction": "y", "score": -0.5}
+    example = jsonl.parse_line(changed(subtasks=[subtask], source="web"), "in.jsonl", 1)
+    assert example.subtasks == (Subtask("q1", "p"),)
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), min_size=1),
+    TEXT.filter(str.strip),
+    st.lists(
+        st.tuples(TEXT.filter(bool), TEXT, st.none() | TEXT),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda subtask: subtask[0],
+    ),
+)
+def test_any_text_survives(identifier, document, subtasks):
+    line = {
+        "id": identifier,
+        "document": document,
+        "subtasks": [dict(zip(("id", "prompt", "target"), s, strict=True)) for s in subtasks],
+    }
+    for ensure_ascii in (True, False):
+        example = jsonl.parse_line(json.dumps(line, ensure_ascii=ensure_ascii), "in.jsonl", 1)
+        assert (example.id, example.document) == (identifier, document)
+        assert [(s.id, s.prompt, s.target) for s in example.subtasks] == subtasks
+
+
+@given(st.text())
+def test_text_that_is_no_object_is_a_user_error(text):
+    with suppress(json.JSONDecodeError):
+        assume(not isinstance(json.loads(text), dict))
+    with pytest.raises(UserError, match=r"^in.jsonl, line 7: "):
+        jsonl.parse_line(text, "in.jsonl", 7)
+
+
+MALFORMED = {
+    "{": "not JSON: .* at character 2",
+    "[" * 100_000: "not JSON",
+    "[]": "expected an object",
+    "null": r"expected an object \{\.\.\.\}, got null",
+    changed(id=None): '"id" is missing',
+    changed(id=3): '"id" must be a string, got a number',
+    changed(id=""): '"id" is empty',
+    changed(document=None): '"document" is missing',
+    changed(document=["a"]): '"document" must be a string, got a list',
+    changed(document=" "): '"document" is empty',
+    changed(document="\ud800"): '"document" has an unpaired surrogate',
+    changed(subtasks=None): '"subtasks" is missing',
+    changed(subtasks={}): '"subtasks" must be a list, got an object',
+    changed(subtasks=[]): '"subtasks" is empty',
+    changed(subtasks=["colour"]): r"subtask 1: expected an object \{\.\.\.\}, got a string",
+    changed(subtasks=[{"prompt": "p"}]): 'subtask 1: "id" is missing',
+    changed(subtasks=[{"id": "q"}]): 'subtask 1: "prompt" is missing',
+    changed(subtasks=[{"id": "q", "prompt": True}]): '"prompt" must be a string, got a boolean',
+    changed(subtasks=[{"id": "q", "prompt": "p", "target": 1}]): '"target" must be a string',
+    changed(subtasks=[{"id": "q", "prompt": "p"}] * 2): "two subtasks have the id 'q'",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MALFORMED.items(), ids=range(len(MALFORMED)))
+def test_a_malformed_line_is_named(text, message):
+    with pytest.raises(UserError, match=f"^in.jsonl, line 7.*{message}"):
+        jsonl.parse_line(text, "in.jsonl", 7)
+
+
+def test_a_missing_target_is_an_error_where_targets_are_needed():
+    with pytest.raises(UserError, match='line 1, subtask 2: "target" is missing'):
+        jsonl.parse_line(json.dumps(LINE), "in.jsonl", 1, require_target=True)
+
+
+def test_a_file_is_read_in_order_and_blank_lines_are_skipped(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"{changed(id='b')}\n\n{changed(id='a')}", encoding="utf-8")
+    assert [example.id for example in jsonl.read(file)] == ["b", "a"]
+
+
+def test_an_error_counts_blank_lines(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"{json.dumps(LINE)}\n\n{{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"in.jsonl, line 3: not JSON"):
+        list(jsonl.read(file))
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(json.dumps(LINE).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"in.jsonl, line 2: not UTF-8 at byte 12"):
+        list(jsonl.read(file))
+
+
+def test_a_document_id_used_twice_is_an_error(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE)}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: the id 'd1' was already used in line 1"):
+        list(jsonl.read(file))
+
+
+def test_an_empty_or_missing_file_is_an_error(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"empty.jsonl: the file is empty"):
+        list(jsonl.read(tmp_path / "empty.jsonl"))
+    with pytest.raises(UserError, match=r"missing.jsonl: cannot be read"):
+        list(jsonl.read(tmp_path / "missing.jsonl"))
+
+
+def test_a_directory_has_a_file_for_each_split_and_a_file_serves_any(tmp_path):
+    task = tasks.get("jsonl")
+    subtasks = [{"id": "q", "prompt": "p", "target": "t"}]
+    for split in ("train", "test"):
+        line = changed(id=split, subtasks=subtasks)
+        (tmp_path / f"{split}.jsonl").write_text(line, encoding="utf-8")
+    assert [example.id for example in task.examples(tmp_path, "train")] == ["train"]
+    assert [example.id for example in task.examples(tmp_path, "test")] == ["test"]
+    assert [e.id for e in task.examples(str(tmp_path / "test.jsonl"), "validation")] == ["test"]
+    with pytest.raises(UserError, match=r"no validation.jsonl; it has train.jsonl, test.jsonl"):
+        task.examples(tmp_path, "validation")
+
+
+def test_an_unusable_path_is_an_error(tmp_path):
+    task = tasks.get("jsonl")
+    with pytest.raises(UserError, match="no such file or directory"):
+        task.examples(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="path is not set"):
+        task.examples(None, "train")
+    with pytest.raises(UserError, match="unknown split 'dev'"):
+        task.examples(tmp_path, "dev")
+
+
+def test_scores_are_means_over_subtasks():
+    examples = [
+        Example("a", "d", (Subtask("1", "p", "The Cat"), Subtask("2", "p", "a blue sky"))),
+        Example("b", "d", (Subtask("1", "p", ""), Subtask("2", "p", "x"))),
+    ]
+    predictions = {
+        "a": {"1": " The Cat ", "2": "sky"},  # F1 of "sky" and "blue sky": 2/3
+        "b": {"1": "", "2": "y"},
+    }
+    report = tasks.get("jsonl").score(examples, predictions)
+    assert report.metrics == {
+        "exact_match": pytest.approx(2 / 4),
+        "f1": pytest.approx((1 + 2 / 3 + 1 + 0) / 4),
+    }
+    assert report.policy.keys() >= {"exact_match", "f1"}
+
+
+def test_a_missing_prediction_is_an_error():
+    task = tasks.get("jsonl")
+    with pytest.raises(UserError, match="no prediction for example 'd1'"):
+        task.score([EXAMPLE], {})
+    with pytest.raises(UserError, match="no prediction for subtask 'q1' of example 'd1'"):
+        task.score([EXAMPLE], {"d1": {}})
+    with pytest.raises(UserError, match="subtask 'q2' of example 'd1' has no target"):
+        task.score([EXAMPLE], {"d1": {"q1": "blue", "q2": "x"}})

@@ -1,0 +1,84 @@
+"""`python -m pid_jax.export`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pid_jax.export import main
+from pid_jax.model import PidModel
+from tests import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_transformers_reads_the_export_and_scores_alike(checkpoint: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    main([f"--checkpoint={checkpoint}", f"--output={tmp_path / 'exported'}"])
+
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "exported").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    document, prompt, target = "[user] a cheap hotel in the north", "hotel-area", "north"
+    documents = tokenizer(document, return_tensors="pt")
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    target_ids = [*tokenizer(target, add_special_tokens=False)["input_ids"], 1]
+    decoder_ids = torch.tensor([[0, *prompt_ids, *target_ids[:-1]]])
+    with torch.no_grad():
+        logits = theirs(**documents, decoder_input_ids=decoder_ids).logits
+    log_probabilities = logits.log_softmax(-1)[0, len(prompt_ids) :]
+    expected = sum(float(log_probabilities[i, token]) for i, token in enumerate(target_ids))
+
+    [[score]] = PidModel.from_pretrained(checkpoint).score([document], [[prompt]], [[target]])
+    np.testing.assert_allclose(score, expected, atol=1e-4)
+
+
+def test_a_directory_in_use_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main([f"--checkpoint={checkpoint}", f"--output={tmp_path}"])
+    assert stopped.value.code == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_overwriting_replaces_the_model_and_keeps_other_files(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for stale in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (tmp_path / stale).write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    main([f"--checkpoint={checkpoint}", f"--output={tmp_path}", "--overwrite"])
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not list(tmp_path.glob("model*index*")) + list(tmp_path.glob("model-*"))
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        checkpoint / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("output", ["a_file", "a_file/below"])
+def test_a_file_is_no_place_to_export_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (tmp_path / "a_file").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main([f"--checkpoint={checkpoint}", f"--output={tmp_path / output}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert (tmp_path / "a_file").read_text() == "mine"
+
+
+def test_a_missing_checkpoint_is_one_sentence_and_makes_no_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([f"--checkpoint={tmp_path / 'nowhere'}", f"--output={tmp_path / 'exported'}"])
+    assert stopped.value.code == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()

@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+from pid_jax.errors import UserError
+from pid_jax.training import config as configuration
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from pid_jax.training import config as configuration\n"
+        "def get_config(steps='1000'):\n"
+        "    config = configuration.default()\n"
+        "    config.train.steps = int(steps)\n"
+        "    return config\n"
+    )
+    return path
+
+
+def test_a_file_without_overrides_is_what_it_says(file):
+    config = configuration.load(file)
+    assert config.train.steps == 1000
+    assert config.method == "pid"
+
+
+def test_a_file_takes_an_argument_after_a_colon(file):
+    assert configuration.load(f"{file}:7").train.steps == 7
+
+
+def test_overrides_take_the_type_of_what_they_replace(file):
+    config = configuration.load(
+        file,
+        [
+            "--config.train.steps=30",
+            "--config.optimizer.learning_rate=3",
+            "--config.data.path=a=b.zip",
+            "--config.optimizer.scale_by_parameter=false",
+        ],
+    )
+    assert config.train.steps == 30
+    assert config.optimizer.learning_rate == 3.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.data.path == "a=b.zip"
+    assert config.optimizer.scale_by_parameter is False
+
+
+def test_sections_of_others_take_new_keys(file):
+    config = configuration.load(
+        file, ["--config.data.options.seed=3", "--config.model.architecture.d_model=64"]
+    )
+    assert config.data.options.to_dict() == {"seed": 3}
+    assert config.model.architecture.d_model == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optimizer.lerning_rate=1", "did you mean config.optimizer.learning_rate"),
+        ("--config.steps=5", "did you mean config.train.steps"),
+        ("--config.train.steps=many", "config.train.steps"),
+        ("--config.train.steps=1.5", "config.train.steps"),
+        ("--config.train.steps", "write --config.train.steps=value"),
+        ("--config.train=3", "is a section"),
+        ("--steps=3", "unexpected argument '--steps=3'"),
+        ("--config.train.steps=0", "config.train.steps is 0: it must be at least 1"),
+        ("--config.method=pdi", "choose from pid, pie"),
+        ("--config.data.negative_rate=1.5", "from 0 to 1"),
+        ("--config.train.dropout_rate=1.0", "from 0 to below 1"),
+        ("--config.checkpoint.best_metric=jga", "choose from loss, token_accuracy"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(file, override, message):
+    with pytest.raises(UserError) as error:
+        configuration.load(file, [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = (", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("def get_config(): return {}", "ConfigDict"),
+        ("import nowhere_to_be_found", "nowhere_to_be_found"),
+        (
+            "from ml_collections import ConfigDict\n"
+            "def get_config(): return ConfigDict({'train': {'stepz': 1}})",
+            "unknown key train.stepz",
+        ),
+        (
+            "from pid_jax.training import config as c\n"
+            "def get_config():\n    d = c.default()\n    d.train.stepz = 1\n    return d",
+            "stepz",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(tmp_path, content, message):
+    path = tmp_path / "bad.py"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        configuration.load(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.py does not exist"):
+        configuration.load("nowhere.py")
+
+
+def test_differences_name_dotted_keys_on_both_sides():
+    old = {"a": {"b": 1, "c": 2}, "d": {}}
+    new = {"a": {"b": 1, "c": 3}, "d": {"e": 4}}
+    assert configuration.differences(old, new) == {
+        "a.c": (2, 3),
+        "d": ({}, None),
+        "d.e": (None, 4),
+    }
+
+
+def test_a_config_does_not_differ_from_its_json():
+    config = configuration.default()
+    assert configuration.differences(config, json.loads(configuration.to_json(config))) == {}
+
+
+def test_a_key_lies_under_its_section_and_no_other():
+    assert configuration.under("data.path", ["data"])
+    assert configuration.under("data", ["data"])
+    assert not configuration.under("database.path", ["data"])

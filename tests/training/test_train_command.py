@@ -1,0 +1,164 @@
+"""train.py as a user meets it: killed, stopped, resumed, on several devices, mistaken."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = Path(__file__).parent / "tiny_config.py"
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One cache of compiled programs for all processes of these tests."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+
+def command(workdir, *overrides):
+    return [
+        *(sys.executable, str(ROOT / "train.py")),
+        *(f"--config={CONFIG}", f"--workdir={workdir}"),
+        *overrides,
+    ]
+
+
+def run(environment, workdir, *overrides, **changes):
+    return subprocess.run(
+        command(workdir, *overrides),
+        cwd=ROOT,
+        env={**environment, **changes},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def stop_after(environment, workdir, steps, number):
+    """Starts the run and sends it a signal once `steps` lines of metrics are written."""
+    metrics = workdir / "metrics.jsonl"
+    with subprocess.Popen(
+        command(workdir),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 280
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= steps:
+                process.send_signal(number)
+                break
+            time.sleep(0.002)
+        output, errors = process.communicate(timeout=280)
+    return process.returncode, output, errors
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(environment, tmp_path_factory):
+    """The metrics of a run that was left alone."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    finished = run(environment, workdir)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    assert "step 24/24  loss" in finished.stdout
+    return (workdir / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_bit_for_bit(environment, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    # Before the first checkpoint, between two, and about when one is written.
+    for steps in (2, 7, 13):
+        status, _, _ = stop_after(environment, workdir, steps, signal.SIGKILL)
+        assert status == -signal.SIGKILL
+    finished = run(environment, workdir)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed after step" in finished.stdout
+    assert (workdir / "metrics.jsonl").read_text() == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_and_goes_on_bit_for_bit(
+    environment, uninterrupted, tmp_path, number
+):
+    workdir = tmp_path / "run"
+    status, _, errors = stop_after(environment, workdir, 3, number)
+    assert status == 128 + number
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    done = max(line["step"] for line in lines(workdir))
+    assert (workdir / "checkpoints" / str(done)).is_dir()
+
+    finished = run(environment, workdir)
+    assert finished.returncode == 0, finished.stderr
+    assert f"resumed after step {done}" in finished.stdout
+
+    def curve(text):
+        return [line for line in map(json.loads, text.splitlines()) if line["split"] == "train"]
+
+    assert curve((workdir / "metrics.jsonl").read_text()) == curve(uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["data=4", "data=2,fsdp=2"])
+def test_four_devices_compute_what_one_does(environment, uninterrupted, tmp_path, axes):
+    finished = run(
+        environment,
+        tmp_path,
+        "--config.train.steps=24",
+        *(f"--config.mesh.{axis}" for axis in axes.split(",")),
+        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "4 cpu devices" in finished.stdout
+    ours = [line["loss"] for line in lines(tmp_path)]
+    one = [json.loads(line)["loss"] for line in uninterrupted.splitlines()]
+    # Sums are taken in another order; 24 steps let the last digits drift apart.
+    np.testing.assert_allclose(ours[:3], one[:3], rtol=1e-5)
+    np.testing.assert_allclose(ours, one, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.stepz=3"], "unknown key config.train.stepz"),
+        (["--config.data.task=nothing"], "unknown task 'nothing'"),
+        (["--config.mesh.data=3"], "does not fit 1 device"),
+        (["--config.model.init=/nowhere"], "/nowhere"),
+        (["--config.data.task=jsonl", "--config.data.path=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--config.model.architecture.model_type=gpt2"], "gpt2"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(environment, tmp_path, arguments, message):
+    ended = run(environment, tmp_path / "run", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_shows_the_command_before_anything_slow_is_imported():
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0
+    assert "--config=FILE --workdir=DIRECTORY" in ended.stdout
+    assert "goes on from the last checkpoint" in ended.stdout
+    assert "| jax" not in ended.stderr
