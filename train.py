@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = logging.getLogger("pid_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler(sys.stdout))
-    log.propagate = False  # absl, imported on the way, writes the root logger's lines in its own form
+    log.propagate = (
+        False  # absl, imported on the way, writes the root logger's lines in its own form
+    )
     with user_errors():
         config = configuration.load(options.config, overrides)
         keep_compiled_programs()

@@ -17,7 +17,7 @@ from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples, TruncationReport
 from pid_jax.errors import UserError
 from pid_jax.model import Generation, PidModel
-from pid_jax.predict import answered, generate_in_batches
+from pid_jax.predict import answered
 from pid_jax.tasks import Report, Task
 
 # Distributions whose versions change figures or speed.
@@ -75,8 +75,7 @@ def evaluate(
 
     inputs = [tokenized[i] for i in range(len(examples))]
     started = time.perf_counter()
-    answers = generate_in_batches(
-        model,
+    answers = model.generate(
         [example.document for example in inputs],
         [example.prompts for example in inputs],
         batch_size=batch_size,

@@ -1,6 +1,7 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,13 +86,16 @@ class PidModel:
         method: Method = "pid",
         num_beams: int = 1,
         batch_size: int = 8,
+        after_batch: Callable[[int, float], None] | None = None,
     ) -> list[list[Generation]]:
         """Greedily decodes every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
 
         prompts: one list per document, of any length, none too. max_new_tokens: the end
         token counts as one. min_new_tokens: the end token cannot come before so many others.
         method: "pid" encodes each document once; "pie" encodes it once per prompt, the prompt
-        before it. batch_size: documents decoded together. Results depend on neither batch
+        before it. batch_size: documents decoded together, those of similar length, the longest
+        first: if memory does not suffice, that shows at once. after_batch: called after each
+        batch with its number of documents and its seconds. Results depend on neither batch
         mates nor order nor padding. Raises `UserError` for arguments that do not fit.
         """
         if num_beams != 1:
@@ -104,6 +108,7 @@ class PidModel:
         examples = self._tokenize(documents, prompts)
         results: list[list[Generation]] = [[] for _ in examples]
         for indices, batch, counts in self._batches(examples, method, batch_size):
+            started = time.perf_counter()
             decoded = _greedy(
                 self.model,
                 self.params,
@@ -121,6 +126,8 @@ class PidModel:
                     chosen = tokens[row, column, : lengths[row, column]].tolist()
                     generation = self._generation(chosen, float(scores[row, column]))
                     results[index].append(generation)
+            if after_batch is not None:
+                after_batch(len(set(indices)), time.perf_counter() - started)
         return results
 
     def score(

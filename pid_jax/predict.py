@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ from pid_jax.command_line import checkpoint_parser, keep_compiled_programs, user
 from pid_jax.errors import UserError
 from pid_jax.model import Generation, PidModel
 from pid_jax.tasks import jsonl
-
-Tokens = Sequence[int]
 
 DESCRIPTION = """\
 Answers every prompt of a JSON-lines file with a trained model.
@@ -27,38 +25,6 @@ The output holds the same lines in the same order; each subtask gains "predictio
 generated text, and "score", the natural logarithm of that text's probability. Anything else
 on a line stays as it is. The output file appears only once it is complete.
 """
-
-
-def generate_in_batches(
-    model: PidModel,
-    documents: Sequence[str] | Sequence[Tokens],
-    prompts: Sequence[Sequence[str]] | Sequence[Sequence[Tokens]],
-    *,
-    batch_size: int,
-    after_batch: Callable[[int, float], None] | None = None,
-    **generation: Any,
-) -> list[list[Generation]]:
-    """`PidModel.generate` for any number of documents; the result is nested as `prompts` is.
-
-    Documents of similar length share a batch. The longest come first: if the memory does not
-    suffice, that shows at once. `after_batch(documents, seconds)` is called after each batch,
-    `generation` goes to `PidModel.generate`.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch size {batch_size}: it must be at least 1")
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
-    results: list[list[Generation]] = [[] for _ in documents]
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        started = time.perf_counter()
-        generated = model.generate(
-            [documents[i] for i in batch], [prompts[i] for i in batch], **generation
-        )
-        for i, answers in zip(batch, generated, strict=True):
-            results[i] = answers
-        if after_batch is not None:
-            after_batch(len(batch), time.perf_counter() - started)
-    return results
 
 
 def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
@@ -124,8 +90,7 @@ def _predict_file(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     # Around the generation: an output that cannot be written shows before it, not after.
     with replacing(options.output) as path:
-        answers = generate_in_batches(
-            model,
+        answers = model.generate(
             [example.document for example in examples],
             [[subtask.prompt for subtask in example.subtasks] for example in examples],
             batch_size=options.batch_size,

@@ -32,7 +32,7 @@ class EncodedDocuments(NamedTuple):
 
     cross_attention: tuple[KeyValue, ...]
     """Per decoder layer, `[B, H, S, K]`."""
-    mask: Bool[Array, "B S"]
+    mask: Bool[Arr, "B S"]
 
 
 def encode(

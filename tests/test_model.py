@@ -66,7 +66,7 @@ def test_generation_does_not_depend_on_order(tiny_model, ragged, data):
 @given(ragged=ragged_batches(), data=st.data())
 def test_scores_depend_on_neither_batch_mates_nor_padding(tiny_model, ragged, data):
     documents, prompts = ragged
-    targets = [[data.draw(st.lists(ids, min_size=1, max_size=3)) for _ in row] for row in prompts]
+    targets = [[data.draw(st.lists(ids, min_size=1, max_size=2)) for _ in row] for row in prompts]
     together = tiny_model.score(documents, prompts, targets)
     for i, document in enumerate(documents):
         for j, prompt in enumerate(prompts[i]):
@@ -116,6 +116,23 @@ def test_min_new_tokens_bars_the_end_token(ending_model):
     logits = ending_model.score([[5, 6, 7]], [[[3]]], [[generation.tokens]])
     if len(generation.tokens) == 6:
         assert generation.score == pytest.approx(logits[0][0], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pid", "pie"])
+def test_batches_hold_documents_of_similar_length_and_are_reported(tiny_model, method):
+    documents = [[5] * length for length in (3, 40, 2, 39, 4)]
+    prompts = [[[6], [7]], [[8]], [], [[9]], [[10]]]
+    batches = []
+    [*rows] = tiny_model.generate(
+        documents,
+        prompts,
+        max_new_tokens=2,
+        method=method,
+        batch_size=2,
+        after_batch=lambda documents, seconds: batches.append((documents, seconds > 0)),
+    )
+    assert [len(row) for row in rows] == [2, 1, 0, 1, 1]
+    assert batches == [(2, True), (2, True)]
 
 
 def test_documents_without_prompts_and_no_documents_at_all_are_fine(tiny_model):

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pid_jax.model import Generation, PidModel
-from pid_jax.predict import generate_in_batches, main
+from pid_jax.model import PidModel
+from pid_jax.predict import main
 from tests import tiny_checkpoint
 
 LINES = [
@@ -134,43 +132,3 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
     with pytest.raises(SystemExit):
         run(bare, questions, tmp_path / "out.jsonl")
     assert "no tokenizer" in capsys.readouterr().err
-
-
-class Echo(PidModel):
-    """Answers each prompt with its document and itself; remembers its batches."""
-
-    def __init__(self) -> None:
-        self.batches: list[Any] = []
-
-    def generate(self, documents: Any, prompts: Any, **_: Any) -> list[list[Generation]]:
-        self.batches.append(documents)
-        return [
-            [Generation(f"{document}|{prompt}", [], 0.0) for prompt in asked]
-            for document, asked in zip(documents, prompts, strict=True)
-        ]
-
-
-texts = st.text("ab", max_size=8)
-
-
-@given(
-    st.lists(st.tuples(texts, st.lists(texts, max_size=3)), max_size=12),
-    st.integers(min_value=1, max_value=5),
-)
-def test_answers_are_nested_as_the_prompts_whatever_the_batches(
-    questions: list[tuple[str, list[str]]], batch_size: int
-) -> None:
-    echo = Echo()
-    documents = [document for document, _ in questions]
-    answers = generate_in_batches(
-        echo,
-        documents,
-        [prompts for _, prompts in questions],
-        batch_size=batch_size,
-    )
-    assert [[answer.text for answer in row] for row in answers] == [
-        [f"{document}|{prompt}" for prompt in prompts] for document, prompts in questions
-    ]
-    lengths = [len(document) for batch in echo.batches for document in batch]
-    assert lengths == sorted(map(len, documents), reverse=True)
-    assert all(len(batch) <= batch_size for batch in echo.batches)

@@ -1,4 +1,4 @@
-"""Checkpoints of training runs, written with Orbax: parameters, optimizer, step, key, data position.
+"""Checkpoints of training runs, written with Orbax.
 
 `<workdir>/checkpoints/<step>/` holds "state" (a dict of params, opt_state, step and key) and
 "data" (the position of the Grain iterator). Orbax writes to a temporary name and renames at the
@@ -6,6 +6,7 @@ end, so a checkpoint that can be seen is complete, whatever killed the run.
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -32,9 +33,14 @@ class RunCheckpoints:
     def __init__(self, workdir: str | Path, *, keep_last: int, best_metric: str) -> None:
         """`best_metric` names one of the metrics given to `save`; of "loss" the lowest is best."""
         self._best_metric = best_metric
+        directory = (Path(workdir) / CHECKPOINTS).absolute()
+        # What a killed run left half-written. Orbax can do this too, but in a thread that
+        # nobody waits for.
+        for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
         policies = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
-            (Path(workdir) / CHECKPOINTS).absolute(),
+            directory,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(keep_last),
@@ -45,14 +51,7 @@ class RunCheckpoints:
                     ),
                 ]
             ),
-            # What a killed run left half-written.
-            cleanup_tmp_directories=True,
         )
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps with a checkpoint, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
     @property
     def best_step(self) -> int | None:
@@ -101,6 +100,12 @@ class RunCheckpoints:
         self._checkpointer.close()
 
 
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending; none where there is no run yet."""
+    names = (child.name for child in (Path(workdir) / CHECKPOINTS).glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
@@ -140,7 +145,7 @@ def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "
     """The directory of one checkpoint of a run. Raises UserError where it is not there."""
     workdir = Path(workdir).absolute()
     directory = workdir / CHECKPOINTS
-    steps = sorted(int(child.name) for child in directory.glob("*") if child.name.isdigit())
+    steps = saved_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} has no checkpoint yet (nothing in {directory})")
     match step:

@@ -12,8 +12,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
     rougeLsum takes the lines of a text as its sentences: put newlines where sentences end.
 
-    Raises UserError if the two differ in length, are empty, or if `rouge_score` is missing: it
-    is not among the core requirements.
+    Raises UserError if the two differ in length, are empty, or if `rouge_score` is not installed.
 
     Defined by Lin 2004 (ROUGE); Google's reimplementation is the reference of the benchmarks.
     """

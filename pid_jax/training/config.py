@@ -103,9 +103,10 @@ def default() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     # "adamw" (Loshchilov & Hutter, arXiv 1711.05101) or "adafactor" (Shazeer & Stern,
-    # arXiv 1804.04235: memory for one moment, factored).
+    # arXiv 1804.04235: factored second moments, next to no memory; T5's own optimizer).
     config.optimizer.name = "adamw"
-    # The peak, reached at the end of the warm-up.
+    # The peak, reached at the end of the warm-up. Adafactor with scale_by_parameter takes it
+    # relative to each parameter's size: ten times AdamW's is a good start.
     config.optimizer.learning_rate = 1e-3
     # Steps of linear warm-up from zero.
     config.optimizer.warmup_steps = 100

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 
 from pid_jax import models, sharding
 from pid_jax.atomic_file import replacing
-from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
+from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints, saved_steps
 from pid_jax.data.batching import Batch
+from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.training import assembly, optimizer, step
 from pid_jax.training import config as configuration
 from pid_jax.training.compilation import CompiledByShape
@@ -47,87 +48,34 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     is not finite, Interrupted (after saving) on SIGTERM or Ctrl-C.
     """
     workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {workdir}: {error.strerror}") from error
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
+    start = max(saved_steps(workdir), default=0)
+    if start:
+        _check_same_run(workdir, config)
+    if start >= config.train.steps:
+        log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
+        return start
+
+    materials = _prepare(config, workdir, resuming=start > 0)
+    model, batches, held_out = materials.model, materials.batches, materials.held_out
+    update = optimizer.build(config)
+    places = step.state_shardings(mesh, model, update)
+    rows = sharding.batch_sharding(mesh)
+    train_steps, evaluation_steps = _programs(config, mesh, model, update, places)
     with RunCheckpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
         best_metric=config.checkpoint.best_metric,
     ) as checkpoints:
-        start = checkpoints.steps[-1] if checkpoints.steps else 0
         if start:
-            _check_same_run(workdir, config)
-        if start >= config.train.steps:
-            log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
-            return start
-
-        examples = assembly.read_examples(config, config.data.train_split)
-        if start:
-            model, tokenizer = assembly.saved_model(config, workdir / MODEL)
-            params = None
-        else:
-            model, params, tokenizer = assembly.new_model(config, examples)
-            assembly.save_model(workdir / MODEL, model, tokenizer)
-        with replacing(workdir / CONFIG) as file:
-            file.write_text(configuration.to_json(config), encoding="utf-8")
-
-        source = assembly.tokenize(config, examples, model, tokenizer)
-        held_out = assembly.tokenize(
-            config,
-            assembly.evenly_spaced(
-                assembly.read_examples(config, config.data.validation_split),
-                config.evaluation.documents,
-            ),
-            model,
-            tokenizer,
-        )
-        log.info("training data: %d documents, %s", len(source), source.truncation_report())
-        log.info("validation data: %d documents, %s", len(held_out), held_out.truncation_report())
-        batches = assembly.training_batches(config, source, model, tokenizer)
-
-        update = optimizer.build(config)
-        places = step.state_shardings(mesh, model, update)
-        if start:
-            state = step.TrainState(
-                **checkpoints.restore(start, vars(_abstract_state(model, update, places)), batches)
-            )
+            abstract = _abstract_state(model, update, places)
+            state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
             log.info("resumed after step %d", start)
         else:
-            state = _first_state(config, model, params, update, places)
-        del params
+            state = _first_state(config, model, materials.params, update, places)
+        del materials  # pretrained parameters would be held beside the state
         log.info("%s, %s", _describe_model(model, state), _describe_mesh(mesh))
-
-        rows = sharding.batch_sharding(mesh)
-        whole = sharding.replicated(mesh)
-        train_steps = CompiledByShape(
-            "training step",
-            jax.jit(
-                functools.partial(
-                    step.train_step,
-                    model=model,
-                    optimizer=update,
-                    schedule=optimizer.learning_rate(config),
-                    label_smoothing=config.train.label_smoothing,
-                    z_loss=config.train.z_loss,
-                ),
-                donate_argnums=0,
-                in_shardings=(places, rows),
-                out_shardings=(places, whole),
-            ),
-        )
-        evaluation_steps = CompiledByShape(
-            "evaluation",
-            jax.jit(
-                functools.partial(step.evaluation_step, model=model),
-                in_shardings=(places.params, rows),
-                out_shardings=whole,
-            ),
-        )
-        counts = held_out.subtask_counts
 
         number, saved, last = start, start, config.train.steps
         progress = Progress(start, last)
@@ -174,7 +122,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                             metrics = evaluate(
                                 state.params,
                                 assembly.evaluation_batches(config, held_out, model),
-                                counts,
+                                held_out.subtask_counts,
                                 evaluation_steps,
                                 rows,
                                 stop,
@@ -191,12 +139,16 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                 saved = number
             checkpoints.wait()
             if stop.received is not None and number < last:
+                done = f"after step {number}, saved in {workdir}" if number else "before step 1"
                 raise Interrupted(
-                    stop.received,
-                    f"stopped after step {number}, saved in {workdir}: "
-                    "run the same command again to go on",
+                    stop.received, f"stopped {done}: run the same command again to go on"
                 )
-        log.info("trained %d steps; best checkpoint: step %s", last, checkpoints.best_step)
+        log.info(
+            "trained %d steps; best by %s: step %s",
+            last,
+            config.checkpoint.best_metric,
+            checkpoints.best_step,
+        )
         return last
 
 
@@ -239,6 +191,74 @@ def evaluate(
     }
 
 
+class _Materials(NamedTuple):
+    """What a run is made of, beside its state."""
+
+    model: EncoderDecoder
+    params: Params | None
+    """Those to start from; None where the state does not come from elsewhere."""
+    batches: Any
+    held_out: TokenizedExamples
+
+
+def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials:
+    """Reads the data, makes or reads model and tokenizer, and describes them in the workdir."""
+    examples = assembly.read_examples(config, config.data.train_split)
+    params = None
+    if resuming:
+        model, tokenizer = assembly.saved_model(config, workdir / MODEL)
+    else:
+        model, params, tokenizer = assembly.new_model(config, examples)
+        assembly.save_model(workdir / MODEL, model, tokenizer)
+    with replacing(workdir / CONFIG) as file:
+        file.write_text(configuration.to_json(config), encoding="utf-8")
+
+    held_out_examples = assembly.evenly_spaced(
+        assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
+    )
+    source = assembly.tokenize(config, examples, model, tokenizer)
+    held_out = assembly.tokenize(config, held_out_examples, model, tokenizer)
+    for split, tokenized in (
+        (config.data.train_split, source),
+        (config.data.validation_split, held_out),
+    ):
+        log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
+    if held_out.without_target().any():
+        raise UserError(
+            f"the split {config.data.validation_split!r} has subtasks without a target: "
+            "an evaluation needs one for every subtask"
+        )
+    batches = assembly.training_batches(config, source, model, tokenizer)
+    return _Materials(model, params, batches, held_out)
+
+
+def _programs(
+    config: ConfigDict, mesh: Mesh, model: EncoderDecoder, update: Any, places: step.TrainState
+) -> tuple[CompiledByShape, CompiledByShape]:
+    """The training step, which takes over its state's memory, and the evaluation of a batch."""
+    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    train_step = functools.partial(
+        step.train_step,
+        model=model,
+        optimizer=update,
+        schedule=optimizer.learning_rate(config),
+        label_smoothing=config.train.label_smoothing,
+        z_loss=config.train.z_loss,
+    )
+    jitted_train_step = jax.jit(
+        train_step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole)
+    )
+    jitted_evaluation = jax.jit(
+        functools.partial(step.evaluation_step, model=model),
+        in_shardings=(places.params, rows),
+        out_shardings=whole,
+    )
+    return (
+        CompiledByShape("training step", jitted_train_step),
+        CompiledByShape("evaluation", jitted_evaluation),
+    )
+
+
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     for key in ("data.batch_size", "evaluation.batch_size"):
@@ -277,7 +297,11 @@ def _check_same_run(workdir: Path, config: ConfigDict) -> None:
 
 
 def _first_state(
-    config: ConfigDict, model: EncoderDecoder, params: Any, update: Any, places: step.TrainState
+    config: ConfigDict,
+    model: EncoderDecoder,
+    params: Params | None,
+    update: Any,
+    places: step.TrainState,
 ) -> step.TrainState:
     """The state before step 1: from `params`, or from new ones where that is None."""
     seed = config.seed

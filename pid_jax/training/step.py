@@ -1,5 +1,6 @@
 """One optimizer update and one evaluation of a batch, as pure functions of the state."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -118,7 +119,8 @@ def train_step(
         "learning_rate": schedule(state.step),
         "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
     }
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), report
+    state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+    return state, report
 
 
 def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> Evaluation:

@@ -21,7 +21,7 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only noted; a second SIGINT ends the process."""
+    """While entered, the first SIGTERM or SIGINT is only noted; then a SIGINT ends the process."""
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -15,6 +15,7 @@ from pid_jax.checkpoints.orbax import (
     RunCheckpoints,
     load_model,
     load_params,
+    saved_steps,
 )
 from pid_jax.errors import UserError
 
@@ -49,7 +50,7 @@ def write_run(workdir, metrics, *, best_metric="loss", keep_last=2):
         for step, figures in enumerate(metrics, start=1):
             checkpoints.save(step, state_of(step), data, figures)
             checkpoints.wait()
-        return checkpoints.steps, checkpoints.best_step
+        return saved_steps(workdir), checkpoints.best_step
 
 
 def test_state_and_data_position_come_back_exactly(tmp_path):
@@ -132,9 +133,9 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
     unfinished = tmp_path / CHECKPOINTS / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
     np.testing.assert_array_equal(load_params(tmp_path, "last")["kernel"], 1.0)
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
-        assert checkpoints.steps == [1]
-    assert not unfinished.exists()
+    assert saved_steps(tmp_path) == [1]
+    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss"):
+        assert not unfinished.exists()
 
 
 def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):

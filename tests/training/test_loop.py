@@ -5,13 +5,13 @@ import logging
 import jax
 import numpy as np
 import pytest
-from tests.training import tiny_config
 
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
 from pid_jax.training.step import Evaluation
+from tests.training import tiny_config
 
 
 @dataclasses.dataclass
@@ -28,9 +28,7 @@ class AsGiven:
 
 def evaluated(batches, counts, stop=None):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return loop.evaluate(
-        None, iter(batches), np.array(counts), AsGiven(), here, stop or Stop()
-    )
+    return loop.evaluate(None, iter(batches), np.array(counts), AsGiven(), here, stop or Stop())
 
 
 def batch(correct, present, loss=1.0, correct_tokens=1.0, target_tokens=2.0):

@@ -92,9 +92,7 @@ def test_a_killed_run_goes_on_bit_for_bit(environment, uninterrupted, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_saves_and_goes_on_bit_for_bit(
-    environment, uninterrupted, tmp_path, number
-):
+def test_a_stopped_run_saves_and_goes_on_bit_for_bit(environment, uninterrupted, tmp_path, number):
     workdir = tmp_path / "run"
     status, _, errors = stop_after(environment, workdir, 3, number)
     assert status == 128 + number

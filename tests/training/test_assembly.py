@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pid_jax.data.tokenizing import train_tokenizer
+from pid_jax.errors import UserError
+from pid_jax.training import assembly
+from tests import tiny_checkpoint
+from tests.training import tiny_config
+
+
+@pytest.fixture
+def config():
+    return tiny_config.get_config()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_evenly_spaced_examples_come_from_all_over():
+    assert assembly.evenly_spaced(list(range(10)), 4) == [0, 2, 5, 7]
+    assert assembly.evenly_spaced(list(range(3)), 4) == [0, 1, 2]
+    assert assembly.evenly_spaced(list(range(3)), 0) == [0, 1, 2]
+
+
+def test_activations_are_float32_on_a_cpu_unless_told_otherwise(config):
+    assert jax.default_backend() == "cpu"
+    assert assembly.activation_dtype(config) == jnp.float32
+    config.model.dtype = "bfloat16"
+    assert assembly.activation_dtype(config) == jnp.bfloat16
+
+
+def test_from_scratch_the_tokenizer_decides_the_vocabulary(config):
+    examples = assembly.read_examples(config, "train")
+    model, params, tokenizer = assembly.new_model(config, examples)
+    assert params is None
+    assert model.config.vocab_size == len(tokenizer) <= 300
+    assert (model.config.pad_token_id, model.config.eos_token_id) == (0, 1)
+    assert model.config.decoder_start_token_id == 0
+    assert model.config.d_model == 16
+
+
+def test_from_a_checkpoint_come_sizes_weights_and_tokenizer(config, checkpoint):
+    config.model.init = str(checkpoint)
+    config.train.dropout_rate = 0.3
+    model, params, tokenizer = assembly.new_model(config, [])
+    assert model.config.num_decoder_layers == 2
+    assert model.config.dropout_rate == 0.3
+    expected = tiny_checkpoint.make()
+    assert len(tokenizer) == len(expected.tokenizer)
+    jax.tree.map(np.testing.assert_array_equal, params, expected.params)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_checkpoint_has_is_refused(
+    config, checkpoint, tmp_path
+):
+    config.model.init = str(checkpoint)
+    words = [f"word{number} word{number}" for number in range(400)]
+    train_tokenizer(words, vocab_size=900).save_pretrained(tmp_path)
+    config.tokenizer.path = str(tmp_path)
+    with pytest.raises(UserError, match="do not belong together"):
+        assembly.new_model(config, [])
+
+
+def test_what_is_saved_of_a_model_comes_back(config, tmp_path):
+    examples = assembly.read_examples(config, "train")
+    model, _, tokenizer = assembly.new_model(config, examples)
+    assembly.save_model(tmp_path, model, tokenizer)
+    again, same_tokenizer = assembly.saved_model(config, tmp_path)
+    assert again == model
+    text = examples[0].document
+    assert same_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_negative_targets_are_drawn_at_their_rate(config):
+    examples = assembly.read_examples(config, "train")
+    model, _, tokenizer = assembly.new_model(config, examples)
+    config.data.max_prompts = 11
+    source = assembly.tokenize(config, examples, model, tokenizer)
+    none = tokenizer("none", add_special_tokens=False)["input_ids"] + [1]
+
+    def share_of_none(rate):
+        config.data.negative_rate = rate
+        batches = assembly.training_batches(config, source, model, tokenizer)
+        negative = total = 0
+        for _, batch in zip(range(60), batches, strict=False):
+            present = batch.target_mask.any(-1)
+            is_none = (batch.targets[..., : len(none)] == none).all(-1)
+            negative += (is_none & present).sum()
+            total += present.sum()
+        return negative / total
+
+    in_data = np.mean(
+        [subtask.target == "none" for example in examples for subtask in example.subtasks]
+    )
+    assert share_of_none(1.0) == pytest.approx(in_data, abs=0.03)
+    # n of "none" and m of the others: at rate r the share is r n / (r n + m).
+    assert share_of_none(0.2) == pytest.approx(
+        0.2 * in_data / (0.2 * in_data + 1 - in_data), abs=0.05
+    )
