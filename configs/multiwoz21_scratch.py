@@ -14,9 +14,6 @@ from pid_jax.training import config as configuration
 
 def get_config() -> ConfigDict:
     config = configuration.default()
-    config.model.architecture.update(
-        d_model=192, d_kv=32, d_ff=512, num_heads=6, num_layers=4, num_decoder_layers=2
-    )
     config.tokenizer.vocab_size = 4096
 
     config.data.task = "multiwoz21"

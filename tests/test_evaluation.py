@@ -42,6 +42,8 @@ class Scripted(PidModel):
 
     def generate(self, documents: Any, prompts: Any, **options: Any) -> list[list[Generation]]:
         self.calls.append({"documents": documents, **options})
+        for _ in documents:
+            options["after_batch"](1, 0.25)
         return [
             [Generation(self.answers[self.tokenizer.decode(prompt)], [7], -0.5) for prompt in asked]
             for asked in prompts
@@ -91,9 +93,9 @@ def test_generation_gets_the_limits_the_method_and_the_batch_size(scripted: Scri
         after_batch=lambda documents, seconds: seen.append((documents, seconds)),
     )
     assert [documents for documents, _ in seen] == [1, 1]
-    assert all(call["method"] == "pie" for call in scripted.calls)
-    assert all(call["max_new_tokens"] == 8 for call in scripted.calls)
-    assert max(len(d) for call in scripted.calls for d in call["documents"]) == 5
+    [call] = scripted.calls
+    assert (call["method"], call["batch_size"], call["max_new_tokens"]) == ("pie", 1, 8)
+    assert max(len(document) for document in call["documents"]) == 5
     assert result.truncation.documents_cut >= 1
     assert "of 2 documents" in str(result.truncation)
 
@@ -122,7 +124,7 @@ def test_the_files_hold_scores_rules_speed_and_every_answer(
     assert metrics["policy"]["data"] == "hand-made"
     assert set(metrics["policy"]) >= {"none", "dontcare", "|"}
     assert (metrics["documents"], metrics["prompts"]) == (2, 4)
-    assert metrics["seconds_per_document"] >= 0
+    assert metrics["seconds_per_document"] == 0.25
     assert metrics["versions"].keys() >= {"python", "jax", "flax"}
     assert "cpu" in metrics["device"].lower() or metrics["device"]
 

@@ -101,7 +101,7 @@ def test_a_bad_line_is_named_and_the_old_output_stays(
         ("--input=nowhere.jsonl", "nowhere.jsonl"),
         ("--checkpoint=./nowhere", "nowhere"),
         ("--output=.", "it is a directory"),
-        ("--batch-size=0", "batch size 0"),
+        ("--batch-size=0", "batch_size must be at least 1"),
         ("--max-new-tokens=0", "max_new_tokens"),
     ],
 )
