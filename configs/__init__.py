@@ -1,0 +1,1 @@
+"""Runs: each file has a `get_config()`, read by train.py and eval.py."""
