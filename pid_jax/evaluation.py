@@ -16,7 +16,7 @@ from pid_jax.atomic_file import replacing
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples, TruncationReport
 from pid_jax.errors import UserError
-from pid_jax.model import Generation, PidModel
+from pid_jax.model import Generation, Method, PidModel
 from pid_jax.predict import answered
 from pid_jax.tasks import Report, Task
 
@@ -50,7 +50,7 @@ def evaluate(
     *,
     limits: Limits,
     batch_size: int = 16,
-    method: str = "pid",
+    method: Method = "pid",
     after_batch: Callable[[int, float], None] | None = None,
 ) -> Evaluation:
     """Generates an answer to every subtask of `examples` and scores them with `task`.
