@@ -1,5 +1,6 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class PidModel:
         naming the file, key or tensor that does not fit.
         """
         dtype = _dtype(dtype)
-        if (Path(path) / "checkpoints").is_dir():
+        if (Path(path) / "checkpoints").is_dir() or (Path(path) / "model").is_dir():
             from pid_jax.checkpoints import orbax
 
             return cls(*orbax.load_model(Path(path), dtype=dtype))
@@ -172,6 +173,10 @@ class PidModel:
                     f"{name} must hold one list per document: there are {len(documents)} "
                     f"documents and {len(rows)} lists of {name}"
                 )
+        # The same prompts are asked of document after document.
+        encode_prompt = functools.cache(tokenizing.encode_prompt)
+        encode_target = functools.cache(self._encode_target)
+        encode = self._encode
         examples = []
         for i, (document, asked) in enumerate(zip(documents, prompts, strict=True)):
             wanted = [()] * len(asked) if targets is None else targets[i]
@@ -180,16 +185,15 @@ class PidModel:
                     raise UserError(f"{name}[{i}] must be a list, one item per prompt, not text")
             if len(wanted) != len(asked):
                 raise UserError(f"prompts[{i}] holds {len(asked)}, but targets[{i}] {len(wanted)}")
-            encode = self._encode
             example = TokenizedExample(
                 str(i),
                 encode(document, f"documents[{i}]", tokenizing.encode_document),
                 [
-                    encode(prompt, f"prompts[{i}][{j}]", tokenizing.encode_prompt)
+                    encode(prompt, f"prompts[{i}][{j}]", encode_prompt)
                     for j, prompt in enumerate(asked)
                 ],
                 [
-                    encode(target, f"targets[{i}][{j}]", self._encode_target)
+                    encode(target, f"targets[{i}][{j}]", encode_target)
                     for j, target in enumerate(wanted)
                 ],
             )
@@ -199,7 +203,9 @@ class PidModel:
     def _encode_target(self, tokenizer: Any, text: str) -> list[int]:
         return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
 
-    def _encode(self, text: Text, where: str, encode: Any) -> Sequence[int]:
+    def _encode(
+        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
+    ) -> Sequence[int]:
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")

@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--method",
         choices=("pid", "pie"),
-        default="pid",
-        help="prompt-in-decoder, or prompt-in-encoder for models trained so (default: pid)",
+        help="prompt-in-decoder or prompt-in-encoder (default: as the run was trained, or pid)",
     )
     options = parser.parse_args(arguments)
     with user_errors():
@@ -71,10 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _predict_file(options: argparse.Namespace) -> None:
     # The lines are checked before the model is loaded: a mistake in them shows at once.
-    examples = list(jsonl.read(options.input))
-    lines = [json.loads(line) for line in options.input.read_bytes().split(b"\n") if line.strip()]
+    read = list(jsonl.read_lines(options.input))
+    examples = [example for _, example in read]
     keep_compiled_programs()
     model = PidModel.from_pretrained(options.checkpoint)
+    from pid_jax.checkpoints import orbax  # slow to import, and --help should not wait for it
+
+    method = options.method or orbax.trained_method(options.checkpoint)
     if model.tokenizer is None:
         raise UserError(
             f"{options.checkpoint} has no tokenizer, so it cannot read text: put tokenizer.json "
@@ -96,15 +98,16 @@ def _predict_file(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             after_batch=report,
             max_new_tokens=options.max_new_tokens,
-            method=options.method,
+            method=method,
         )
         with path.open("w", encoding="utf-8", newline="\n") as file:
-            for line, line_answers in zip(lines, answers, strict=True):
-                file.write(json.dumps(answered(line, line_answers), ensure_ascii=False) + "\n")
+            for (text, _), line_answers in zip(read, answers, strict=True):
+                line = answered(json.loads(text), line_answers)
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     seconds = time.perf_counter() - started
     print(
         f"{options.output}: {len(examples)} documents, {sum(map(len, answers))} prompts, "
-        f"{seconds:.1f} s ({options.method})"
+        f"{seconds:.1f} s ({method})"
     )
 
 

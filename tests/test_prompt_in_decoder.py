@@ -171,10 +171,35 @@ def compiled_array_sizes(documents: int, prompts: int) -> list[int]:
     program = jax.jit(greedy, static_argnums=0, static_argnames="max_new_tokens").lower(
         model, models.abstract_params(model), *shapes, max_new_tokens=NEW_TOKENS
     )
-    text = program.compile().as_text()
-    arrays = re.findall(r"\b(?:f32|bf16|f16|s32|u32|pred|s64)\[([\d,]+)\]", text)
+    return array_sizes(program)
+
+
+def array_sizes(lowered) -> list[int]:
+    arrays = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", lowered.compile().as_text())
     assert len(arrays) > 100
     return [math.prod(map(int, dimensions.split(","))) for dimensions in set(arrays)]
+
+
+def compiled_loss_array_sizes(documents: int, prompts: int) -> list[int]:
+    """The same of a training step's loss and gradient."""
+    model = models.build(WIDE)
+
+    def tokens(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+
+    batch = Batch(
+        *tokens(documents, DOCUMENT_TOKENS),
+        *tokens(documents, prompts, PROMPT_TOKENS),
+        *tokens(documents, prompts, NEW_TOKENS),
+    )
+    gradient = jax.grad(lambda params, batch: prompt_in_decoder.loss(model, params, batch)[0])
+    return array_sizes(jax.jit(gradient).lower(models.abstract_params(model), batch))
+
+
+def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
+    per_prompt_documents = DOCUMENTS * PROMPTS * DOCUMENT_TOKENS * WIDE["d_model"]
+    assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
+    assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
 
 
 def test_the_compiled_decoding_step_holds_no_array_of_a_document_per_prompt():

@@ -5,7 +5,7 @@ Torch is never needed. Weights come from `model.safetensors` or from the shards 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, Tens
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "*.model", "*.vocab")
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
@@ -70,6 +70,8 @@ def load(
     directory = find(path_or_hub_id)
     config = read_config(directory)
     family = models.family_of(config.model_type)
+    if not any(directory.glob("*.safetensors")) and directory != Path(path_or_hub_id):
+        _refuse_pickled(str(path_or_hub_id), _files_on_hub(str(path_or_hub_id)))
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         model = models.build(config, dtype)
@@ -138,14 +140,7 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             raise UserError(f'{index}: "weight_map" is missing')
         files = sorted(set(weight_map.values()))
     else:
-        pickled = sorted(path.name for pattern in _PICKLED for path in directory.glob(pattern))
-        if pickled:
-            raise UserError(
-                f"{directory / pickled[0]}: weights of this kind are not read, since loading a "
-                "pickle can run any code. Convert them once, where you trust the file, with "
-                "torch and transformers: AutoModelForSeq2SeqLM.from_pretrained(DIRECTORY)"
-                ".save_pretrained(NEW_DIRECTORY) writes safetensors."
-            )
+        _refuse_pickled(str(directory), [path.name for path in directory.iterdir()])
         raise UserError(f"{directory}: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there")
     with ExitStack() as stack:
         tensors: dict[str, Callable[[], np.ndarray]] = {}
@@ -160,6 +155,27 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 tensors[tensor] = _reader(file, tensor)
         yield tensors
+
+
+def _refuse_pickled(where: str, files: Sequence[str]) -> None:
+    pickled = sorted(name for name in files if name.endswith(_PICKLED))
+    if pickled:
+        raise UserError(
+            f"{where}: {pickled[0]}: weights of this kind are not read, since loading a pickle "
+            "can run any code. Convert them once, where you trust the file, with torch and "
+            f'transformers: AutoModelForSeq2SeqLM.from_pretrained("{where}")'
+            ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same for "
+            "the tokenizer."
+        )
+
+
+def _files_on_hub(name: str) -> list[str]:
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.HfApi().list_repo_files(name)
+    except Exception:  # offline, say: then what is missing is all that can be said
+        return []
 
 
 def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
@@ -199,28 +215,33 @@ def save(
 ) -> None:
     """Writes a directory from which transformers' `from_pretrained` gives the same logits.
 
-    The weights keep their dtype. An existing directory keeps its other files; each file is
-    written whole beside its place first, so that a killed run leaves no torn file.
+    The weights keep their dtype. In an existing directory files of the same names and older
+    weights are replaced, each file at once and older weights only when the new ones are
+    complete; a save that is killed between two files can leave files of both models.
     """
     directory = Path(directory)
-    save_config(directory, model.config, tokenizer, dtype=str(jax.tree.leaves(params)[0].dtype))
+    directory.mkdir(parents=True, exist_ok=True)
     flat = flatten_dict(params)
     places = models.family_of(model.config.model_type).tensors(model.config)
     shards = _split(places, flat)
-    for stale in [*directory.glob("model-*-of-*.safetensors"), directory / WEIGHTS_INDEX]:
-        stale.unlink(missing_ok=True)
     if len(shards) == 1:
+        written = {WEIGHTS}
         _write_shard(directory / WEIGHTS, shards[0], places, flat)
-        return
-    (directory / WEIGHTS).unlink(missing_ok=True)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_shard(directory / file, names, places, flat)
-        weight_map |= dict.fromkeys(names, file)
-    size = sum(leaf.nbytes for leaf in flat.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    _write_json(directory / WEIGHTS_INDEX, index)
+    else:
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(shards, start=1):
+            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            _write_shard(directory / file, names, places, flat)
+            weight_map |= dict.fromkeys(names, file)
+        size = sum(leaf.nbytes for leaf in flat.values())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        _write_json(directory / WEIGHTS_INDEX, index)
+        written = {WEIGHTS_INDEX, *weight_map.values()}
+    for pattern in ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS):
+        for stale in directory.glob(pattern):
+            if stale.name not in written:
+                stale.unlink()
+    save_config(directory, model.config, tokenizer, dtype=str(jax.tree.leaves(params)[0].dtype))
 
 
 def save_config(

@@ -106,6 +106,22 @@ def saved_steps(workdir: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def run_config(workdir: str | Path) -> dict[str, Any]:
+    """The configuration that a run was trained by. Raises UserError where it cannot be read."""
+    path = Path(workdir) / CONFIG
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the run's configuration cannot be read: {error}") from error
+
+
+def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
+    """The method that a run was trained for; "pid" of what is not a run's working directory."""
+    if not (Path(checkpoint) / CHECKPOINTS).is_dir():
+        return "pid"
+    return run_config(checkpoint)["method"]
+
+
 def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
@@ -152,7 +168,7 @@ def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "
         case "last":
             chosen = steps[-1]
         case "best":
-            metric = json.loads((workdir / CONFIG).read_text())["checkpoint"]["best_metric"]
+            metric = run_config(workdir)["checkpoint"]["best_metric"]
             with ocp.training.Checkpointer(directory) as checkpointer:
                 best = _best_step(checkpointer, metric)
             chosen = steps[-1] if best is None else best

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.errors import UserError
 from pid_jax.models import config_reading
 from pid_jax.models.layers import (
     ACTIVATIONS,
@@ -24,13 +25,14 @@ from pid_jax.models.layers import (
     attend,
     causal_mask,
     merge_heads,
+    precision_of,
     split_heads,
 )
 from pid_jax.models.protocol import Family, KeyValue, Past, TensorPlace
 
-# What transformers 5 does with the decoder's output before the head, by model type. T5 scales
-# by d_model**-0.5 where the head was tied to the embedding (`tie_word_embeddings`, which
-# transformers reads for nothing else); mT5 never does, UMT5 always.
+# What transformers 5 does with the decoder's output before the head, by model type, where
+# config.json has no `scale_decoder_outputs`. T5 scales by d_model**-0.5 unless
+# `tie_word_embeddings` is false (it reads that flag for nothing else); mT5 never, UMT5 always.
 _SCALES_DECODER_OUTPUTS = {"t5": None, "mt5": False, "umt5": True}
 
 
@@ -89,6 +91,16 @@ class T5Config:
         defaults["scale_decoder_outputs"] = tied if scales is None else scales
 
         read = config_reading.read_fields(cls, config, defaults)
+        buckets, distance = (
+            read.relative_attention_num_buckets,
+            read.relative_attention_max_distance,
+        )
+        if buckets < 4 or buckets % 2 or distance <= buckets // 2:
+            raise UserError(
+                'config.json: "relative_attention_num_buckets" must be even and at least 4, and '
+                '"relative_attention_max_distance" above half of it, not '
+                f"{buckets} and {distance}"
+            )
         supported = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
         config_reading.check_supported("feed_forward_proj", read.feed_forward_proj, supported)
         encoder_decoder = config.get("is_encoder_decoder", True)
@@ -102,8 +114,6 @@ class T5Config:
             "num_layers",
             "num_decoder_layers",
             "num_heads",
-            "relative_attention_num_buckets",
-            "relative_attention_max_distance",
         )
         return read
 
@@ -117,8 +127,6 @@ class T5Config:
         }
         return values | {
             "architectures": [architecture[self.model_type]],
-            # Read by transformers for the scaling alone; the weights' presence says the rest.
-            "tie_word_embeddings": self.scale_decoder_outputs,
             "dense_act_fn": self.activation,
             "is_gated_act": self.gated,
             "is_encoder_decoder": True,
@@ -410,7 +418,12 @@ class T5(nn.Module):
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden)
         embedding = self.shared.embedding.astype(self.dtype)
-        return jnp.dot(hidden, embedding.T, preferred_element_type=jnp.float32)
+        return jnp.dot(
+            hidden,
+            embedding.T,
+            precision=precision_of(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
 
 
 def _tensors(config: T5Config) -> dict[str, TensorPlace]:

@@ -6,6 +6,7 @@
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.metrics.squad import token_f1
 from pid_jax.tasks.task import SPLITS, Predictions, Report, check_split, prediction_for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ class JsonLines:
 
 
 def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]:
-    """Reads one file, line by line; blank lines are skipped.
+    """The examples of one file, read as `read_lines` does."""
+    for _, example in read_lines(path, require_target=require_target):
+        yield example
+
+
+def read_lines(path: str | Path, *, require_target: bool = False) -> Iterator[tuple[str, Example]]:
+    """Reads one file, line by line: each line's text and its example; blank lines are skipped.
 
     Raises UserError, naming file and line, for whatever `parse_line` refuses, for bytes that
     are not UTF-8 and for a document id that was already used; and if there is no line at all.
@@ -77,19 +86,15 @@ def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]
             for line_number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                example = parse_line(
-                    _decoded(line, path, line_number),
-                    path,
-                    line_number,
-                    require_target=require_target,
-                )
+                text = _decoded(line, path, line_number)
+                example = parse_line(text, path, line_number, require_target=require_target)
                 if example.id in first_line_of:
                     raise UserError(
                         f"{path}, line {line_number}: the id {example.id!r} was already used in "
                         f"line {first_line_of[example.id]}"
                     )
                 first_line_of[example.id] = line_number
-                yield example
+                yield text, example
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not first_line_of:
@@ -180,6 +185,7 @@ def _decoded(line: bytes, path: Path, line_number: int) -> str:
 
 def _file_of_split(path: Path, split: str) -> Path:
     if path.is_file():
+        log.warning("%s is one file: it serves as the split %r, as it would for any", path, split)
         return path
     if not path.is_dir():
         raise UserError(f"{path}: no such file or directory")

@@ -1,5 +1,6 @@
 """What a run is made of, put together from its configuration: data, model, first state."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,17 +68,17 @@ def new_model(
     """
     if config.model.init:
         start = PidModel.from_pretrained(config.model.init)
-        description, params, tokenizer = start.config.to_hf(), start.params, start.tokenizer
+        architecture, params, tokenizer = start.config, start.params, start.tokenizer
         if config.tokenizer.path:
             tokenizer = _read_tokenizer(config)
         if tokenizer is None:
             raise UserError(
                 f"{config.model.init} has no tokenizer: name one with --config.tokenizer.path=..."
             )
-        if _vocabulary(tokenizer) > description["vocab_size"]:
+        if _vocabulary(tokenizer) > architecture.vocab_size:
             raise UserError(
                 f"the tokenizer has {_vocabulary(tokenizer)} tokens, but {config.model.init} only "
-                f"{description['vocab_size']} embeddings: they do not belong together"
+                f"{architecture.vocab_size} embeddings: they do not belong together"
             )
     else:
         params = None
@@ -92,18 +93,21 @@ def new_model(
             "eos_token_id": _special(tokenizer, "eos_token_id"),
             "decoder_start_token_id": _special(tokenizer, "pad_token_id"),
         }
-    description["dropout_rate"] = config.train.dropout_rate
-    return models.build(description, activation_dtype(config)), params, tokenizer
+        architecture = models.config_from_hf(description)
+    return _build(config, architecture), params, tokenizer
 
 
 def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, Tokenizer]:
     """The model and tokenizer that `save_model` wrote, with this run's dropout and dtype."""
-    description = huggingface.read_config(directory).to_hf()
-    description["dropout_rate"] = config.train.dropout_rate
     tokenizer = huggingface.load_tokenizer(directory)
     if tokenizer is None:
         raise UserError(f"{directory} has lost its tokenizer: the run cannot go on")
-    return models.build(description, activation_dtype(config)), tokenizer
+    return _build(config, huggingface.read_config(directory)), tokenizer
+
+
+def _build(config: ConfigDict, architecture: Any) -> EncoderDecoder:
+    architecture = dataclasses.replace(architecture, dropout_rate=config.train.dropout_rate)
+    return models.build(architecture, activation_dtype(config))
 
 
 def save_model(directory: Path, model: EncoderDecoder, tokenizer: Tokenizer) -> None:

@@ -48,6 +48,10 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     is not finite, Interrupted (after saving) on SIGTERM or Ctrl-C.
     """
     workdir = Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
     start = max(saved_steps(workdir), default=0)
@@ -125,7 +129,9 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                                 held_out.subtask_counts,
                                 evaluation_steps,
                                 rows,
-                                stop,
+                                # Cut short by a signal, but for the last: no rerun would make
+                                # it, and without it the best checkpoint is not known.
+                                stop if number < last else None,
                             )
                         if metrics is not None:
                             writer.write(number, "validation", metrics)
@@ -158,9 +164,9 @@ def evaluate(
     subtask_counts: np.ndarray,
     evaluation_steps: CompiledByShape,
     rows: jax.sharding.NamedSharding,
-    stop: StopSignals,
+    stop: StopSignals | None,
 ) -> dict[str, float] | None:
-    """Teacher-forced figures over all of `batches`; None when a signal asked to stop meanwhile.
+    """Teacher-forced figures over all of `batches`; None when `stop` was asked to meanwhile.
 
     loss (nats per target token), token_accuracy, exact_match (share of targets that greedy
     decoding yields) and joint_exact_match (share of documents of which it yields every target).
@@ -169,7 +175,7 @@ def evaluate(
     loss = correct_tokens = target_tokens = 0.0
     correct = []
     for batch in batches:
-        if stop.requested:
+        if stop is not None and stop.requested:
             return None
         figures = evaluation_steps.for_batch(params, batch)(params, jax.device_put(batch, rows))
         figures = jax.device_get(figures)

@@ -80,5 +80,13 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def matrices(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: those with at least two dimensions."""
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
+    """True for the leaves that weight decay applies to: kernels and embeddings of tokens.
+
+    Norm scales have one dimension; a table of position biases is a bias all the same.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            jnp.ndim(leaf) >= 2 and "relative_position_bias" not in jax.tree_util.keystr(path)
+        ),
+        params,
+    )

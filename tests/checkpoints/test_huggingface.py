@@ -192,6 +192,17 @@ def test_a_hub_id_is_fetched_without_pickles(directory, monkeypatch):
     assert not any(pattern.endswith((".bin", "*")) for pattern in asked["patterns"])
 
 
+def test_a_hub_checkpoint_that_is_pickled_only_is_refused_with_how_to_convert_it(
+    directory, monkeypatch
+):
+    (directory / "model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(directory))
+    listing = ["config.json", "pytorch_model.bin"]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_: listing)
+    with pytest.raises(UserError, match=r'pytorch_model.bin: .*from_pretrained\("google/t5"\)'):
+        PidModel.from_pretrained("google/t5")
+
+
 @pytest.fixture(scope="module")
 def with_tokenizer(tmp_path_factory):
     tokenizer = train_tokenizer(["the hotel is in the north", "a cheap place"] * 5, 300)

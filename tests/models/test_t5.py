@@ -1,14 +1,18 @@
 """Every T5 variant against transformers, on random weights."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from pid_jax import models
+from pid_jax.checkpoints import huggingface
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
+from pid_jax.models import layers
 from tests import transformers_models
 from tests.transformers_models import VARIANTS
 
@@ -78,6 +82,21 @@ def test_pie_scores_equal_transformers(pair):
             assert scores[i][j] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_long_document_scores_as_in_transformers(pair):
+    """Distances of every bucket, the last one included."""
+    theirs, ours = pair
+    document = [2 + (7 * i) % 90 for i in range(300)]
+    [[score]] = ours.score([document], [PROMPTS[0][:1]], [TARGETS[0][:1]])
+    expected = transformers_models.log_probability(theirs, document, PROMPTS[0][0], TARGETS[0][0])
+    assert score == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_run_that_starts_from_a_checkpoint_keeps_its_architecture(pair, tmp_path):
+    _, ours = pair
+    huggingface.save_config(tmp_path, ours.config, None)
+    assert huggingface.read_config(tmp_path) == ours.config
+
+
 def test_an_export_gives_transformers_the_same_logits(pair, tmp_path):
     theirs, ours = pair
     ours.save_pretrained(tmp_path)
@@ -123,6 +142,7 @@ def test_bfloat16_activations_stay_close_to_float32(pair, tmp_path):
         ({"feed_forward_proj": "gated-tanh"}, "\"feed_forward_proj\": 'gated-tanh' is not support"),
         ({"d_model": "512"}, '"d_model" must be of type int'),
         ({"num_heads": 0}, '"num_heads" must be above 0'),
+        ({"relative_attention_num_buckets": 2}, "must be even and at least 4"),
         ({"is_encoder_decoder": False}, '"is_encoder_decoder": False is not supported'),
         ({"eos_token_id": [1, 2]}, '"eos_token_id" must be of type int'),
     ],
@@ -131,6 +151,53 @@ def test_a_config_that_is_not_supported_is_named(change, message):
     with pytest.raises(UserError) as error:
         models.build({**transformers_models.SIZES, "model_type": "t5", **change})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("scaled", [None, True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["t5", "mt5", "umt5"])
+def test_a_config_survives_being_written(model_type, tied, scaled):
+    written = {"model_type": model_type, "tie_word_embeddings": tied}
+    if scaled is not None:
+        written["scale_decoder_outputs"] = scaled
+    config = models.config_from_hf(written)
+    assert config.tie_word_embeddings == tied
+    assert models.config_from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (8, 12), (64, 500)])
+def test_buckets_of_far_distances_equal_transformers(bidirectional, buckets, max_distance):
+    distances = np.arange(-1200, 1201)
+    expected = T5Attention._relative_position_bucket(
+        torch.tensor(distances)[None], bidirectional, buckets, max_distance
+    )
+    ours = layers.relative_position_bucket(
+        jnp.asarray(distances)[None],
+        bidirectional=bidirectional,
+        buckets=buckets,
+        max_distance=max_distance,
+    )
+    np.testing.assert_array_equal(ours, expected.numpy())
+
+
+def test_new_position_biases_start_nearby():
+    """Four heads: everything, the token before, the next one, the few before; no noise."""
+
+    def table(bidirectional):
+        bias = layers.RelativePositionBias(4, 32, 128, bidirectional, stddev=0.0)
+        return np.asarray(layers.nearby_start(jax.random.key(0), (32, 4), jnp.float32, bias))
+
+    # Buckets of T5: 0 is the token itself, 1..7 so many tokens before, 17.. so many after.
+    encoder = table(bidirectional=True)
+    np.testing.assert_allclose(encoder[:, 0], 0)
+    np.testing.assert_allclose(encoder[[0, 1, 2, 7, 17, 18], 1], [-1, 0, -1, -6, -2, -3])
+    np.testing.assert_allclose(encoder[[0, 1, 2, 17, 18, 19], 2], [-1, -2, -3, 0, -1, -2])
+    np.testing.assert_allclose(encoder[[0, 3, 4, 17], 3], [-0.9, 0, -0.3, -1.2], atol=1e-6)
+    assert encoder.min() == -8
+    decoder = table(bidirectional=False)
+    np.testing.assert_allclose(decoder[[0, 1, 2, 3], 1], [-1, 0, -1, -2])
+    np.testing.assert_allclose(decoder[[0, 1, 2, 3], 2], [0, -1, -2, -3])
 
 
 def test_a_config_without_a_model_type_lists_what_there_is():
