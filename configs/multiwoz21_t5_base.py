@@ -11,7 +11,9 @@ Where the values come from:
                                       arXiv 2403.13112) came without code or configuration
 
 t5-base is named because its weights are published as safetensors. `config.model.init` takes any
-T5 1.0, 1.1, Flan-T5 or mT5 checkpoint; 1.1 was pretrained without dropout and needs more steps.
+T5 1.0, 1.1, Flan-T5 or mT5 checkpoint that is (others are refused with how to convert them); 1.1
+was pretrained without dropout and needs more steps. How much memory a step takes was not measured
+on an accelerator: where it does not fit, halve data.batch_size and double train.steps.
 """
 
 from ml_collections import ConfigDict
@@ -30,9 +32,11 @@ def get_config() -> ConfigDict:
     config.data.document_tokens = 512
     config.data.prompt_tokens = 16
     config.data.target_tokens = 24
+    # Few lengths: each is a program to compile, and this one takes a while.
+    config.data.document_multiple = 128
     config.data.batch_size = 32
     # Of 30 slots about 25 are "none": a fifth of those, and nearly all of the rest, in each step.
-    config.data.max_prompts = 16
+    config.data.max_prompts = 12
     config.data.negative_rate = 0.2
 
     config.optimizer.name = "adafactor"

@@ -1,4 +1,4 @@
-"""MultiWOZ 2.1 dialogue states with T5-large, for a GPU or a TPU with 40 GB or more.
+"""MultiWOZ 2.1 dialogue states with T5-large, for a large GPU or TPUs.
 
 As multiwoz21_t5_base.py, which says where the values come from. Our choice: half the documents
 in a step, twice the steps, so that every turn is seen as often.
