@@ -327,10 +327,21 @@ def _check_override(override: str, known: Mapping[str, Any], path: str | Path) -
             f"config.{key} is a section; set its keys one by one: "
             + ", ".join(f"--config.{name}" for name in sections)
         )
-    close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    close += [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    hint = "".join(f"; did you mean config.{name}?" for name in list(dict.fromkeys(close))[:1])
-    raise UserError(f"unknown key config.{key} for {path}{hint}")
+    raise UserError(f"unknown key config.{key} for {path}{_hint(key, known)}")
+
+
+def _hint(key: str, known: Mapping[str, Any]) -> str:
+    """What an unknown key may have been meant to be, or what its section holds."""
+    section, _, name = key.rpartition(".")
+    beside = [other for other in known if other.rpartition(".")[0] == section]
+    close = [other for other in known if other.rpartition(".")[2] == name]
+    close = close or difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+    if close:
+        return f"; did you mean config.{close[0]}?"
+    if section and beside:
+        names = ", ".join(other.rpartition(".")[2] for other in beside)
+        return f": config.{section} has {names}"
+    return ""
 
 
 def _one_of(config: ConfigDict, key: str, choices: Sequence[str]) -> None:

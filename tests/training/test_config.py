@@ -58,6 +58,8 @@ def test_sections_of_others_take_new_keys(file):
     ("override", "message"),
     [
         ("--config.optimizer.lerning_rate=1", "did you mean config.optimizer.learning_rate"),
+        ("--config.optimizer.lr=1", "config.optimizer has b1, b2, clip_norm, "),
+        ("--config.nothing.lr=1", "unknown key config.nothing.lr"),
         ("--config.steps=5", "did you mean config.train.steps"),
         ("--config.train.steps=many", "config.train.steps"),
         ("--config.train.steps=1.5", "config.train.steps"),

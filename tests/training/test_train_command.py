@@ -137,7 +137,7 @@ def test_four_devices_compute_what_one_does(environment, uninterrupted, tmp_path
         (["--config.data.task=nothing"], "unknown task 'nothing'"),
         (["--config.mesh.data=3"], "does not fit 1 device"),
         (["--config.model.init=/nowhere"], "/nowhere"),
-        (["--config.data.task=jsonl", "--config.data.path=/nowhere.jsonl"], "/nowhere.jsonl"),
+        (["--config.data.path=/nowhere.jsonl"], "/nowhere.jsonl"),
         (["--config.model.architecture.model_type=gpt2"], "gpt2"),
     ],
 )
