@@ -31,7 +31,7 @@ class EncodedDocuments(NamedTuple):
     """All that decoding needs of B documents. Nothing in it grows with the prompts."""
 
     cross_attention: tuple[KeyValue, ...]
-    """Per decoder layer, `[B, H, S, K]`."""
+    """Per decoder layer, `[B, H, K, S]`."""
     mask: Bool[Arr, "B S"]
 
 
@@ -63,20 +63,22 @@ def decode(
     tokens: Int[Array, "B P L"],
     token_mask: Bool[Array, "B P L"],
     positions: Int[Array, "B P L"],
-    slot: int | Int[Array, ""],
+    slots: Int[Array, "#B L"] | Int[Array, "B P L"],
     past: Past | None = None,
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B P L D"], tuple[KeyValue, ...]]:
     """Runs the decoder on L tokens of every prompt, against one encoding per document.
 
     The arguments are those of `EncoderDecoder.decode` with a prompt axis: `past` holds
-    `[B, P, H, M, K]`, and so do the keys and values returned for the new tokens.
+    `[B, P, H, K, M]`, and so do the keys and values returned for the new tokens. `slots` has
+    one only where the prompts of a document do not agree on the slots of their tokens.
     """
 
     def decode_one_prompt(
         tokens: Int[Array, "B L"],
         token_mask: Bool[Array, "B L"],
         positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
         past: Past | None,
         dropout_key: Key[Array, ""] | None,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
@@ -85,7 +87,7 @@ def decode(
             tokens,
             token_mask,
             positions,
-            slot,
+            slots,
             encoded.cross_attention,
             encoded.mask,
             past,
@@ -95,8 +97,9 @@ def decode(
         )
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, tokens.shape[1])
-    over_prompts = jax.vmap(decode_one_prompt, in_axes=(1, 1, 1, 1, 0), out_axes=1)
-    return over_prompts(tokens, token_mask, positions, past, keys)
+    over_slots = 1 if slots.ndim == 3 else None
+    over_prompts = jax.vmap(decode_one_prompt, in_axes=(1, 1, 1, over_slots, 1, 0), out_axes=1)
+    return over_prompts(tokens, token_mask, positions, slots, past, keys)
 
 
 def positions_of(mask: Bool[Array, "*batch L"]) -> Int[Array, "*batch L"]:
@@ -121,8 +124,9 @@ def teacher_forced_logits(
     encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
     tokens = jnp.concatenate([batch.prompts, batch.targets[..., :-1]], axis=-1)
     mask = jnp.concatenate([batch.prompt_mask, batch.target_mask[..., :-1]], axis=-1)
+    slots = jnp.arange(tokens.shape[-1])[None]
     hidden, _ = decode(
-        model, params, encoded, tokens, mask, positions_of(mask), 0, dropout_key=decoder_key
+        model, params, encoded, tokens, mask, positions_of(mask), slots, dropout_key=decoder_key
     )
     predicting = hidden[:, :, batch.prompts.shape[-1] - 1 :]
     return model.apply({"params": params}, predicting, method="logits")

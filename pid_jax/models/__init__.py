@@ -49,7 +49,7 @@ def _everything(module: Any) -> None:
     tokens = jnp.zeros((1, 1), jnp.int32)
     mask = jnp.ones((1, 1), bool)
     keys_and_values = module.project_cross_attention(module.encode(tokens, mask))
-    hidden, _ = module.decode(tokens, mask, tokens, 0, keys_and_values, mask)
+    hidden, _ = module.decode(tokens, mask, tokens, tokens, keys_and_values, mask)
     module.logits(hidden)
 
 

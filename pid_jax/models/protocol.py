@@ -21,17 +21,21 @@ Params = Mapping[str, Any]
 
 
 class KeyValue(NamedTuple):
-    """The keys and values that one attention layer reads."""
+    """The keys and values that one attention layer reads.
 
-    key: Float[Array, "B H S K"]
-    value: Float[Array, "B H S K"]
+    The axis that is attended over comes last. With the few queries of a decoding step XLA's
+    CPU products read this layout at three to five times the rate of `[B, H, S, K]`.
+    """
+
+    key: Float[Array, "B H K S"]
+    value: Float[Array, "B H K S"]
 
 
 class Past(NamedTuple):
     """What earlier calls of `decode` left to attend to. The caller owns and writes it."""
 
     layers: tuple[KeyValue, ...]
-    """One per decoder layer, `[B, H, M, K]`: M slots, in order of position."""
+    """One per decoder layer, `[B, H, K, M]`: M slots, in order of position."""
     mask: Bool[Array, "B M"]
     """True for the slots that hold a token."""
 
@@ -88,7 +92,7 @@ class EncoderDecoder(Protocol):
         tokens: Int[Array, "B L"],
         token_mask: Bool[Array, "B L"],
         positions: Int[Array, "B L"],
-        slot: int | Int[Array, ""],
+        slots: Int[Array, "#B L"],
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None = None,
@@ -101,16 +105,20 @@ class EncoderDecoder(Protocol):
         token_mask: False for padding, which nothing attends to.
         positions: each token's position in its own sequence, padding not counted (for
             families with absolute positions).
-        slot: the place of the first new token in the padded sequence, the same in every
-            row; token i stands at `slot + i`, past slot j at `j`. Differences of slots are
-            differences of positions, which is all that relative families need.
+        slots: each token's place in its padded sequence, one row where all rows agree; past
+            slot j stands at `j`. Differences of slots are differences of positions, which is
+            all that relative families need.
         Returns the last layer's normalised output and each layer's keys and values for the
-        new tokens alone, `[B, H, L, K]`, for the caller to add to `past`.
+        new tokens alone, `[B, H, K, L]`, for the caller to add to `past`.
         """
         ...
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Next-token logits in float32 for outputs of `decode`."""
+        ...
+
+    def decoding_params(self, params: Params) -> Params:
+        """Parameters that decode faster on a CPU: the same, some repeated in another layout."""
         ...
 
 

@@ -23,12 +23,14 @@ from pid_jax.models.layers import (
     RMSNorm,
     Source,
     attend,
+    attend_by_blocks,
     causal_mask,
     merge_heads,
     precision_of,
     split_heads,
+    split_source_heads,
 )
-from pid_jax.models.protocol import Family, KeyValue, Past, TensorPlace
+from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
 
 # What transformers 5 does with the decoder's output before the head, by model type, where
 # config.json has no `scale_decoder_outputs`. T5 scales by d_model**-0.5 unless
@@ -162,7 +164,9 @@ class Attention(nn.Module):
     def project(self, x: Float[Array, "B S D"]) -> KeyValue:
         """Keys and values of what is attended to."""
         heads = self.config.num_heads
-        return KeyValue(split_heads(self.key(x), heads), split_heads(self.value(x), heads))
+        return KeyValue(
+            split_source_heads(self.key(x), heads), split_source_heads(self.value(x), heads)
+        )
 
     def __call__(
         self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
@@ -172,6 +176,18 @@ class Attention(nn.Module):
             query, sources, dropout=lambda weights: self.dropout(weights, deterministic)
         )
         return self.output(merge_heads(attended))
+
+    def of_documents(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        distance_bias: Float[Array, "H distances"],
+    ) -> Float[Array, "B S D"]:
+        """Self-attention of an encoder, without dropout."""
+        query = split_heads(self.query(x), self.config.num_heads)
+        return self.output(
+            merge_heads(attend_by_blocks(query, self.project(x), mask, distance_bias))
+        )
 
 
 class FeedForward(nn.Module):
@@ -228,13 +244,17 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        mask: Bool[Array, "B 1 S"],
-        bias: Float[Array, "1 H S S"],
+        mask: Bool[Array, "B S"],
+        bias: Float[Array, "1 H S S"] | Float[Array, "H distances"],
         deterministic: bool,
     ) -> Float[Array, "B S D"]:
         normed = self.self_attention_norm(x)
-        source = Source(self.self_attention.project(normed), mask, bias)
-        x = x + self.dropout(self.self_attention(normed, [source], deterministic), deterministic)
+        if deterministic:
+            attended = self.self_attention.of_documents(normed, mask, bias)
+        else:
+            source = Source(self.self_attention.project(normed), mask[:, None, :], bias)
+            attended = self.self_attention(normed, [source], deterministic)
+        x = x + self.dropout(attended, deterministic)
         forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.dropout(forwarded, deterministic)
 
@@ -258,7 +278,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "B L D"],
         present_mask: Bool[Array, "B L L"],
-        present_bias: Float[Array, "1 H L L"],
+        present_bias: Float[Array, "#B H L L"],
         past: Source | None,
         document: Source,
         deterministic: bool,
@@ -290,12 +310,15 @@ class Encoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], document_mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
-        slots = jnp.arange(x.shape[1])
-        mask = document_mask[:, None, :]
-        biases = [bias(slots, slots) for bias in self.relative_position_bias]
+        length = x.shape[1]
+        slots = jnp.arange(length)[None]
+        biases = [
+            bias.by_distance(length) if deterministic else bias(slots, slots)
+            for bias in self.relative_position_bias
+        ]
         x = self.dropout(x, deterministic)
         for i, layer in enumerate(self.layers):
-            x = layer(x, mask, biases[i % len(biases)], deterministic)
+            x = layer(x, document_mask, biases[i % len(biases)], deterministic)
         return self.dropout(self.final_norm(x), deterministic)
 
 
@@ -322,17 +345,16 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B L D"],
         token_mask: Bool[Array, "B L"],
-        slot: int | Int[Array, ""],
+        slots: Int[Array, "#B L"],
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        slots = slot + jnp.arange(x.shape[1])
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         biases = [bias(slots, slots) for bias in self.relative_position_bias]
         if past is not None:
-            past_slots = jnp.arange(past.mask.shape[1])
+            past_slots = jnp.arange(past.mask.shape[1])[None]
             past_biases = [bias(slots, past_slots) for bias in self.relative_position_bias]
         x = self.dropout(x, deterministic)
         present = []
@@ -394,7 +416,7 @@ class T5(nn.Module):
         tokens: Int[Array, "B L"],
         token_mask: Bool[Array, "B L"],
         positions: Int[Array, "B L"],
-        slot: int | Int[Array, ""],
+        slots: Int[Array, "#B L"],
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None = None,
@@ -405,7 +427,7 @@ class T5(nn.Module):
         return self.decoder(
             self.shared(tokens),
             token_mask,
-            slot,
+            slots,
             cross_attention,
             document_mask,
             past,
@@ -417,13 +439,22 @@ class T5(nn.Module):
             hidden = hidden * self.config.d_model**-0.5
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden)
-        embedding = self.shared.embedding.astype(self.dtype)
+        if self.has_variable("params", "head_kernel"):
+            kernel = self.get_variable("params", "head_kernel")
+        else:
+            kernel = self.shared.embedding.T
         return jnp.dot(
             hidden,
-            embedding.T,
+            kernel.astype(self.dtype),
             precision=precision_of(self.dtype),
             preferred_element_type=jnp.float32,
         )
+
+    def decoding_params(self, params: Params) -> Params:
+        """Adds a tied head in the layout of a kernel, which XLA's CPU products read faster."""
+        if not self.config.tie_word_embeddings:
+            return params
+        return {**params, "head_kernel": params["shared"]["embedding"].T}
 
 
 def _tensors(config: T5Config) -> dict[str, TensorPlace]:
