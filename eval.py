@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from pid_jax import evaluation
-    from pid_jax.command_line import keep_compiled_programs
+    from pid_jax.compilation_cache import keep_compiled_programs
     from pid_jax.errors import UserError
     from pid_jax.model import PidModel
     from pid_jax.training import assembly
@@ -84,12 +84,12 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {options.output}: {error.strerror}") from error
-    done = 0
+    done = 0.0
 
-    def report(documents: int, _: float) -> None:
+    def report(documents: float, _: float) -> None:
         nonlocal done
         done += documents
-        print(f"{done:,} of {len(examples):,} documents", file=sys.stderr)
+        print(f"{done:,.0f} of {len(examples):,} documents", file=sys.stderr)
 
     result = evaluation.evaluate(
         model,

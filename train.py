@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
 
     # After the arguments are read: importing JAX takes seconds that --help should not.
-    from pid_jax.command_line import keep_compiled_programs, user_errors
+    from pid_jax.command_line import user_errors
+    from pid_jax.compilation_cache import keep_compiled_programs
     from pid_jax.training import config as configuration
     from pid_jax.training import loop
     from pid_jax.training.stop_signals import Interrupted

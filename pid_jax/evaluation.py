@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
+from pid_jax.answering import answered
 from pid_jax.atomic_file import replacing
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples, TruncationReport
 from pid_jax.errors import UserError
 from pid_jax.model import Generation, Method, PidModel
-from pid_jax.predict import answered
 from pid_jax.tasks import Report, Task
 
 # Distributions whose versions change figures or speed.
@@ -51,7 +51,7 @@ def evaluate(
     limits: Limits,
     batch_size: int = 16,
     method: Method = "pid",
-    after_batch: Callable[[int, float], None] | None = None,
+    after_batch: Callable[[float, float], None] | None = None,
 ) -> Evaluation:
     """Generates an answer to every subtask of `examples` and scores them with `task`.
 
@@ -68,7 +68,7 @@ def evaluate(
     )
     per_document: list[float] = []
 
-    def timed(documents: int, seconds: float) -> None:
+    def timed(documents: float, seconds: float) -> None:
         per_document.append(seconds / documents)
         if after_batch is not None:
             after_batch(documents, seconds)
@@ -80,6 +80,7 @@ def evaluate(
         [example.prompts for example in inputs],
         batch_size=batch_size,
         after_batch=timed,
+        progress=False if after_batch is not None else None,
         max_new_tokens=limits.target_tokens,
         method=method,
     )

@@ -1,11 +1,15 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
+import dataclasses
 import functools
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +18,17 @@ from jax.typing import DTypeLike
 
 from pid_jax import prompt_in_decoder
 from pid_jax.checkpoints import huggingface
-from pid_jax.data import tokenizing
-from pid_jax.data.batching import Batch, collate, shape_of
+from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.data.batching import batches_within, bucket
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding.greedy import greedy
+from pid_jax.decoding import stopping
+from pid_jax.decoding.engine import Compaction, DecodingReport, Engine, Outputs
+from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.errors import UserError
+from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.programs import Programs
 
-Text = str | Sequence[int]
-"""Text, or token ids that are used as they are."""
-Method = Literal["pid", "pie"]
-
-_greedy = jax.jit(greedy, static_argnums=0, static_argnames=("max_new_tokens", "min_new_tokens"))
 _score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
 
 
@@ -36,9 +39,22 @@ class Generation:
     text: str | None
     """None where the model has no tokenizer."""
     tokens: list[int]
-    """Without the prompt and without the end token."""
+    """Without the prompt, the end token, and a stop sequence of tokens."""
     score: float
-    """The sum of the log-probabilities of the tokens and, if it came, of the end token."""
+    """The sum of the log-probabilities that the model gives the tokens and, if they came, the end
+    token or the stop sequence."""
+    alternatives: tuple["Generation", ...] = ()
+    """The other outputs, the best first, where num_return_sequences asks for several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """An output as far as it has come."""
+
+    document: int
+    prompt: int
+    generation: Generation
+    done: bool
 
 
 class PidModel:
@@ -54,6 +70,22 @@ class PidModel:
         self.params = params
         self.tokenizer = tokenizer
 
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return Inputs(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        params = self.params
+        if jax.default_backend() == "cpu":
+            params = self.model.decoding_params(params)
+        return Engine(self.model, params)
+
+    @property
+    def programs(self) -> Programs:
+        """What was compiled for decoding; printed, a table with the seconds of each."""
+        return self._engine.programs
+
     @property
     def config(self) -> Config:
         """The architecture's configuration."""
@@ -65,9 +97,11 @@ class PidModel:
 
         Of a run, the best checkpoint is taken. dtype: of parameters and activations,
         "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU). Raises `UserError`
-        naming the file, key or tensor that does not fit.
+        naming the file, key or tensor that does not fit. Turns on JAX's persistent compilation
+        cache, unless it is configured already (see `pid_jax.compilation_cache`).
         """
         dtype = _dtype(dtype)
+        keep_compiled_programs()
         if (Path(path) / "checkpoints").is_dir() or (Path(path) / "model").is_dir():
             from pid_jax.checkpoints import orbax
 
@@ -86,50 +120,154 @@ class PidModel:
         min_new_tokens: int = 0,
         method: Method = "pid",
         num_beams: int = 1,
-        batch_size: int = 8,
-        after_batch: Callable[[int, float], None] | None = None,
+        *,
+        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        compact: Compaction = "auto",
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        after_batch: Callable[[float, float], None] | None = None,
+        report: DecodingReport | None = None,
+        **options: Any,
     ) -> list[list[Generation]]:
-        """Greedily decodes every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
+        """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
 
-        prompts: one list per document, of any length, none too. max_new_tokens: the end
-        token counts as one. min_new_tokens: the end token cannot come before so many others.
-        method: "pid" encodes each document once; "pie" encodes it once per prompt, the prompt
-        before it. batch_size: documents decoded together, those of similar length, the longest
-        first: if memory does not suffice, that shows at once. after_batch: called after each
-        batch with its number of documents and its seconds. Results depend on neither batch
-        mates nor order nor padding. Raises `UserError` for arguments that do not fit.
+        prompts: one list per document, of any length, none too. method: "pid" encodes each
+        document once; "pie" encodes it once per prompt, the prompt before it.
+        options: those of `GenerationOptions`: beam search, sampling, penalties, stop sequences,
+        drafts; greedy without any. allowed: nested as the prompts are, for each prompt the list
+        of its allowed outputs, or None where anything is.
+        compact: whether prompts that have ended are dropped from the batch, which compiles a
+        few smaller programs; "auto" does where that is likely to repay.
+        batch_tokens: how many tokens of documents, prompts and outputs, padding included, are
+        decoded together, by default 4,096 on a CPU and 65,536 elsewhere; batch_size: how many
+        documents at most. Those of similar length go together, the longest first: if memory
+        does not suffice, that shows at once.
+        progress: a progress bar on standard error; by default if that is a terminal.
+        after_batch: called after each batch with its number of documents (a document whose
+        prompts are in several batches counts in parts) and its seconds. report: filled with
+        what was done. Results depend on neither batch mates nor order nor padding. Raises
+        `UserError` for arguments that do not fit.
         """
-        if num_beams != 1:
-            raise UserError(f"num_beams={num_beams} is not supported; supported: 1 (greedy)")
-        if max_new_tokens < 1 or not 0 <= min_new_tokens <= max_new_tokens:
-            raise UserError(
-                "max_new_tokens must be at least 1 and min_new_tokens between 0 and it, not "
-                f"max_new_tokens={max_new_tokens} and min_new_tokens={min_new_tokens}"
-            )
-        examples = self._tokenize(documents, prompts)
-        results: list[list[Generation]] = [[] for _ in examples]
-        for indices, batch, counts in self._batches(examples, method, batch_size):
-            started = time.perf_counter()
-            decoded = _greedy(
-                self.model,
-                self.params,
-                batch.documents,
-                batch.document_mask,
-                batch.prompts,
-                batch.prompt_mask,
-                np.arange(batch.prompts.shape[1]) < counts[:, None],
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-            )
-            tokens, lengths, scores = jax.device_get(decoded)
-            for row, index in enumerate(indices):
-                for column in range(counts[row]):
-                    chosen = tokens[row, column, : lengths[row, column]].tolist()
-                    generation = self._generation(chosen, float(scores[row, column]))
-                    results[index].append(generation)
-            if after_batch is not None:
-                after_batch(len(set(indices)), time.perf_counter() - started)
-        return results
+        chosen = _options(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            num_beams=num_beams,
+            **options,
+        )
+        examples = self._inputs.examples(documents, prompts)
+        work, controls = self._inputs.work(examples, allowed, method, chosen)
+        batches = self._batches(work.examples, batch_tokens, batch_size, chosen)
+        report = DecodingReport() if report is None else report
+        found: dict[tuple[int, int], list[Generation]] = {}
+        copies = chosen.num_return_sequences if chosen.do_sample else 1
+        parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]
+        with _progress_bar(len(documents), progress) as bar:
+            for indices, outputs, seconds in self._decode_all(
+                work, batches, controls, chosen, compact, report
+            ):
+                ready = 0.0
+                for row, index in enumerate(indices):
+                    for column, place in enumerate(work.places[index]):
+                        made = self._generations(outputs, row, column, chosen)
+                        found.setdefault(place, []).extend(made)
+                        ready += parts[place[0]]
+                bar(ready)
+                if after_batch is not None:
+                    after_batch(ready, seconds)
+        return [
+            [_with_alternatives(found[i, j]) for j in range(len(example.prompts))]
+            for i, example in enumerate(examples)
+        ]
+
+    def stream(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        max_new_tokens: int = 32,
+        min_new_tokens: int = 0,
+        method: Method = "pid",
+        *,
+        every: int = 1,
+        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Iterator[Partial]:
+        """Yields outputs while they grow: each that has grown, every `every` tokens.
+
+        For interactive use: documents are decoded in the given order. Each output's last item,
+        and only that, is `done` and equal to the result of `generate`, whose arguments these
+        are. An output may lack its last character while that is half generated, and what may
+        become a stop sequence. Beam search
+        has no outputs before its end: `UserError`.
+        """
+        if every < 1:
+            raise UserError(f"every must be at least 1, not {every}")
+        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
+            raise UserError("stream yields one growing output: not num_beams, several sequences")
+        work, controls = self._inputs.work(
+            self._inputs.examples(documents, prompts), allowed, method, chosen
+        )
+        batches = self._batches(work.examples, batch_tokens, batch_size, chosen, sort=False)
+        return self._stream(work, batches, controls, chosen, every)
+
+    def _stream(
+        self,
+        work: Work,
+        batches: list[list[int]],
+        controls: Controls,
+        options: GenerationOptions,
+        every: int,
+    ) -> Iterator[Partial]:
+        for indices in batches:
+            job = self._inputs.job(work, indices, controls, options)
+            job.steps_at_once = every
+            job.compact = False
+            shown = np.zeros(job.active.shape, np.int32)
+            finished = np.zeros(job.active.shape, bool)
+            for outputs in self._engine.decode(job):
+                if outputs is None:
+                    continue
+                for row, index in enumerate(indices):
+                    for column, (document, prompt) in enumerate(work.places[index]):
+                        length = outputs.lengths[row, column, 0]
+                        done = bool(outputs.done[row, column])
+                        if finished[row, column] or (length == shown[row, column] and not done):
+                            continue
+                        shown[row, column], finished[row, column] = length, done
+                        [generation] = self._generations(outputs, row, column, options)
+                        yield Partial(document, prompt, generation, done)
+
+    def warm_up(
+        self,
+        document_tokens: int,
+        prompts: int,
+        prompt_tokens: int,
+        max_new_tokens: int = 32,
+        min_new_tokens: int = 0,
+        method: Method = "pid",
+        *,
+        documents: int = 1,
+        compact: Compaction = True,
+        **options: Any,
+    ) -> Programs:
+        """Compiles what `generate` will need for batches of this shape, before the first request.
+
+        Sizes are rounded up as those of a batch are. Programs with `allowed` are not covered:
+        their shapes depend on the lists. Returns the table of compiled programs.
+        """
+        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        fill = [self.config.pad_token_id]
+        example = TokenizedExample(
+            "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
+        )
+        work, controls = self._inputs.work([example] * documents, None, method, chosen)
+        job = self._inputs.job(work, list(range(len(work.examples))), controls, chosen)
+        job.compact = compact
+        self._engine.warm_up(job)
+        return self.programs
 
     def score(
         self,
@@ -137,116 +275,145 @@ class PidModel:
         prompts: Sequence[Sequence[Text]],
         targets: Sequence[Sequence[Text]],
         method: Method = "pid",
-        batch_size: int = 8,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
     ) -> list[list[float]]:
         """log p(target | document, prompt) in nats, nested as the prompts are.
 
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
-        examples = self._tokenize(documents, prompts, targets)
-        results: list[list[float]] = [[] for _ in examples]
-        for indices, batch, counts in self._batches(examples, method, batch_size):
+        examples = self._inputs.examples(documents, prompts, targets)
+        work, _ = self._inputs.work(examples, None, method, _options())
+        longest = max((len(t) for example in examples for t in example.targets), default=0)
+        lengths = _options(max_new_tokens=max(longest, 1))
+        results = [[0.0] * len(example.prompts) for example in examples]
+        for indices in self._batches(work.examples, batch_tokens, batch_size, lengths):
+            batch, _ = self._inputs.collate([work.examples[i] for i in indices])
             scores = jax.device_get(_score(self.model, self.params, batch))
             for row, index in enumerate(indices):
-                results[index].extend(scores[row, : counts[row]].tolist())
+                for column, (document, prompt) in enumerate(work.places[index]):
+                    results[document][prompt] = float(scores[row, column])
         return results
 
-    def _generation(self, tokens: list[int], score: float) -> Generation:
+    def _batches(
+        self,
+        examples: Sequence[TokenizedExample],
+        batch_tokens: int | None,
+        batch_size: int | None,
+        options: GenerationOptions,
+        sort: bool = True,
+    ) -> list[list[int]]:
+        """Indices of the examples that are decoded together; those without prompts are in none."""
+        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if batch_tokens is None:
+            batch_tokens = 4096 if jax.default_backend() == "cpu" else 65536
+        asked = [i for i, example in enumerate(examples) if example.prompts]
+        batches = batches_within(
+            [examples[i] for i in asked],
+            batch_tokens,
+            new_tokens=bucket(options.max_new_tokens) * options.num_beams,
+            most_documents=batch_size,
+            sort=sort,
+        )
+        return [[asked[i] for i in batch] for batch in batches]
+
+    def _decode_all(
+        self,
+        work: Work,
+        batches: list[list[int]],
+        controls: Controls,
+        options: GenerationOptions,
+        compact: Compaction,
+        report: DecodingReport,
+    ) -> Iterator[tuple[list[int], Outputs, float]]:
+        """Decodes batch after batch; an accelerator has the next one at hand meanwhile."""
+        at_once = 1 if jax.default_backend() == "cpu" else 2
+        running: deque[tuple[list[int], Iterator[Outputs | None]]] = deque()
+        waiting = deque(batches)
+        since = time.perf_counter()
+        while running or waiting:
+            while waiting and len(running) < at_once:
+                indices = waiting.popleft()
+                job = self._inputs.job(work, indices, controls, options)
+                job.compact, job.batches_left, job.report = compact, len(waiting), report
+                decoding = self._engine.decode(job)
+                next(decoding)  # sets the device to work
+                running.append((indices, decoding))
+            indices, decoding = running.popleft()
+            outputs = next(decoding)
+            if outputs is None:
+                running.append((indices, decoding))
+                continue
+            now = time.perf_counter()
+            yield indices, outputs, now - since
+            since = now
+
+    def _generations(
+        self, outputs: Outputs, row: int, column: int, options: GenerationOptions
+    ) -> list[Generation]:
+        lengths, scores = outputs.lengths[row, column], outputs.scores[row, column]
+        return [
+            self._generation(
+                tokens[:length].tolist(), float(score), options, bool(outputs.done[row, column])
+            )
+            for tokens, length, score in zip(
+                outputs.tokens[row, column], lengths, scores, strict=True
+            )
+            if length
+        ]
+
+    def _generation(
+        self, tokens: list[int], score: float, options: GenerationOptions, done: bool = True
+    ) -> Generation:
         if tokens[-1:] == [self.config.eos_token_id]:
             tokens = tokens[:-1]
+        strings = [stop for stop in options.stop if isinstance(stop, str)]
+        sequences = [stop for stop in options.stop if not isinstance(stop, str)]
+        if done:
+            ending = [len(stop) for stop in sequences if tuple(tokens[-len(stop) :]) == stop]
+            tokens = tokens[: len(tokens) - max(ending, default=0)]
+        else:
+            tokens = tokens[: len(tokens) - stopping.unsettled(tuple(tokens), sequences)]
         text = None
         if self.tokenizer is not None:
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            text = stopping.cut(text, strings)
+            if not done:
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+                text = text[: len(text) - stopping.unsettled(text, strings)]
+            text = text.strip()
         return Generation(text, tokens, score)
 
-    def _tokenize(
-        self,
-        documents: Sequence[Text],
-        prompts: Sequence[Sequence[Text]],
-        targets: Sequence[Sequence[Text]] | None = None,
-    ) -> list[TokenizedExample]:
-        for name, rows in (("documents", documents), ("prompts", prompts), ("targets", targets)):
-            if isinstance(rows, str):
-                raise UserError(f"{name} must be a list, not one string")
-            if rows is not None and len(rows) != len(documents):
-                raise UserError(
-                    f"{name} must hold one list per document: there are {len(documents)} "
-                    f"documents and {len(rows)} lists of {name}"
-                )
-        # The same prompts are asked of document after document.
-        encode_prompt = functools.cache(tokenizing.encode_prompt)
-        encode_target = functools.cache(self._encode_target)
-        encode = self._encode
-        examples = []
-        for i, (document, asked) in enumerate(zip(documents, prompts, strict=True)):
-            wanted = [()] * len(asked) if targets is None else targets[i]
-            for name, texts in (("prompts", asked), ("targets", wanted)):
-                if isinstance(texts, str):
-                    raise UserError(f"{name}[{i}] must be a list, one item per prompt, not text")
-            if len(wanted) != len(asked):
-                raise UserError(f"prompts[{i}] holds {len(asked)}, but targets[{i}] {len(wanted)}")
-            example = TokenizedExample(
-                str(i),
-                encode(document, f"documents[{i}]", tokenizing.encode_document),
-                [
-                    encode(prompt, f"prompts[{i}][{j}]", encode_prompt)
-                    for j, prompt in enumerate(asked)
-                ],
-                [
-                    encode(target, f"targets[{i}][{j}]", encode_target)
-                    for j, target in enumerate(wanted)
-                ],
-            )
-            examples.append(example)
-        return examples
 
-    def _encode_target(self, tokenizer: Any, text: str) -> list[int]:
-        return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
+def _options(**given: Any) -> GenerationOptions:
+    known = {field.name for field in dataclasses.fields(GenerationOptions)}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UserError(f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return GenerationOptions(**given)
 
-    def _encode(
-        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
-    ) -> Sequence[int]:
-        if isinstance(text, str):
-            if self.tokenizer is None:
-                raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
-            return encode(self.tokenizer, text)
-        for token in text:
-            if not 0 <= token < self.config.vocab_size:
-                raise UserError(
-                    f"{where} holds the token id {token}, but ids go from 0 to "
-                    f"{self.config.vocab_size - 1}"
-                )
-        return text
 
-    def _batches(
-        self, examples: Sequence[TokenizedExample], method: Method, batch_size: int
-    ) -> Iterator[tuple[list[int], Batch, np.ndarray]]:
-        """Batches of documents of similar length, for either method in the shape of `pid`.
+def _with_alternatives(generations: list[Generation]) -> Generation:
+    first, *others = generations
+    return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
-        Yields the examples' indices, the batch, and how many prompts each row of it has.
-        Under "pie" an index stands once for each of its prompts, in order.
-        """
-        if method not in ("pid", "pie"):
-            raise UserError(f"method={method!r} is unknown; supported: 'pid', 'pie'")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {batch_size}")
-        asked = [i for i, example in enumerate(examples) if example.prompts]
-        by_length = sorted(asked, key=lambda i: len(examples[i].document), reverse=True)
-        for start in range(0, len(by_length), batch_size):
-            indices = by_length[start : start + batch_size]
-            rows = [examples[i] for i in indices]
-            if method == "pie":
-                indices = [i for i in indices for _ in examples[i].prompts]
-                rows = prompt_in_decoder.prompt_in_encoder(rows)
-            batch = collate(
-                rows,
-                shape_of(rows),
-                pad_token_id=self.config.pad_token_id,
-                decoder_start_token_id=self.config.decoder_start_token_id,
-            )
-            counts = np.zeros(batch.prompts.shape[0], np.int32)
-            counts[: len(rows)] = [len(row.prompts) for row in rows]
-            yield indices, batch, counts
+
+@contextmanager
+def _progress_bar(documents: int, wanted: bool | None) -> Iterator[Callable[[float], None]]:
+    if wanted is None:
+        wanted = sys.stderr.isatty()
+    if not wanted:
+        yield lambda documents: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=documents, unit=" documents", bar_format=_BAR) as bar:
+        yield lambda documents: bar.update(documents) and None
+
+
+_BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} documents [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def _dtype(dtype: DTypeLike) -> Any:

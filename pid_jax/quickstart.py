@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pid_jax.command_line import keep_compiled_programs, user_errors
+from pid_jax.command_line import user_errors
+from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.errors import UserError
 from pid_jax.model import Method, PidModel
 

@@ -61,11 +61,71 @@ def bucket(size: int, *, multiple: int = 1) -> int:
     return -(-size // step) * step
 
 
-def shape_of(examples: Sequence[TokenizedExample], *, document_multiple: int = 32) -> BatchShape:
-    """The smallest bucketed shape that holds these examples in one batch.
+def bucket_below(size: int) -> int:
+    """The largest bucket that is no larger than `size`, at least 1."""
+    size = max(size, 1)
+    step = 1 << max(size.bit_length() - 4, 0)
+    return size // step * step
 
-    Documents vary most in length, hence their coarser steps.
+
+DOCUMENT_MULTIPLE = 32
+"""Documents vary most in length, hence their coarser steps."""
+
+
+def batches_within(
+    examples: Sequence[TokenizedExample],
+    token_budget: int,
+    *,
+    new_tokens: int,
+    most_documents: int | None = None,
+    sort: bool = True,
+) -> list[list[int]]:
+    """Cuts examples into batches, as indices: those of similar sizes, the longest first.
+
+    token_budget: the most tokens of a padded batch, of documents, prompts and outputs
+    together; a document that exceeds it alone is a batch by itself. new_tokens: those of one
+    prompt's outputs. most_documents: a further limit. sort: False keeps the order.
+    The longest come first, so if memory does not suffice, that shows at once.
     """
+
+    def sizes(index: int) -> tuple[int, int, int]:
+        example = examples[index]
+        return (
+            bucket(len(example.document), multiple=DOCUMENT_MULTIPLE),
+            bucket(len(example.prompts)),
+            bucket(1 + _longest(example.prompts)),
+        )
+
+    order = list(range(len(examples)))
+    if sort:
+        order.sort(key=lambda index: (*sizes(index), len(examples[index].document)), reverse=True)
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        count = 0
+        largest = (0, 0, 0)
+        for index in order[start : start + (most_documents or len(order))]:
+            own = sizes(index)
+            wider = (
+                max(largest[0], own[0]),
+                max(largest[1], own[1]),
+                max(largest[2], own[2]),
+            )
+            tokens = bucket(count + 1) * (wider[0] + wider[1] * (wider[2] + new_tokens))
+            if count and tokens > token_budget:
+                # Full batches of a bucket's size: their number of documents needs no padding.
+                count = bucket_below(count)
+                break
+            count, largest = count + 1, wider
+        batches.append(order[start : start + count])
+        start += count
+    return batches
+
+
+def shape_of(
+    examples: Sequence[TokenizedExample], *, document_multiple: int = DOCUMENT_MULTIPLE
+) -> BatchShape:
+    """The smallest bucketed shape that holds these examples in one batch."""
     prompts = [prompt for example in examples for prompt in example.prompts]
     targets = [target for example in examples for target in example.targets]
     return BatchShape(

@@ -1,0 +1,175 @@
+"""One step's choice of tokens, from logits: greedy, sampled or by beams, under all rules."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from pid_jax.decoding import beam, constraints, rules
+from pid_jax.decoding.beam import Beams
+from pid_jax.decoding.options import Controls, Strategy
+from pid_jax.decoding.state import Chosen, Prompts, State
+from pid_jax.models.protocol import EncoderDecoder
+
+
+def choose(
+    model: EncoderDecoder,
+    state: State,
+    given: Float[Array, "B P J V"],
+    controls: Controls,
+    strategy: Strategy,
+) -> State:
+    """Adds a token to every output that is not done; J is K, or 1 while the beams are equal."""
+    if isinstance(state.prompts.outputs, Beams):
+        return _extend_beams(model, state, given, controls, strategy)
+    return _extend(model, state, given, controls, strategy)
+
+
+def _extend(
+    model: EncoderDecoder,
+    state: State,
+    given: Float[Array, "B P 1 V"],
+    controls: Controls,
+    strategy: Strategy,
+) -> State:
+    """Greedy choice or sampling."""
+    step, prompts = state
+    chosen = prompts.outputs
+    assert isinstance(chosen, Chosen)
+    next_logits = given[:, :, 0]
+    ruled = _ruled(model, state, given, chosen.tokens[:, :, None], controls, strategy)[:, :, 0]
+    if prompts.key is not None:
+        ruled = ruled / controls.temperature
+        if strategy.top_k:
+            ruled = rules.keep_top_k(ruled, strategy.top_k)
+        if strategy.with_top_p:
+            ruled = rules.keep_top_p(ruled, controls.top_p)
+        ruled = ruled + _noise(prompts.key, step, ruled.shape[-1])
+    likeliest = rules.likeliest(ruled)
+    token = jnp.where(chosen.done, model.config.pad_token_id, likeliest)
+    log_probability = jnp.take_along_axis(next_logits, token[..., None], axis=-1)[..., 0]
+    log_probability = log_probability - jax.nn.logsumexp(next_logits, axis=-1)
+
+    node, stop_state = _follow(prompts, token[..., None], controls)
+    done = chosen.done | (token == model.config.eos_token_id)
+    done |= step + 1 >= controls.max_new_tokens
+    if controls.stops is not None and stop_state is not None:
+        done |= controls.stops.stopped(stop_state)[..., 0]
+    return State(
+        step + 1,
+        prompts._replace(
+            last=token[..., None],
+            node=node,
+            stop_state=stop_state,
+            outputs=chosen._replace(
+                tokens=jax.lax.dynamic_update_index_in_dim(chosen.tokens, token, step, axis=2),
+                lengths=chosen.lengths + ~chosen.done,
+                scores=chosen.scores + jnp.where(chosen.done, 0.0, log_probability),
+                done=done,
+            ),
+        ),
+    )
+
+
+def _extend_beams(
+    model: EncoderDecoder,
+    state: State,
+    given: Float[Array, "B P J V"],
+    controls: Controls,
+    strategy: Strategy,
+) -> State:
+    step, prompts = state
+    beams = prompts.outputs
+    assert isinstance(beams, Beams)
+
+    def process(log_probabilities: Float[Array, "B P J V"]) -> Float[Array, "B P J V"]:
+        return _ruled(model, state, log_probabilities, beams.tokens, controls, strategy)
+
+    def ends(parents: Int[Array, "B P C"], tokens: Int[Array, "B P C"]) -> Bool[Array, "B P C"]:
+        ended = tokens == model.config.eos_token_id
+        if controls.stops is not None and prompts.stop_state is not None:
+            before = jnp.take_along_axis(prompts.stop_state, parents, axis=2)
+            ended |= controls.stops.stopped(controls.stops.after(before, tokens))
+        return ended
+
+    beams, parents, tokens = beam.choose(
+        beams,
+        given,
+        step,
+        process=process,
+        ends=ends,
+        max_new_tokens=controls.max_new_tokens,
+        length_penalty=controls.length_penalty,
+        early_stopping=strategy.early_stopping,
+        pad_token_id=model.config.pad_token_id,
+    )
+
+    def of_parents(leaf: Array) -> Array:
+        index = parents.reshape(*parents.shape, *[1] * (leaf.ndim - 3))
+        return jnp.take_along_axis(leaf, index, axis=2)
+
+    inherited = prompts._replace(
+        outputs=beams,
+        node=None if prompts.node is None else of_parents(prompts.node),
+        stop_state=None if prompts.stop_state is None else of_parents(prompts.stop_state),
+        cache=jax.tree.map(of_parents, prompts.cache),
+    )
+    node, stop_state = _follow(inherited, tokens, controls)
+    return State(step + 1, inherited._replace(last=tokens, node=node, stop_state=stop_state))
+
+
+def _ruled(
+    model: EncoderDecoder,
+    state: State,
+    given: Float[Array, "B P J V"],
+    chosen: Int[Array, "B P K T"],
+    controls: Controls,
+    strategy: Strategy,
+) -> Float[Array, "B P J V"]:
+    """Logits or log-probabilities after all rules, in transformers' order; the list comes last."""
+    step, prompts = state
+    rows = given.shape[2]
+    ruled = given
+    if strategy.with_repetition_penalty or strategy.no_repeat_ngram_size:
+        shape = (*given.shape[:3], prompts.tokens.shape[2])
+        written = jnp.broadcast_to(
+            jnp.arange(chosen.shape[3]) < step, (*given.shape[:3], chosen.shape[3])
+        )
+        before = jnp.broadcast_to(prompts.tokens[:, :, None], shape)
+        history = jnp.concatenate([before, chosen[:, :, :rows]], axis=-1)
+        before_mask = jnp.broadcast_to(prompts.mask[:, :, None], shape)
+        mask = jnp.concatenate([before_mask, written], axis=-1)
+        if strategy.with_repetition_penalty:
+            ruled = rules.penalise_repetition(ruled, history, mask, controls.repetition_penalty)
+        if strategy.no_repeat_ngram_size:
+            ruled = rules.bar_repeated_ngrams(
+                ruled, history, mask, shape[-1] + step, strategy.no_repeat_ngram_size
+            )
+    too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
+    ruled = rules.bar_token(ruled, model.config.eos_token_id, too_early)
+    if controls.forest is not None and prompts.node is not None:
+        ruled = constraints.constrain(ruled, given, controls.forest, prompts.node[:, :, :rows])
+    return ruled
+
+
+def _follow(
+    prompts: Prompts, tokens: Int[Array, "B P K"], controls: Controls
+) -> tuple[Int[Array, "B P K"] | None, Int[Array, "B P K"] | None]:
+    """Where the forest and the automaton of stop sequences stand after these tokens."""
+    node, stop_state = prompts.node, prompts.stop_state
+    if controls.forest is not None and node is not None:
+        node = constraints.next_node(controls.forest, node, tokens)
+    if controls.stops is not None and stop_state is not None:
+        stop_state = controls.stops.after(stop_state, tokens)
+    return node, stop_state
+
+
+def _noise(
+    keys: UInt32[Array, "B P 2"], step: Int[Array, ""], vocab_size: int
+) -> Float[Array, "B P V"]:
+    """Gumbel noise: the likeliest token after adding it is a sample of the softmax."""
+
+    def of_one(key: UInt32[Array, "2"]) -> Float[Array, " V"]:
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
+        return jax.random.gumbel(jax.random.fold_in(key, step), (vocab_size,), jnp.float32)
+
+    return jax.vmap(jax.vmap(of_one))(keys)

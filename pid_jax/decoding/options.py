@@ -1,0 +1,171 @@
+"""What a caller may ask of decoding: `GenerationOptions`, and its two halves for the compiler.
+
+What changes the program (beams, sampling, sizes) is a `Strategy`, static under `jax.jit`; what
+is only a number in it is a leaf of `Controls`, so another temperature compiles nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pid_jax.decoding.beam import EarlyStopping
+from pid_jax.decoding.constraints import PrefixForest
+from pid_jax.decoding.stopping import StopAutomaton
+from pid_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """What shapes the decoding program. Hashable: a static argument."""
+
+    num_beams: int = 1
+    early_stopping: EarlyStopping = False
+    do_sample: bool = False
+    top_k: int = 0
+    """0: all tokens."""
+    with_top_p: bool = False
+    with_repetition_penalty: bool = False
+    no_repeat_ngram_size: int = 0
+    """0: any n-gram may come again."""
+    draft_tokens: int = 0
+    """Tokens guessed from the document in each call of the decoder; 0: none."""
+    draft_ngram: int = 0
+    """The most tokens at an output's end that are sought in the document."""
+
+
+class Controls(NamedTuple):
+    """The numbers and tables that a decoding program reads; a pytree."""
+
+    max_new_tokens: Int[Array, ""]
+    min_new_tokens: Int[Array, ""]
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
+    length_penalty: Float[Array, ""]
+    stops: StopAutomaton | None
+    forest: PrefixForest | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How outputs are chosen. Names and meanings are those of transformers' `generate`.
+
+    Raises `UserError` for values that do not fit, or do not fit together.
+    """
+
+    max_new_tokens: int = 32
+    """The longest output; the end token counts as one."""
+    min_new_tokens: int = 0
+    """The end token cannot come before so many others."""
+    num_beams: int = 1
+    """Above 1: beam search with so many beams, all against the one encoding of the document."""
+    length_penalty: float = 1.0
+    """Beams are ranked by sum of log-probabilities / length ** length_penalty."""
+    early_stopping: EarlyStopping = False
+    """When beam search stops: True once num_beams outputs have ended, False once the running
+    ones look no better than those, "never" once they cannot become better."""
+    num_return_sequences: int = 1
+    """The n best outputs of beam search, or n samples: the first is the Generation, the others
+    its `alternatives`."""
+    do_sample: bool = False
+    """Draw tokens from the model's distribution instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Sampling: logits are divided by it."""
+    top_k: int = 0
+    """Sampling: only among the k likeliest tokens; 0 for all."""
+    top_p: float = 1.0
+    """Sampling: only among the fewest likeliest tokens whose probabilities sum to top_p."""
+    seed: int = 0
+    """Sampling: what is drawn depends on it, on the document and on the prompt, and on nothing
+    else: neither batch mates nor order. The same prompt of the same document draws the same."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and of the output so far become less likely."""
+    no_repeat_ngram_size: int = 0
+    """No n-gram of prompt and output comes twice; 0: it may."""
+    stop: Sequence[str | Sequence[int]] = ()
+    """An output also ends where it holds one of these texts, or of these lists of token ids;
+    its text ends before it."""
+    draft_tokens: int = 0
+    """Greedy decoding only: so many tokens are guessed from the document at every step, and
+    checked in one call of the decoder. Outputs are the same; where they quote the document,
+    they need fewer calls (see `pid_jax.decoding.drafting`)."""
+    draft_ngram: int = 3
+    """The longest end of an output that is sought in the document for such a guess."""
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        if self.num_beams > 1 and self.do_sample:
+            raise UserError("num_beams > 1 and do_sample=True do not go together: choose one")
+        if self.num_return_sequences > self.num_beams and not self.do_sample:
+            raise UserError(
+                f"num_return_sequences={self.num_return_sequences} needs at least as many beams, "
+                f"or do_sample=True: num_beams={self.num_beams}"
+            )
+        if self.draft_tokens and (
+            self.num_beams > 1
+            or self.do_sample
+            or self.repetition_penalty != 1
+            or self.no_repeat_ngram_size
+        ):
+            raise UserError(
+                "draft_tokens is for greedy decoding: not with num_beams, do_sample, "
+                "repetition_penalty or no_repeat_ngram_size"
+            )
+        if isinstance(self.stop, str):
+            raise UserError("stop must be a list of texts, not one text")
+        # Hashable, and safe from what the caller does to its lists later.
+        stop = tuple(item if isinstance(item, str) else tuple(item) for item in self.stop)
+        object.__setattr__(self, "stop", stop)
+
+    def _check_numbers(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UserError(
+                "max_new_tokens must be at least 1 and min_new_tokens between 0 and it, not "
+                f"max_new_tokens={self.max_new_tokens} and min_new_tokens={self.min_new_tokens}"
+            )
+        for name in ("num_beams", "num_return_sequences", "draft_ngram"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("top_k", "no_repeat_ngram_size", "draft_tokens"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("temperature", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.early_stopping not in (True, False, "never"):
+            raise UserError(
+                f'early_stopping must be True, False or "never", not {self.early_stopping!r}'
+            )
+
+    def strategy(self) -> Strategy:
+        """The half that is compiled in."""
+        beams = self.num_beams > 1
+        return Strategy(
+            num_beams=self.num_beams,
+            early_stopping=self.early_stopping if beams else False,
+            do_sample=self.do_sample,
+            top_k=self.top_k if self.do_sample else 0,
+            with_top_p=self.do_sample and self.top_p < 1,
+            with_repetition_penalty=self.repetition_penalty != 1,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            draft_tokens=self.draft_tokens,
+            draft_ngram=self.draft_ngram if self.draft_tokens else 0,
+        )
+
+    def controls(self, stops: StopAutomaton | None, forest: PrefixForest | None) -> Controls:
+        """The half that is read at run time, with the tables made for it."""
+        return Controls(
+            max_new_tokens=jnp.asarray(self.max_new_tokens, jnp.int32),
+            min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
+            temperature=jnp.asarray(self.temperature, jnp.float32),
+            top_p=jnp.asarray(self.top_p, jnp.float32),
+            repetition_penalty=jnp.asarray(self.repetition_penalty, jnp.float32),
+            length_penalty=jnp.asarray(self.length_penalty, jnp.float32),
+            stops=stops,
+            forest=forest,
+        )

@@ -1,0 +1,247 @@
+"""What callers give to `PidModel`, made into token ids, batches and tables."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pid_jax import prompt_in_decoder
+from pid_jax.data import tokenizing
+from pid_jax.data.batching import Batch, collate, shape_of
+from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding import constraints, stopping
+from pid_jax.decoding.engine import Job
+from pid_jax.decoding.options import Controls, GenerationOptions
+from pid_jax.errors import UserError
+from pid_jax.models.protocol import Config
+
+Text = str | Sequence[int]
+"""Text, or token ids that are used as they are."""
+Method = Literal["pid", "pie"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Examples to decode, and where the answer to each of their prompts belongs."""
+
+    examples: list[TokenizedExample]
+    places: list[list[tuple[int, int]]]
+    """For each example and prompt of it: the document and the prompt as the caller counts."""
+    roots: list[list[int]] | None
+    keys: list[list[tuple[int, int]]] | None
+
+
+class Inputs:
+    """Reads texts and token ids for one model. Without a tokenizer, token ids only."""
+
+    def __init__(self, config: Config, tokenizer: Any | None) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def examples(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        targets: Sequence[Sequence[Text]] | None = None,
+    ) -> list[TokenizedExample]:
+        for name, rows in (("documents", documents), ("prompts", prompts), ("targets", targets)):
+            if isinstance(rows, str):
+                raise UserError(f"{name} must be a list, not one string")
+            if rows is not None and len(rows) != len(documents):
+                raise UserError(
+                    f"{name} must hold one list per document: there are {len(documents)} "
+                    f"documents and {len(rows)} lists of {name}"
+                )
+        # The same prompts are asked of document after document.
+        encode_prompt = functools.cache(tokenizing.encode_prompt)
+        encode_target = functools.cache(self._encode_target)
+        encode = self._encode
+        examples = []
+        for i, (document, asked) in enumerate(zip(documents, prompts, strict=True)):
+            wanted = [()] * len(asked) if targets is None else targets[i]
+            for name, texts in (("prompts", asked), ("targets", wanted)):
+                if isinstance(texts, str):
+                    raise UserError(f"{name}[{i}] must be a list, one item per prompt, not text")
+            if len(wanted) != len(asked):
+                raise UserError(f"prompts[{i}] holds {len(asked)}, but targets[{i}] {len(wanted)}")
+            example = TokenizedExample(
+                str(i),
+                encode(document, f"documents[{i}]", tokenizing.encode_document),
+                [
+                    encode(prompt, f"prompts[{i}][{j}]", encode_prompt)
+                    for j, prompt in enumerate(asked)
+                ],
+                [
+                    encode(target, f"targets[{i}][{j}]", encode_target)
+                    for j, target in enumerate(wanted)
+                ],
+            )
+            examples.append(example)
+        return examples
+
+    def _encode_target(self, tokenizer: Any, text: str) -> list[int]:
+        return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
+
+    def _encode(
+        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
+    ) -> Sequence[int]:
+        if isinstance(text, str):
+            if self.tokenizer is None:
+                raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
+            return encode(self.tokenizer, text)
+        for token in text:
+            if not 0 <= token < self.config.vocab_size:
+                raise UserError(
+                    f"{where} holds the token id {token}, but ids go from 0 to "
+                    f"{self.config.vocab_size - 1}"
+                )
+        return text
+
+    def work(
+        self,
+        examples: list[TokenizedExample],
+        allowed: Sequence[Sequence[Sequence[Text] | None]] | None,
+        method: Method,
+        options: GenerationOptions,
+    ) -> tuple[Work, Controls]:
+        """What to decode under either method, and the tables that the options ask for."""
+        if method not in ("pid", "pie"):
+            raise UserError(f"method={method!r} is unknown; supported: 'pid', 'pie'")
+        forest, roots = None, None
+        if allowed is not None:
+            forest, roots = self._forest(examples, allowed, options)
+        stops = None
+        if options.stop:
+            stops = self._stops(options.stop)
+        copies = options.num_return_sequences if options.do_sample else 1
+        places = [
+            [(i, j) for j in range(len(example.prompts)) for _ in range(copies)]
+            for i, example in enumerate(examples)
+        ]
+        keys = None
+        if options.do_sample:
+            keys = [_sampling_keys(options.seed, example, copies) for example in examples]
+        if copies > 1:
+            examples = [
+                dataclasses.replace(
+                    example,
+                    prompts=[prompt for prompt in example.prompts for _ in range(copies)],
+                    targets=[target for target in example.targets for _ in range(copies)],
+                )
+                for example in examples
+            ]
+            if roots is not None:
+                roots = [[root for root in row for _ in range(copies)] for row in roots]
+        if method == "pie":
+            examples = prompt_in_decoder.prompt_in_encoder(examples)
+            places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
+        return Work(examples, places, roots, keys), options.controls(stops, forest)
+
+    def _forest(
+        self,
+        examples: list[TokenizedExample],
+        allowed: Sequence[Sequence[Sequence[Text] | None]],
+        options: GenerationOptions,
+    ) -> tuple[constraints.PrefixForest, list[list[int]]]:
+        if isinstance(allowed, str) or len(allowed) != len(examples):
+            raise UserError(
+                f"allowed must hold one list per document: there are {len(examples)} documents "
+                f"and {len(allowed)} lists"
+            )
+        lists: dict[tuple[Any, ...], list[list[int]]] = {}
+        wanted: list[list[tuple[Any, ...] | None]] = []
+        for i, (example, of_document) in enumerate(zip(examples, allowed, strict=True)):
+            if isinstance(of_document, str) or len(of_document) != len(example.prompts):
+                raise UserError(
+                    f"allowed[{i}] must hold one list, or None, for each of the document's "
+                    f"{len(example.prompts)} prompts"
+                )
+            row: list[tuple[Any, ...] | None] = []
+            for j, texts in enumerate(of_document):
+                if texts is None:
+                    row.append(None)
+                    continue
+                where = f"allowed[{i}][{j}]"
+                if isinstance(texts, str):
+                    raise UserError(f"{where} must be a list of texts, not one text")
+                names = tuple(text if isinstance(text, str) else tuple(text) for text in texts)
+                if names not in lists:
+                    encode = functools.partial(self._encode, encode=self._encode_target)
+                    lists[names] = constraints.admissible(
+                        [encode(name, f"{where}[{k}]") for k, name in enumerate(names)],
+                        names,
+                        where,
+                        end_token_id=self.config.eos_token_id,
+                        min_new_tokens=options.min_new_tokens,
+                        max_new_tokens=options.max_new_tokens,
+                    )
+                row.append(names)
+            wanted.append(row)
+        forest, roots = constraints.compile_forest(list(lists.values()))
+        root_of = dict(zip(lists, roots, strict=True))
+        nodes = [
+            [constraints.UNCONSTRAINED if names is None else root_of[names] for names in row]
+            for row in wanted
+        ]
+        return forest, nodes
+
+    @functools.cached_property
+    def _token_bytes(self) -> stopping.TokenBytes | None:
+        if self.tokenizer is None:
+            return None
+        return stopping.token_bytes(self.tokenizer, self.config.vocab_size)
+
+    def _stops(self, stop: Sequence[str | Sequence[int]]) -> stopping.StopAutomaton:
+        has_text = any(isinstance(item, str) for item in stop)
+        tokens = self._token_bytes if has_text else None
+        return stopping.compile_stops(stop, tokens, self.config.vocab_size)
+
+    def collate(self, examples: list[TokenizedExample]) -> tuple[Batch, np.ndarray]:
+        """A batch, and which places of it are taken."""
+        batch = collate(
+            examples,
+            shape_of(examples),
+            pad_token_id=self.config.pad_token_id,
+            decoder_start_token_id=self.config.decoder_start_token_id,
+        )
+        counts = np.zeros(batch.prompts.shape[0], np.int32)
+        counts[: len(examples)] = [len(example.prompts) for example in examples]
+        return batch, np.arange(batch.prompts.shape[1]) < counts[:, None]
+
+    def job(
+        self, work: Work, indices: list[int], controls: Controls, options: GenerationOptions
+    ) -> Job:
+        batch, active = self.collate([work.examples[i] for i in indices])
+        roots = keys = None
+        if work.roots is not None:
+            roots = np.full(active.shape, constraints.UNCONSTRAINED, np.int32)
+            roots[active] = [root for i in indices for root in work.roots[i]]
+        if work.keys is not None:
+            keys = np.zeros((*active.shape, 2), np.uint32)
+            keys[active] = [key for i in indices for key in work.keys[i]]
+        returned = 1 if options.do_sample else options.num_return_sequences
+        strategy = options.strategy()
+        return Job(batch, active, strategy, controls, returned, roots, keys)
+
+
+def _one_each(rows: list[list[Any]] | None) -> Any:
+    """What belongs to a prompt, where each prompt has an example of its own."""
+    return None if rows is None else [[item] for row in rows for item in row]
+
+
+def _sampling_keys(seed: int, example: TokenizedExample, copies: int) -> list[tuple[int, int]]:
+    """A key for each output of an example, from seed, document, prompt and copy alone."""
+    document = hashlib.blake2b(np.asarray(example.document, np.int64).tobytes(), digest_size=16)
+    keys = []
+    for prompt in example.prompts:
+        for copy in range(copies):
+            digest = hashlib.blake2b(
+                repr((seed, copy, document.hexdigest(), list(map(int, prompt)))).encode(),
+                digest_size=8,
+            ).digest()
+            keys.append((int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")))
+    return keys
