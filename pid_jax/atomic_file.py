@@ -1,12 +1,20 @@
 """Files that are either complete or not there."""
 
+import json
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
+from typing import Any, Self
 
 from pid_jax.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextmanager
@@ -17,16 +25,186 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises UserError where nothing can be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a directory; name a file")
+    _make_place(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Beside its place: a rename is atomic only within one file system.
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
     try:
         yield folder / path.name
         (folder / path.name).replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class ResumableFile:
+    """Lines that become the file `path` once all are there; a killed writer can be taken up again.
+
+    Until `finish` the lines are in `<path>.partial`, and in `<path>.partial.json` what the caller
+    says they were made with. Use it as a context manager: other processes are kept out within
+    (where the file system has locks), and what holds no line is removed at the end.
+
+    A caller first reads `settings`, and calls `restart` unless they suit it; then `next_kept` as
+    often as it likes; then `append`, which goes on after the last line that was read; then
+    `finish`. Raises UserError where nothing can be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._target = Path(path)
+        self.partial, self._about = partial_path(path), Path(f"{path}.partial.json")
+        self.lines = 0
+        """How many lines were read by `next_kept` or appended."""
+        self._length = 0  # of those lines, in bytes
+        self._writing = False  # then the reader is done: its buffer may hold what is gone
+        _make_place(self._target)
+        if self._target.exists() and not self._target.is_file():
+            raise UserError(f"cannot write {self._target}: it is no regular file")
+        try:
+            self._writer = self.partial.open("ab", buffering=0)
+            _lock(self._writer, self.partial)
+            self._reader = self.partial.open("rb")
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What was given to `restart` by who wrote the lines; None if there is no line.
+
+        Empty if there are lines of which this is not known.
+        """
+        if not self._has_unread_line():
+            return None
+        try:
+            settings = json.loads(self._about.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    def restart(self, settings: Mapping[str, Any]) -> None:
+        """Drops every line there is. `settings` (a JSON object) describes those to come."""
+        try:
+            # In this order, durably: no line may ever stand beside settings that are not its own.
+            self._writer.truncate(0)
+            os.fsync(self._writer.fileno())
+            self._writing = True
+            with self._about.open("wb") as file:
+                file.write(json.dumps(dict(settings), indent=2).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_directory(self._target.parent)
+        except OSError as error:
+            raise _cannot_write(self._about, error) from error
+
+    def next_kept(self) -> bytes | None:
+        """The next line that an earlier writer left, with its line feed; None after the last.
+
+        A line that was cut off is none, nor is one with null bytes, which a power failure can
+        leave where a file grew: the lines end before it.
+        """
+        line = b"" if self._writing else self._reader.readline()
+        if not _is_whole(line):
+            self._reader.seek(self._length)
+            return None
+        self.lines += 1
+        self._length += len(line)
+        return line
+
+    def append(self, lines: bytes) -> None:
+        """Adds whole lines, on disk when this returns, and drops kept ones that were not read."""
+        try:
+            self._drop_unread()
+            rest = memoryview(lines)
+            while rest:
+                rest = rest[self._writer.write(rest) :]
+            os.fsync(self._writer.fileno())
+        except OSError as error:
+            raise _cannot_write(self.partial, error) from error
+        self.lines += lines.count(b"\n")
+        self._length += len(lines)
+
+    def finish(self) -> None:
+        """Puts the lines at their place, for good: the directory is on disk, too."""
+        try:
+            self._drop_unread()
+            os.fsync(self._writer.fileno())
+            self.close()
+            self.partial.replace(self._target)
+            _sync_directory(self._target.parent)
+            self._about.unlink(missing_ok=True)
+        except OSError as error:
+            raise _cannot_write(self._target, error) from error
+
+    def close(self) -> None:
+        """Leaves the lines for a later writer."""
+        self._reader.close()
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._writer.closed:
+            if not self._length and not self._has_unread_line():
+                with suppress(OSError):
+                    self.partial.unlink()
+                    self._about.unlink()
+            self.close()
+
+    def _has_unread_line(self) -> bool:
+        line = self._reader.readline()
+        self._reader.seek(self._length)
+        return _is_whole(line)
+
+    def _drop_unread(self) -> None:
+        if not self._writing:
+            self._writer.truncate(self._length)
+            self._writing = True
+
+
+def partial_path(path: str | Path) -> Path:
+    """Where `ResumableFile` keeps lines until `path` is complete."""
+    return Path(f"{path}.partial")
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n") and b"\0" not in line
+
+
+def _make_place(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a directory; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who held the lock until now may have put the file at its place.
+        alone = os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        alone = False
+    except OSError:  # a file system without locks
+        return
+    if not alone:
+        file.close()
+        raise UserError(f"{path}: another process is writing it")
+
+
+def _sync_directory(directory: Path) -> None:
+    # Without this a rename can be undone by a power failure. Not every system can do it.
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}")

@@ -1,11 +1,16 @@
-"""What the command lines share: options, mistakes in one sentence, compiled programs kept."""
+"""What the command lines share: options, and mistakes in one sentence."""
 
 import argparse
+import ast
+import dataclasses
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import pairwise
+from typing import Any, get_args
 
 from pid_jax.errors import UserError
 
@@ -29,6 +34,61 @@ def checkpoint_parser(program: str, description: str) -> argparse.ArgumentParser
     return parser
 
 
+def add_fields(parser: "argparse._ActionsContainer", options: type) -> None:
+    """Adds an option for each field of a dataclass to a parser, or a group of one.
+
+    `max_new_tokens: int = 32` makes `--max-new-tokens N`; the text below the field is its help.
+    A bool makes a flag, a sequence an option that may be given again and again, and
+    `bool | Literal[...]` a choice between true, false and the others.
+    """
+    documentation = _documentation(options)
+    for field in dataclasses.fields(options):
+        text = documentation.get(field.name, "").replace("%", "%%")
+        parser.add_argument("--" + field.name.replace("_", "-"), **_argument(field, text))
+
+
+def _argument(field: "dataclasses.Field[Any]", text: str) -> dict[str, Any]:
+    default = field.default
+    if field.type is bool:
+        return {"action": "store_true", "help": text}
+    if field.type in (int, float):
+        text += f" (default: {default:g})"
+        metavar = "N" if field.type is int else "X"
+        return {"type": field.type, "metavar": metavar, "default": default, "help": text}
+    if default == ():
+        text += " May be given more than once."
+        return {"action": "append", "metavar": "TEXT", "default": [], "help": text}
+    _, literal = get_args(field.type)
+    named = {"true": True, "false": False} | {name: name for name in get_args(literal)}
+
+    def choice(name: str) -> bool | str:
+        if name not in named:
+            raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(named)}")
+        return named[name]
+
+    text += f" (default: {str(default).lower()})"
+    return {"type": choice, "metavar": f"{{{','.join(named)}}}", "default": default, "help": text}
+
+
+def _documentation(options: type) -> dict[str, str]:
+    """The texts that stand below a class's fields; none where the source is not at hand."""
+    try:
+        source = textwrap.dedent(inspect.getsource(options))
+    except OSError:
+        return {}
+    [definition] = ast.parse(source).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for statement, below in pairwise(definition.body):
+        match statement, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                texts[name] = " ".join(text.split())
+    return texts
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Prints a UserError as `error: ...` on standard error and exits with status 2."""
@@ -37,20 +97,3 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def keep_compiled_programs() -> Path | None:
-    """Turns on JAX's persistent compilation cache: a later process does not compile again.
-
-    In $XDG_CACHE_HOME/pid_jax/jax (by default ~/.cache/pid_jax/jax), unless
-    JAX_COMPILATION_CACHE_DIR is set: JAX itself reads that, and "" turns the cache off. Returns
-    the directory, or None if this function set none.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return None
-    import jax  # not before it is needed: --help and a mistaken option should not wait for it
-
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = home / "pid_jax" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    return directory

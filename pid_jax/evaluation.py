@@ -80,6 +80,7 @@ def evaluate(
         [example.prompts for example in inputs],
         batch_size=batch_size,
         after_batch=timed,
+        allowed=_allowed(examples),
         progress=False if after_batch is not None else None,
         max_new_tokens=limits.target_tokens,
         method=method,
@@ -96,6 +97,12 @@ def evaluate(
         seconds_per_document=statistics.median(per_document),
         truncation=tokenized.truncation_report(),
     )
+
+
+def _allowed(examples: Sequence[Example]) -> list[list[tuple[str, ...] | None]] | None:
+    """The closed lists of answers, if any subtask has one."""
+    lists = [[subtask.allowed for subtask in example.subtasks] for example in examples]
+    return lists if any(one is not None for row in lists for one in row) else None
 
 
 def negative_baseline(task: Task, examples: Sequence[Example]) -> Report | None:

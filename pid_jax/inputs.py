@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,10 +29,23 @@ class Work:
     """Examples to decode, and where the answer to each of their prompts belongs."""
 
     examples: list[TokenizedExample]
-    places: list[list[tuple[int, int]]]
-    """For each example and prompt of it: the document and the prompt as the caller counts."""
+    places: list[list[tuple[int, int, int]]]
+    """For each example and prompt of it: the document and the prompt as the caller counts, and
+    which sample of it."""
     roots: list[list[int]] | None
+    """Each prompt's node in the forest of allowed outputs."""
+    spellings: Mapping[int, Mapping[tuple[int, ...], str]]
+    """By root: the allowed texts as the caller wrote them, by their tokens."""
     keys: list[list[tuple[int, int]]] | None
+    """Each prompt's key for sampling."""
+    most_examples_each: int = 1
+    """Of a document: 1 under "pid", the most prompts under "pie"."""
+
+    def spelled(self, example: int, prompt: int) -> Mapping[tuple[int, ...], str]:
+        """The texts of this prompt's list, by their tokens."""
+        if self.roots is None:
+            return {}
+        return self.spellings.get(self.roots[example][prompt], {})
 
 
 class Inputs:
@@ -41,6 +54,8 @@ class Inputs:
     def __init__(self, config: Config, tokenizer: Any | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self._automata: dict[tuple[Any, ...], stopping.StopAutomaton] = {}
+        """The latest, which most calls ask for again."""
 
     def examples(
         self,
@@ -112,14 +127,15 @@ class Inputs:
         if method not in ("pid", "pie"):
             raise UserError(f"method={method!r} is unknown; supported: 'pid', 'pie'")
         forest, roots = None, None
+        spellings: dict[int, dict[tuple[int, ...], str]] = {}
         if allowed is not None:
-            forest, roots = self._forest(examples, allowed, options)
+            forest, roots, spellings = self._forest(examples, allowed, options)
         stops = None
         if options.stop:
             stops = self._stops(options.stop)
         copies = options.num_return_sequences if options.do_sample else 1
         places = [
-            [(i, j) for j in range(len(example.prompts)) for _ in range(copies)]
+            [(i, j, k) for j in range(len(example.prompts)) for k in range(copies)]
             for i, example in enumerate(examples)
         ]
         keys = None
@@ -136,17 +152,19 @@ class Inputs:
             ]
             if roots is not None:
                 roots = [[root for root in row for _ in range(copies)] for row in roots]
+        each = 1
         if method == "pie":
+            each = max((len(example.prompts) for example in examples), default=1)
             examples = prompt_in_decoder.prompt_in_encoder(examples)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
-        return Work(examples, places, roots, keys), options.controls(stops, forest)
+        return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
 
     def _forest(
         self,
         examples: list[TokenizedExample],
         allowed: Sequence[Sequence[Sequence[Text] | None]],
         options: GenerationOptions,
-    ) -> tuple[constraints.PrefixForest, list[list[int]]]:
+    ) -> tuple[constraints.PrefixForest, list[list[int]], dict[int, dict[tuple[int, ...], str]]]:
         if isinstance(allowed, str) or len(allowed) != len(examples):
             raise UserError(
                 f"allowed must hold one list per document: there are {len(examples)} documents "
@@ -187,7 +205,27 @@ class Inputs:
             [constraints.UNCONSTRAINED if names is None else root_of[names] for names in row]
             for row in wanted
         ]
-        return forest, nodes
+        spellings = {
+            root_of[names]: self._spellings(names, strings) for names, strings in lists.items()
+        }
+        return forest, nodes, spellings
+
+    def _spellings(
+        self, names: tuple[Any, ...], strings: list[list[int]]
+    ) -> dict[tuple[int, ...], str]:
+        """The texts of one list by their tokens, which may decode to something a little else."""
+        spelled: dict[tuple[int, ...], str] = {}
+        kept = {tuple(string[:-1]) for string in strings}
+        for name in names:
+            if not isinstance(name, str):
+                continue
+            tokens = tuple(self._encode(name, "allowed", self._encode_target)[:-1])
+            if spelled.setdefault(tokens, name) != name and tokens in kept:
+                raise UserError(
+                    f"allowed: {spelled[tokens]!r} and {name!r} are the same tokens to this "
+                    "tokenizer, and cannot be told apart: keep one of them"
+                )
+        return spelled
 
     @functools.cached_property
     def _token_bytes(self) -> stopping.TokenBytes | None:
@@ -196,9 +234,12 @@ class Inputs:
         return stopping.token_bytes(self.tokenizer, self.config.vocab_size)
 
     def _stops(self, stop: Sequence[str | Sequence[int]]) -> stopping.StopAutomaton:
+        if tuple(stop) in self._automata:
+            return self._automata[tuple(stop)]
         has_text = any(isinstance(item, str) for item in stop)
         tokens = self._token_bytes if has_text else None
-        return stopping.compile_stops(stop, tokens, self.config.vocab_size)
+        self._automata = {tuple(stop): stopping.compile_stops(stop, tokens, self.config.vocab_size)}
+        return self._automata[tuple(stop)]
 
     def collate(self, examples: list[TokenizedExample]) -> tuple[Batch, np.ndarray]:
         """A batch, and which places of it are taken."""
@@ -225,7 +266,7 @@ class Inputs:
             keys[active] = [key for i in indices for key in work.keys[i]]
         returned = 1 if options.do_sample else options.num_return_sequences
         strategy = options.strategy()
-        return Job(batch, active, strategy, controls, returned, roots, keys)
+        return Job(batch, active, strategy, controls, options.max_new_tokens, returned, roots, keys)
 
 
 def _one_each(rows: list[list[Any]] | None) -> Any:
@@ -240,7 +281,7 @@ def _sampling_keys(seed: int, example: TokenizedExample, copies: int) -> list[tu
     for prompt in example.prompts:
         for copy in range(copies):
             digest = hashlib.blake2b(
-                repr((seed, copy, document.hexdigest(), list(map(int, prompt)))).encode(),
+                repr((int(seed), copy, document.hexdigest(), list(map(int, prompt)))).encode(),
                 digest_size=8,
             ).digest()
             keys.append((int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")))

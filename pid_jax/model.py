@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +141,9 @@ class PidModel:
         few smaller programs; "auto" does where that is likely to repay.
         batch_tokens: how many tokens of documents, prompts and outputs, padding included, are
         decoded together, by default 4,096 on a CPU and 65,536 elsewhere; batch_size: how many
-        documents at most. Those of similar length go together, the longest first: if memory
-        does not suffice, that shows at once.
+        documents at most (under "pie" as many pairs as so many documents can have). Those of
+        similar length go together, the longest first: if memory does not suffice, that shows at
+        once.
         progress: a progress bar on standard error; by default if that is a terminal.
         after_batch: called after each batch with its number of documents (a document whose
         prompts are in several batches counts in parts) and its seconds. report: filled with
@@ -157,9 +158,9 @@ class PidModel:
         )
         examples = self._inputs.examples(documents, prompts)
         work, controls = self._inputs.work(examples, allowed, method, chosen)
-        batches = self._batches(work.examples, batch_tokens, batch_size, chosen)
+        batches = self._batches(work, batch_tokens, batch_size, chosen)
         report = DecodingReport() if report is None else report
-        found: dict[tuple[int, int], list[Generation]] = {}
+        found: dict[tuple[int, int], dict[int, list[Generation]]] = {}
         copies = chosen.num_return_sequences if chosen.do_sample else 1
         parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]
         with _progress_bar(len(documents), progress) as bar:
@@ -168,10 +169,11 @@ class PidModel:
             ):
                 ready = 0.0
                 for row, index in enumerate(indices):
-                    for column, place in enumerate(work.places[index]):
-                        made = self._generations(outputs, row, column, chosen)
-                        found.setdefault(place, []).extend(made)
-                        ready += parts[place[0]]
+                    for column, (document, prompt, copy) in enumerate(work.places[index]):
+                        of_prompt = found.setdefault((document, prompt), {})
+                        spelled = work.spelled(index, column)
+                        of_prompt[copy] = self._generations(outputs, row, column, chosen, spelled)
+                        ready += parts[document]
                 bar(ready)
                 if after_batch is not None:
                     after_batch(ready, seconds)
@@ -210,7 +212,7 @@ class PidModel:
         work, controls = self._inputs.work(
             self._inputs.examples(documents, prompts), allowed, method, chosen
         )
-        batches = self._batches(work.examples, batch_tokens, batch_size, chosen, sort=False)
+        batches = self._batches(work, batch_tokens, batch_size, chosen, sort=False)
         return self._stream(work, batches, controls, chosen, every)
 
     def _stream(
@@ -231,13 +233,14 @@ class PidModel:
                 if outputs is None:
                     continue
                 for row, index in enumerate(indices):
-                    for column, (document, prompt) in enumerate(work.places[index]):
+                    for column, (document, prompt, _) in enumerate(work.places[index]):
                         length = outputs.lengths[row, column, 0]
                         done = bool(outputs.done[row, column])
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
                         shown[row, column], finished[row, column] = length, done
-                        [generation] = self._generations(outputs, row, column, options)
+                        spelled = work.spelled(index, column) if done else {}
+                        [generation] = self._generations(outputs, row, column, options, spelled)
                         yield Partial(document, prompt, generation, done)
 
     def warm_up(
@@ -287,17 +290,17 @@ class PidModel:
         longest = max((len(t) for example in examples for t in example.targets), default=0)
         lengths = _options(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]
-        for indices in self._batches(work.examples, batch_tokens, batch_size, lengths):
+        for indices in self._batches(work, batch_tokens, batch_size, lengths):
             batch, _ = self._inputs.collate([work.examples[i] for i in indices])
             scores = jax.device_get(_score(self.model, self.params, batch))
             for row, index in enumerate(indices):
-                for column, (document, prompt) in enumerate(work.places[index]):
+                for column, (document, prompt, _) in enumerate(work.places[index]):
                     results[document][prompt] = float(scores[row, column])
         return results
 
     def _batches(
         self,
-        examples: Sequence[TokenizedExample],
+        work: Work,
         batch_tokens: int | None,
         batch_size: int | None,
         options: GenerationOptions,
@@ -309,12 +312,13 @@ class PidModel:
                 raise UserError(f"{name} must be at least 1, not {value}")
         if batch_tokens is None:
             batch_tokens = 4096 if jax.default_backend() == "cpu" else 65536
-        asked = [i for i, example in enumerate(examples) if example.prompts]
+        asked = [i for i, example in enumerate(work.examples) if example.prompts]
         batches = batches_within(
-            [examples[i] for i in asked],
+            [work.examples[i] for i in asked],
             batch_tokens,
-            new_tokens=bucket(options.max_new_tokens) * options.num_beams,
-            most_documents=batch_size,
+            new_tokens=bucket(options.max_new_tokens),
+            num_beams=options.num_beams,
+            most_documents=batch_size and batch_size * work.most_examples_each,
             sort=sort,
         )
         return [[asked[i] for i in batch] for batch in batches]
@@ -351,12 +355,21 @@ class PidModel:
             since = now
 
     def _generations(
-        self, outputs: Outputs, row: int, column: int, options: GenerationOptions
+        self,
+        outputs: Outputs,
+        row: int,
+        column: int,
+        options: GenerationOptions,
+        spelled: Mapping[tuple[int, ...], str],
     ) -> list[Generation]:
         lengths, scores = outputs.lengths[row, column], outputs.scores[row, column]
         return [
             self._generation(
-                tokens[:length].tolist(), float(score), options, bool(outputs.done[row, column])
+                tokens[:length].tolist(),
+                float(score),
+                options,
+                spelled,
+                bool(outputs.done[row, column]),
             )
             for tokens, length, score in zip(
                 outputs.tokens[row, column], lengths, scores, strict=True
@@ -365,7 +378,12 @@ class PidModel:
         ]
 
     def _generation(
-        self, tokens: list[int], score: float, options: GenerationOptions, done: bool = True
+        self,
+        tokens: list[int],
+        score: float,
+        options: GenerationOptions,
+        spelled: Mapping[tuple[int, ...], str],
+        done: bool,
     ) -> Generation:
         if tokens[-1:] == [self.config.eos_token_id]:
             tokens = tokens[:-1]
@@ -376,8 +394,8 @@ class PidModel:
             tokens = tokens[: len(tokens) - max(ending, default=0)]
         else:
             tokens = tokens[: len(tokens) - stopping.unsettled(tuple(tokens), sequences)]
-        text = None
-        if self.tokenizer is not None:
+        text = spelled.get(tuple(tokens))
+        if text is None and self.tokenizer is not None:
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
             text = stopping.cut(text, strings)
             if not done:
@@ -395,8 +413,8 @@ def _options(**given: Any) -> GenerationOptions:
     return GenerationOptions(**given)
 
 
-def _with_alternatives(generations: list[Generation]) -> Generation:
-    first, *others = generations
+def _with_alternatives(copies: dict[int, list[Generation]]) -> Generation:
+    first, *others = (generation for _, made in sorted(copies.items()) for generation in made)
     return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
 

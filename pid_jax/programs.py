@@ -21,6 +21,20 @@ class Compilation:
     seconds: float
 
 
+_ON_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
+"""Without it XLA copies the cache in each step before it writes to it: T5-base, 4 prompts of 1,536
+tokens: 0.91 of the time with it. The compiler's default is False in jaxlib 0.10."""
+
+
+def _compiled(lowered: Any) -> Any:
+    if jax.default_backend() != "cpu":
+        return lowered.compile()
+    try:
+        return lowered.compile(compiler_options=_ON_CPU)
+    except jax.errors.JaxRuntimeError:  # a jaxlib that no longer has the option
+        return lowered.compile()
+
+
 class Programs:
     """Programs made ahead of their first call, by name and by the shapes of their arguments.
 
@@ -49,7 +63,7 @@ class Programs:
         key = self._key(program, arguments, static)
         if key not in self._compiled:
             started = time.perf_counter()
-            self._compiled[key] = jitted.lower(*fixed, *arguments, **static).compile()
+            self._compiled[key] = _compiled(jitted.lower(*fixed, *arguments, **static))
             compilation = Compilation(program, describe(), time.perf_counter() - started)
             self.compilations.append(compilation)
             log.info(

@@ -33,6 +33,8 @@ class EncodedDocuments(NamedTuple):
     cross_attention: tuple[KeyValue, ...]
     """Per decoder layer, `[B, H, K, S]`."""
     mask: Bool[Arr, "B S"]
+    tokens: Int[Arr, "B S"]
+    """The documents themselves: outputs may be guessed from them."""
 
 
 def encode(
@@ -53,7 +55,7 @@ def encode(
         method="encode",
     )
     cross_attention = model.apply(variables, encoder_output, method="project_cross_attention")
-    return EncodedDocuments(cross_attention, document_mask)
+    return EncodedDocuments(cross_attention, document_mask, documents)
 
 
 def decode(

@@ -16,10 +16,15 @@ ARRAY_MODULES = [
 ]
 install_import_hook(ARRAY_MODULES, "beartype.beartype")
 
+# Tests neither read the user's compiled programs nor leave any; some share a folder of their own.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
 from pid_jax import models  # noqa: E402
 from pid_jax.model import PidModel  # noqa: E402
+from tests import tiny_checkpoint  # noqa: E402
 
 TINY = {
     "model_type": "t5",
@@ -40,6 +45,29 @@ def tiny_model() -> PidModel:
     """Random weights, no tokenizer."""
     model = models.build(TINY)
     return PidModel(model, models.init_params(model, jax.random.key(0)))
+
+
+@pytest.fixture(scope="session")
+def varied_model() -> PidModel:
+    """Few tokens, and an end token that resembles them all: outputs end early and late.
+
+    Its compiled programs serve all tests of decoding: use the shapes that others use.
+    """
+    random = np.random.default_rng(0)
+    model = models.build(TINY | {"vocab_size": 24})
+    params = jax.tree.map(
+        lambda leaf: leaf + 1.0 * random.normal(size=leaf.shape).astype(np.float32),
+        models.init_params(model, jax.random.key(0)),
+    )
+    embedding = params["shared"]["embedding"]
+    params["shared"]["embedding"] = embedding.at[1].add(0.3 * embedding[2:].sum(0))
+    return PidModel(model, params)
+
+
+@pytest.fixture(scope="session")
+def text_model() -> PidModel:
+    """Random weights and a tokenizer."""
+    return tiny_checkpoint.make()
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,13 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
     ("errors",),
-    ("atomic_file", "command_line"),
+    ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
     ("prompt_in_decoder", "tasks", "checkpoints"),
     ("decoding",),
+    ("inputs",),
     ("model",),
+    ("answering",),
     ("predict", "evaluation", "export"),
     ("training",),
     ("train", "eval", "quickstart"),

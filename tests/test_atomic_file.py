@@ -1,10 +1,12 @@
 """Files are complete or not there."""
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from pid_jax.atomic_file import replacing
+from pid_jax.atomic_file import ResumableFile, partial_path, replacing
 from pid_jax.errors import UserError
 
 
@@ -41,3 +43,163 @@ def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "file" / "inside"):
         pass
+
+
+# ResumableFile
+
+SETTINGS = {"beams": 4, "answer": None}
+
+
+def written(path: Path, *lines: bytes) -> None:
+    """Leaves lines behind as a writer does that was killed."""
+    with ResumableFile(path) as file:
+        file.restart(SETTINGS)
+        for line in lines:
+            file.append(line)
+
+
+def kept(file: ResumableFile) -> list[bytes]:
+    return list(iter(file.next_kept, None))
+
+
+def test_lines_appear_at_the_end_and_leave_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with ResumableFile(target) as file:
+        assert file.settings is None
+        file.restart(SETTINGS)
+        file.append(b"one\n")
+        file.append(b"two\nthree\n")
+        assert file.lines == 3
+        assert not target.exists()
+        file.finish()
+    assert target.read_bytes() == b"one\ntwo\nthree\n"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_second_writer_goes_on_where_the_first_was_stopped(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    written(target, b"one\n", b"two\n")
+    assert target.read_text() == "old"
+    with ResumableFile(target) as file:
+        assert file.settings == SETTINGS
+        assert kept(file) == [b"one\n", b"two\n"]
+        file.append(b"three\n")
+        file.finish()
+    assert target.read_bytes() == b"one\ntwo\nthree\n"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_kept_lines_that_are_not_read_are_dropped(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    written(target, b"one\n", b"two\n")
+    with ResumableFile(target) as file:
+        assert file.next_kept() == b"one\n"
+        file.append(b"other\n")
+        assert file.next_kept() is None
+        file.finish()
+    assert target.read_bytes() == b"one\nother\n"
+
+
+@pytest.mark.parametrize("rest", [b"", b"tw", b"\0\0\0", b"t\0o\nthree\n", b"\0\n"])
+def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, rest: bytes) -> None:
+    target = tmp_path / "file.txt"
+    written(target, b"one\n")
+    with partial_path(target).open("ab") as partial:
+        partial.write(rest)
+    with ResumableFile(target) as file:
+        assert kept(file) == [b"one\n"]
+        file.finish()
+    assert target.read_bytes() == b"one\n"
+
+
+def test_without_a_whole_line_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    partial_path(target).write_bytes(b"on")
+    (tmp_path / "file.txt.partial.json").write_bytes(b'{"beams"')  # killed in writing it
+    with ResumableFile(target) as file:
+        assert file.settings is None
+        assert file.next_kept() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [None, b'{"beams"', b"[]"])
+def test_lines_of_unknown_origin_have_no_settings(tmp_path: Path, settings: bytes | None) -> None:
+    target = tmp_path / "file.txt"
+    partial_path(target).write_bytes(b"one\n")
+    if settings is not None:
+        (tmp_path / "file.txt.partial.json").write_bytes(settings)
+    with ResumableFile(target) as file:
+        assert file.settings == {}
+    assert partial_path(target).read_bytes() == b"one\n"
+
+
+def test_settings_left_by_a_writer_killed_at_its_last_step_do_no_harm(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    written(target, b"one\n")
+    partial_path(target).replace(target)
+    with ResumableFile(target) as file:
+        assert file.settings is None
+        file.restart({})
+        file.append(b"two\n")
+        file.finish()
+    assert target.read_bytes() == b"two\n"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_restart_drops_the_lines_and_their_settings(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    written(target, b"one\n")
+    with ResumableFile(target) as file:
+        assert file.settings == SETTINGS
+        file.restart({"beams": 1})
+        assert file.next_kept() is None
+        file.append(b"two\n")
+    with ResumableFile(target) as file:
+        assert file.settings == {"beams": 1}
+        assert kept(file) == [b"two\n"]
+
+
+def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    with ResumableFile(target) as file:
+        file.restart(SETTINGS)
+        file.append(b"one\n")
+        with pytest.raises(UserError, match=r"file.txt.partial: another process is writing it"):
+            ResumableFile(target)
+        file.append(b"two\n")
+        file.finish()
+    assert target.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_full_disk_is_named_and_costs_no_line_that_was_written(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ResumableFile(target) as file:
+        file.restart(SETTINGS)
+        file.append(b"one\n")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+        try:
+            with pytest.raises(UserError, match=r"cannot write .*file.txt.partial: File too large"):
+                file.append(b"two\nthree\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert partial_path(target).read_bytes() == b"one\ntw"
+    with ResumableFile(target) as file:
+        assert kept(file) == [b"one\n"]
+        file.append(b"two\n")
+        file.finish()
+    assert target.read_bytes() == b"one\ntwo\n"
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in {
+        "folder": "it is a directory",
+        "pipe": "it is no regular file",
+        "file/inside": "cannot write",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ResumableFile(tmp_path / name)

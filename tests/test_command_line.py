@@ -1,22 +1,14 @@
 """What the command lines share."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
 
-import jax
 import pytest
 
-from pid_jax.command_line import keep_compiled_programs, user_errors
+from pid_jax.command_line import add_fields, user_errors
 from pid_jax.errors import UserError
-
-
-@pytest.fixture
-def cache_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Leaves JAX's own setting as it was."""
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_user_error_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,16 +23,47 @@ def test_a_fault_of_the_code_keeps_its_traceback() -> None:
         _ = 1 / 0
 
 
-def test_compiled_programs_are_kept_in_the_users_cache(
-    cache_directory: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@dataclass(frozen=True)
+class Options:
+    longest_answer: int = 32
+    """How many words, at
+    100% of speed."""
+    share: float = 0.5
+    loud: bool = False
+    """Says it."""
+    patience: bool | Literal["never"] = False
+    names: Sequence[str] = ()
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_fields(parser, Options)
+    return parser
+
+
+def test_options_have_the_defaults_of_their_fields(parser: argparse.ArgumentParser) -> None:
+    assert vars(parser.parse_args([])) == asdict(Options()) | {"names": []}
+
+
+def test_options_have_the_types_of_their_fields(parser: argparse.ArgumentParser) -> None:
+    command = "--longest-answer=4 --share 1 --loud --patience=never --names=a --names=b"
+    assert vars(parser.parse_args(command.split())) == {
+        "longest_answer": 4,
+        "share": 1.0,
+        "loud": True,
+        "patience": "never",
+        "names": ["a", "b"],
+    }
+    assert parser.parse_args(["--patience=true"]).patience is True
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--patience=sometimes"])
+
+
+def test_the_text_below_a_field_is_the_help_of_its_option(
+    parser: argparse.ArgumentParser,
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert keep_compiled_programs() == tmp_path / "pid_jax" / "jax"
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "pid_jax" / "jax")
-
-
-def test_jaxs_own_variable_wins(cache_directory: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = jax.config.jax_compilation_cache_dir
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    assert keep_compiled_programs() is None
-    assert jax.config.jax_compilation_cache_dir == before
+    text = " ".join(parser.format_help().split())
+    assert "--longest-answer N How many words, at 100% of speed. (default: 32)" in text
+    assert "--share X (default: 0.5)" in text
+    assert "--loud Says it. --patience {true,false,never} (default: false)" in text

@@ -1,7 +1,9 @@
 """The idea: one encoding per document, prompts by vmap, loss on targets alone."""
 
+import functools
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ import pytest
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data.batching import Batch, BatchShape, collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding.greedy import greedy
+from pid_jax.decoding import loop
+from pid_jax.decoding.options import GenerationOptions, Strategy
 
 loss_of = jax.jit(
     prompt_in_decoder.loss, static_argnums=0, static_argnames=("label_smoothing", "z_loss")
@@ -147,6 +150,7 @@ def test_pie_puts_each_prompt_before_its_document():
 
 
 DOCUMENTS, PROMPTS, DOCUMENT_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 3, 7, 41, 3, 4
+KEPT_PROMPTS = 5
 WIDE = {
     "model_type": "t5",
     "vocab_size": 53,
@@ -158,25 +162,47 @@ WIDE = {
 }
 
 
-def compiled_array_sizes(documents: int, prompts: int) -> list[int]:
-    """Element counts of every array in the compiled greedy program, fused ones included."""
+def shapes_of(documents: int, prompts: int) -> tuple[Any, Any, Any, Any]:
+    """A model, its parameters for decoding, and documents and prompts, all of them only shapes."""
     model = models.build(WIDE)
-    shapes = (
+    params = jax.eval_shape(model.decoding_params, models.abstract_params(model))
+    inputs = (
         jax.ShapeDtypeStruct((documents, DOCUMENT_TOKENS), jnp.int32),
         jax.ShapeDtypeStruct((documents, DOCUMENT_TOKENS), bool),
         jax.ShapeDtypeStruct((documents, prompts, PROMPT_TOKENS), jnp.int32),
         jax.ShapeDtypeStruct((documents, prompts, PROMPT_TOKENS), bool),
         jax.ShapeDtypeStruct((documents, prompts), bool),
     )
-    program = jax.jit(greedy, static_argnums=0, static_argnames="max_new_tokens").lower(
-        model, models.abstract_params(model), *shapes, max_new_tokens=NEW_TOKENS
+    controls = GenerationOptions(max_new_tokens=NEW_TOKENS).controls(None, None)
+    return model, params, inputs, controls
+
+
+def decoding_array_sizes(
+    documents: int, prompts: int, kept_prompts: int, strategy: Strategy
+) -> dict[str, list[int]]:
+    """Element counts of every array in the three programs of decoding, fused ones included."""
+    model, params, inputs, controls = shapes_of(documents, prompts)
+    begin = functools.partial(loop.begin, model, strategy=strategy, room=NEW_TOKENS)
+    arguments = (params, *inputs, None, None, controls)
+    encoded, state = jax.eval_shape(begin, *arguments)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    advance = functools.partial(loop.advance, model, strategy=strategy)
+    places = (
+        jax.ShapeDtypeStruct((documents,), jnp.int32),
+        jax.ShapeDtypeStruct((documents, kept_prompts), jnp.int32),
+        jax.ShapeDtypeStruct((documents, kept_prompts), bool),
     )
-    return array_sizes(program)
+    steps = (params, encoded, state, controls, number, (number, number))
+    return {
+        "begin": array_sizes(jax.jit(begin).lower(*arguments)),
+        "advance": array_sizes(jax.jit(advance).lower(*steps)),
+        "keep": array_sizes(jax.jit(loop.keep).lower(state, *places)),
+    }
 
 
 def array_sizes(lowered) -> list[int]:
     arrays = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", lowered.compile().as_text())
-    assert len(arrays) > 100
+    assert len(arrays) > 10
     return [math.prod(map(int, dimensions.split(","))) for dimensions in set(arrays)]
 
 
@@ -202,9 +228,24 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
     assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
 
 
-def test_the_compiled_decoding_step_holds_no_array_of_a_document_per_prompt():
+@pytest.mark.parametrize(
+    "strategy",
+    [Strategy(), Strategy(num_beams=4), Strategy(draft_tokens=2, draft_ngram=2)],
+    ids=["greedy", "beams", "drafts"],
+)
+def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(strategy):
     # One document's encoding, or one layer's keys for it, has S * D = S * H * K elements.
-    per_prompt_documents = DOCUMENTS * PROMPTS * DOCUMENT_TOKENS * WIDE["d_model"]
-    assert max(compiled_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
-    # The same search finds them in PiE, whose documents are B * P.
-    assert max(compiled_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
+    per_document = DOCUMENT_TOKENS * WIDE["d_model"]
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy)
+    assert max(sizes["begin"]) < DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+    # Beams make the caches that it reads as large as five prompts' documents.
+    assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
+
+
+def test_the_same_search_finds_the_documents_of_prompt_in_encoder():
+    """There each prompt is a document."""
+    per_document = DOCUMENT_TOKENS * WIDE["d_model"]
+    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy())
+    assert max(sizes["begin"]) >= DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["advance"]) >= DOCUMENTS * PROMPTS * per_document

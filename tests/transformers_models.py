@@ -71,12 +71,14 @@ def make(variant: str, directory: Path) -> Any:
         for parameter in model.parameters():  # norms and biases start alike: make them differ
             parameter.add_(0.1 * torch.randn_like(parameter))
     if not untied:
+        with torch.no_grad():
+            _resemble_all(model.shared.weight)
         model.save_pretrained(directory)
         return model
     # transformers 5 ties by force and writes one tensor: an untied checkpoint is written by hand.
     torch.nn.init.normal_(model.shared.weight)
     tensors = {k: v for k, v in model.state_dict().items() if "embed_tokens" not in k}
-    tensors["lm_head.weight"] = torch.randn_like(model.shared.weight) * 0.3
+    tensors["lm_head.weight"] = _resemble_all(torch.randn_like(model.shared.weight) * 0.3)
     config.save_pretrained(directory)
     config_file = directory / "config.json"
     text = config_file.read_text()
@@ -87,6 +89,12 @@ def make(variant: str, directory: Path) -> Any:
     tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(directory)
+
+
+def _resemble_all(output_embedding: torch.Tensor) -> torch.Tensor:
+    """Adds to the end token's row the others', so that some outputs end early and some late."""
+    output_embedding[1] += 0.3 * output_embedding[2:].sum(0)
+    return output_embedding
 
 
 @torch.no_grad()
@@ -135,6 +143,29 @@ def greedy(model: Any, document: list[int], prompt: list[int], max_new_tokens: i
         use_cache=False,
     )
     return _until_end(out[0, len(prompt) + 1 :].tolist())
+
+
+def beam_search(
+    model: Any, document: list[int], prompt: list[int], num_beams: int, **options: Any
+) -> list[tuple[list[int], float]]:
+    """All outputs of transformers' beam search, the best first: tokens until the end token, and
+    the sum of their log-probabilities, the end token's included."""
+    out = model.generate(
+        input_ids=torch.tensor([document]),
+        attention_mask=torch.ones(1, len(document), dtype=torch.long),
+        decoder_input_ids=torch.tensor([[0, *prompt]]),
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        use_cache=False,
+        **options,
+    )
+    lengths = (out.beam_indices >= 0).sum(-1)
+    totals = out.sequences_scores * lengths ** options.get("length_penalty", 1.0)
+    rows = out.sequences[:, 1 + len(prompt) :].tolist()
+    return [(_until_end(row), total) for row, total in zip(rows, totals.tolist(), strict=True)]
 
 
 def _until_end(tokens: list[int]) -> list[int]:

@@ -77,46 +77,44 @@ def batches_within(
     token_budget: int,
     *,
     new_tokens: int,
+    num_beams: int = 1,
     most_documents: int | None = None,
     sort: bool = True,
 ) -> list[list[int]]:
     """Cuts examples into batches, as indices: those of similar sizes, the longest first.
 
     token_budget: the most tokens of a padded batch, of documents, prompts and outputs
-    together; a document that exceeds it alone is a batch by itself. new_tokens: those of one
-    prompt's outputs. most_documents: a further limit. sort: False keeps the order.
+    together; a document that exceeds it alone is a batch by itself. new_tokens: those of an
+    output. num_beams: how often a prompt and its output are held. most_documents: a further
+    limit. sort: False keeps the order.
     The longest come first, so if memory does not suffice, that shows at once.
     """
 
-    def sizes(index: int) -> tuple[int, int, int]:
-        example = examples[index]
-        return (
+    sizes = [
+        (
             bucket(len(example.document), multiple=DOCUMENT_MULTIPLE),
             bucket(len(example.prompts)),
             bucket(1 + _longest(example.prompts)),
         )
-
+        for example in examples
+    ]
     order = list(range(len(examples)))
     if sort:
-        order.sort(key=lambda index: (*sizes(index), len(examples[index].document)), reverse=True)
+        order.sort(key=lambda index: (sizes[index], len(examples[index].document)), reverse=True)
     batches: list[list[int]] = []
     start = 0
     while start < len(order):
-        count = 0
-        largest = (0, 0, 0)
-        for index in order[start : start + (most_documents or len(order))]:
-            own = sizes(index)
-            wider = (
-                max(largest[0], own[0]),
-                max(largest[1], own[1]),
-                max(largest[2], own[2]),
-            )
-            tokens = bucket(count + 1) * (wider[0] + wider[1] * (wider[2] + new_tokens))
-            if count and tokens > token_budget:
+        document_tokens = prompts = prompt_tokens = count = 0
+        while start + count < len(order) and count != most_documents:
+            own = sizes[order[start + count]]
+            document_tokens = max(document_tokens, own[0])
+            prompts, prompt_tokens = max(prompts, own[1]), max(prompt_tokens, own[2])
+            of_prompts = prompts * num_beams * (prompt_tokens + new_tokens)
+            if count and bucket(count + 1) * (document_tokens + of_prompts) > token_budget:
                 # Full batches of a bucket's size: their number of documents needs no padding.
                 count = bucket_below(count)
                 break
-            count, largest = count + 1, wider
+            count += 1
         batches.append(order[start : start + count])
         start += count
     return batches

@@ -8,11 +8,13 @@ class Subtask:
     """One prompt and its target.
 
     `id` is unique within its example. `target` is None where only a prediction is wanted.
+    `allowed` are the only predictions there may be; None where any text may.
     """
 
     id: str
     prompt: str
     target: str | None = None
+    allowed: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.data.batching import Arr
 from pid_jax.decoding import rules
 from pid_jax.errors import UserError
 
@@ -81,8 +82,8 @@ def choose(
     *,
     process: Callable[[Float[Array, "B P J V"]], Float[Array, "B P J V"]],
     ends: Callable[[Int[Array, "B P C"], Int[Array, "B P C"]], Bool[Array, "B P C"]],
-    max_new_tokens: int | Int[Array, ""],
-    length_penalty: float | Float[Array, ""],
+    max_new_tokens: int | Int[Arr, ""],
+    length_penalty: float | Float[Arr, ""],
     early_stopping: EarlyStopping,
     pad_token_id: int,
 ) -> tuple[Beams, Int[Array, "B P K"], Int[Array, "B P K"]]:

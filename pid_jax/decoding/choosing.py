@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from pid_jax.decoding import beam, constraints, rules
+from pid_jax.decoding import beam, constraints, rules, stopping
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
+from pid_jax.decoding.stopping import StopAutomaton
 from pid_jax.models.protocol import EncoderDecoder
 
 
@@ -88,7 +89,10 @@ def _extend_beams(
         ended = tokens == model.config.eos_token_id
         if controls.stops is not None and prompts.stop_state is not None:
             before = jnp.take_along_axis(prompts.stop_state, parents, axis=2)
-            ended |= controls.stops.stopped(controls.stops.after(before, tokens))
+            node = prompts.node
+            if node is not None:
+                node = jnp.take_along_axis(node, parents, axis=2)
+            ended |= controls.stops.stopped(after_stops(controls.stops, before, tokens, node))
         return ended
 
     beams, parents, tokens = beam.choose(
@@ -144,6 +148,10 @@ def _ruled(
             ruled = rules.bar_repeated_ngrams(
                 ruled, history, mask, shape[-1] + step, strategy.no_repeat_ngram_size
             )
+    if strategy.no_repeat_ngram_size:
+        # If every token would repeat one, the rule yields.
+        stuck = ruled.max(axis=-1, keepdims=True) == -jnp.inf
+        ruled = jnp.where(stuck, given, ruled)
     too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
     ruled = rules.bar_token(ruled, model.config.eos_token_id, too_early)
     if controls.forest is not None and prompts.node is not None:
@@ -159,8 +167,24 @@ def _follow(
     if controls.forest is not None and node is not None:
         node = constraints.next_node(controls.forest, node, tokens)
     if controls.stops is not None and stop_state is not None:
-        stop_state = controls.stops.after(stop_state, tokens)
+        stop_state = after_stops(controls.stops, stop_state, tokens, prompts.node)
     return node, stop_state
+
+
+def after_stops(
+    stops: StopAutomaton,
+    state: Int[Array, "*rows"],
+    token: Int[Array, "*rows"],
+    node: Int[Array, "*rows"] | None,
+) -> Int[Array, "*rows"]:
+    """The automaton's states after these tokens; it does not look at constrained outputs.
+
+    node: where the outputs stood in the forest of allowed ones before these tokens.
+    """
+    after = stops.after(state, token)
+    if node is None:
+        return after
+    return jnp.where(node == constraints.UNCONSTRAINED, after, stopping.START)
 
 
 def _noise(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import constraints, rules
+from pid_jax.decoding.choosing import after_stops
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, State
 from pid_jax.models.protocol import EncoderDecoder, Params, Past
@@ -22,7 +23,7 @@ from pid_jax.prompt_in_decoder import EncodedDocuments
 
 
 def draft(
-    documents: Int[Array, "B S"],
+    documents: Int[Arr, "B S"],
     document_mask: Bool[Arr, "B S"],
     history: Int[Array, "B P W"],
     history_mask: Bool[Array, "B P W"],
@@ -65,7 +66,6 @@ def verify(
     model: EncoderDecoder,
     params: Params,
     encoded: EncodedDocuments,
-    documents: Int[Array, "B S"],
     state: State,
     controls: Controls,
     strategy: Strategy,
@@ -80,7 +80,7 @@ def verify(
     length = prompts.tokens.shape[2]
     written = length + chosen.lengths[..., None]
     drafts, found = draft(
-        documents,
+        encoded.tokens,
         encoded.mask,
         jnp.concatenate([prompts.tokens, chosen.tokens], axis=-1),
         jnp.concatenate([prompts.mask, jnp.ones_like(chosen.tokens, bool)], axis=-1),
@@ -119,7 +119,8 @@ def verify(
     if controls.stops is not None and stop_state is not None:
         states = [stop_state[..., 0]]
         for i in range(fed.shape[-1]):
-            states.append(controls.stops.after(states[-1], likeliest[..., i]))
+            node = None if prompts.node is None else prompts.node[..., 0]
+            states.append(after_stops(controls.stops, states[-1], likeliest[..., i], node))
         ends |= jnp.stack([controls.stops.stopped(one) for one in states[1:]], axis=-1)
     ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
     counts &= ~ended_before
@@ -164,7 +165,7 @@ def verify(
                 done=chosen.done | (ends & counts).any(axis=-1),
                 drafted=chosen.drafted + jnp.where(chosen.done, 0, found),
                 # What follows them may be right too, by chance: it was not read off the document.
-                accepted=chosen.accepted + jnp.clip(count - 1, 0, found),
+                accepted=chosen.accepted + jnp.minimum(jnp.minimum(right, count), found),
             ),
         ),
     )

@@ -1,12 +1,13 @@
 """Drives the decoding loop, batch by batch: compiled programs, compaction, partial results.
 
 After a few steps most prompts of dialogue state tracking have ended with `none`. A step costs
-what its batch is wide, so once at most half of the prompts still run, in every document, they
-are moved together into a batch half as wide: `ladder` names the sizes. What is computed for
-each prompt is the same.
+what its batch is wide, so once at most half of the documents have prompts that still run, or
+every document at most half of its prompts, those are moved together into a batch half as large:
+`smaller` names its size. What is computed for each prompt is the same.
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int, UInt32
 
-from pid_jax.data.batching import Arr, Batch, bucket, bucket_below
+from pid_jax.data.batching import Batch, bucket, bucket_below
 from pid_jax.decoding import beam, loop
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
@@ -27,6 +28,9 @@ from pid_jax.programs import Programs
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 Compaction = bool | Literal["auto"]
+
+Places = tuple[Int[np.ndarray, " B1"], Int[np.ndarray, "B1 P1"], Bool[np.ndarray, "B1 P1"]]
+"""The documents of a batch that are kept, of each the prompts, and which of these are real."""
 
 FEWEST_ROWS = 8
 """Batches of so few rows are not made smaller: a step then costs its weights, not its rows."""
@@ -38,6 +42,7 @@ _advance = jax.jit(
     loop.advance, static_argnums=0, static_argnames=("strategy",), donate_argnames=("state",)
 )
 _keep = jax.jit(loop.keep)
+_keep_documents = jax.jit(loop.keep_documents)
 
 
 @dataclass
@@ -102,6 +107,7 @@ class Job:
     """False for the empty places of a ragged batch."""
     strategy: Strategy
     controls: Controls
+    max_new_tokens: int
     returned: int = 1
     """Outputs per prompt (N)."""
     roots: Int[np.ndarray, "B P"] | None = None
@@ -116,23 +122,40 @@ class Job:
     @property
     def room(self) -> int:
         """The most tokens to be chosen, as the programs know it."""
-        return bucket(int(self.controls.max_new_tokens))
+        return bucket(self.max_new_tokens)
+
+    def kind(self, size: tuple[int, ...]) -> Hashable:
+        """What a step is compiled for, at (documents, prompts) of this size."""
+        lengths = self.batch.documents.shape[1], self.batch.prompts.shape[2]
+        return self.strategy, self.room, lengths, tuple(size)
 
 
-def ladder(documents: int, prompts: int, rows_each: int) -> list[tuple[int, int]]:
-    """The ever smaller (documents, prompts) that a batch is moved to, the first its own.
+def smaller(size: tuple[int, int], live: tuple[int, int], rows_each: int) -> tuple[int, int] | None:
+    """The (documents, prompts) to move a batch of this size to, or None.
 
-    Prompts are halved until every document has one, then documents; not below `FEWEST_ROWS`,
-    where each prompt takes `rows_each`.
+    live: how many documents have prompts not done, and how many prompts the document with most
+    of them. One axis is halved at a time, to a bucket, documents first; but not where no more
+    than `FEWEST_ROWS` would be left to halve. rows_each: a prompt's rows, its beams.
     """
-    sizes = [(documents, prompts)]
-    while documents * prompts * rows_each > FEWEST_ROWS and documents * prompts > 1:
-        if prompts > 1:
-            prompts = bucket_below(prompts // 2)
-        else:
-            documents = bucket_below(documents // 2)
-        sizes.append((documents, prompts))
-    return sizes
+    documents, prompts = size
+    if documents * prompts * rows_each <= FEWEST_ROWS:
+        return None
+    if documents > 1 and live[0] <= bucket_below(documents // 2):
+        return bucket_below(documents // 2), prompts
+    if prompts > 1 and live[1] <= bucket_below(prompts // 2):
+        return documents, bucket_below(prompts // 2)
+    return None
+
+
+def sizes_below(size: tuple[int, int], rows_each: int) -> list[tuple[int, int]]:
+    """All sizes that a batch may be moved to, its own first."""
+    found = [size]
+    for one in found:
+        for live in ((1, one[1]), (one[0], 1)):
+            another = smaller(one, live, rows_each)
+            if another is not None and another not in found:
+                found.append(another)
+    return found
 
 
 class Engine:
@@ -143,17 +166,20 @@ class Engine:
         self.params = jax.tree.map(jnp.asarray, params)
         self.programs = Programs()
         self._sharding = _replicated_like(self.params)
-        self._steps: set[tuple[Hashable, ...]] = set()
-        """The sizes for which the step is compiled."""
+        self._steps: set[Hashable] = set()
+        """The kinds and sizes of batches for which the step is compiled."""
+        self._seen: Counter[Hashable] = Counter()
+        """How many batches there were, by kind."""
 
     def decode(self, job: Job) -> Iterator[Outputs | None]:
         """Decodes one batch, yielding None whenever it would wait for the device.
 
-        The last item holds all outputs; with `steps_at_once` the same comes every so many
-        steps, as far as it has come.
+        The last item holds all outputs; with `steps_at_once` the same comes from the first
+        token on, every so many steps, as far as it has come.
         """
-        encoded, state = self._begin(job)
-        batch = job.batch
+        inputs = self._on_device(self._inputs(job))
+        controls: Controls = inputs[-1]
+        encoded, state = self._begin(job, inputs)
         count, width = job.active.shape
         rows_each = job.strategy.num_beams
         outputs = Outputs(
@@ -168,73 +194,96 @@ class Engine:
         documents = np.arange(count)
         prompts = np.broadcast_to(np.arange(width), (count, width))
         real = job.active
-        tokens = batch.documents
-        sizes = ladder(count, width, rows_each)
-        limit = int(job.controls.max_new_tokens)
+        size = count, width
+        may_compact = self._may_compact(job)
+        limit = job.max_new_tokens
         step = 1
         _count_batch(job)
-        while True:
-            smaller = sizes[1] if len(sizes) > 1 and limit - step > 2 else (0, 0)
-            if smaller != (0, 0) and not self._compacts(job, state, tokens, smaller):
-                smaller = (0, 0)
+        yield None
+        if job.steps_at_once is not None or limit == 1:
+            _collect(state, documents, prompts, real, outputs)
+        if job.steps_at_once is not None and limit > 1:
+            yield outputs
+        while step < limit:
+            # Moving a batch costs about a step.
+            thresholds = (0, 0)
+            if may_compact and limit - step > 2:
+                thresholds = self._thresholds(job, size)
             until = limit if job.steps_at_once is None else min(limit, step + job.steps_at_once)
-            enough = _enough(sizes[0], smaller)
-            state = self._advance(job, encoded, tokens, state, until, enough)
+            state = self._advance(job, encoded, state, controls, until, thresholds)
             yield None
             before = step
             step = int(jax.device_get(state.step))
             job.report.decoder_calls += step - before
-            computed = math.prod(sizes[0]) * rows_each * (step - before)
+            computed = math.prod(size) * rows_each * (step - before)
             job.report.row_steps += computed
             job.report.row_steps_saved += count * width * rows_each * (step - before) - computed
             done = _collect(state, documents, prompts, real, outputs)
-            if done.all() or step >= limit:
+            if done.all():
                 break
             if job.steps_at_once is not None:
                 yield outputs
-            if _fits(done, sizes[0], smaller):
-                chosen, columns, live = _places(~done, *smaller)
-                encoded, state = self._keep(encoded, state, chosen, columns, live)
+            while may_compact and (target := smaller(size, _live(done), rows_each)):
+                if not self._is_worth(job, target):
+                    break
+                chosen, columns, live = _places(~done, *target)
+                encoded, state = self._keep(encoded, state, (chosen, columns, live))
                 prompts = np.take_along_axis(prompts[chosen], columns, axis=1)
-                documents, tokens, real = documents[chosen], tokens[chosen], live
-                sizes = sizes[1:]
+                documents, real, done, size = documents[chosen], live, ~live, target
         _count_outputs(job, outputs)
         yield outputs
 
     def warm_up(self, job: Job) -> None:
         """Compiles all programs that `decode` may need for this job, without running them."""
-        encoded, state = jax.eval_shape(
+        inputs = self._inputs(job)
+        self._program_begin(job, inputs)
+        begun = jax.eval_shape(
             lambda *arguments: loop.begin(
                 self.model, *arguments, strategy=job.strategy, room=job.room
             ),
             self.params,
-            *self._inputs(job),
+            *inputs,
         )
-        self._program_begin(job)
-        tokens = job.batch.documents
+        rows_each = job.strategy.num_beams
         count, width = job.active.shape
-        sizes = ladder(count, width, job.strategy.num_beams) if job.compact else [(count, width)]
-        for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
-            self._program_advance(job, encoded, tokens, state)
-            if smaller is not None:
-                places = _places(np.zeros(size, bool), *smaller)
-                self._program_keep(encoded, state, *places)
-                encoded, state = jax.eval_shape(loop.keep, encoded, state, *places)
-                tokens = tokens[: smaller[0]]
+        of_size = {(count, width): begun}
+        sizes = sizes_below((count, width), rows_each) if job.compact else [(count, width)]
+        for size in sizes:
+            encoded, state = of_size[size]
+            self._program_advance(job, encoded, state, job.controls)
+            for live in ((1, size[1]), (size[0], 1)) if job.compact else ():
+                target = smaller(size, live, rows_each)
+                if target is not None:
+                    places = _places(np.zeros(size, bool), *target)
+                    self._program_keep(state, places)
+                    kept, fewer = jax.eval_shape(loop.keep, state, *places), encoded
+                    if target[0] < size[0]:
+                        self._program_keep_documents(encoded, places[0])
+                        fewer = jax.eval_shape(loop.keep_documents, encoded, places[0])
+                    of_size[target] = fewer, kept
 
-    def _compacts(
-        self,
-        job: Job,
-        state: State,
-        tokens: Int[Arr, "B S"],
-        smaller: tuple[int, int],
-    ) -> bool:
-        """Whether the batch may be moved to this size."""
-        if job.compact != "auto" or job.batches_left >= REPAYING_BATCHES:
-            return bool(job.compact)
-        documents = smaller[0], tokens.shape[1]
-        prompts = (*smaller, state.prompts.tokens.shape[2])
-        return (job.strategy, documents, prompts, job.room) in self._steps
+    def _may_compact(self, job: Job) -> bool:
+        """Counts the batch, and says whether it may get smaller at all."""
+        self._seen[job.kind(job.active.shape)] += 1
+        return job.compact is not False and job.steps_at_once is None
+
+    def _is_worth(self, job: Job, size: tuple[int, int]) -> bool:
+        """Whether to move to this size, if that takes compiling."""
+        if job.compact is True or job.kind(size) in self._steps:
+            return True
+        alike = self._seen[job.kind(job.active.shape)] + job.batches_left
+        return alike >= REPAYING_BATCHES
+
+    def _thresholds(self, job: Job, size: tuple[int, int]) -> tuple[int, int]:
+        """When `loop.advance` should stop: at so many prompts of a document, documents."""
+        rows_each = job.strategy.num_beams
+        fewer_prompts = smaller(size, (size[0], 1), rows_each)
+        fewer_documents = smaller(size, (1, size[1]), rows_each)
+        prompts = fewer_prompts[1] if fewer_prompts and self._is_worth(job, fewer_prompts) else 0
+        documents = 0
+        if fewer_documents and fewer_documents[0] < size[0]:
+            documents = fewer_documents[0] if self._is_worth(job, fewer_documents) else 0
+        return prompts, documents
 
     def _inputs(self, job: Job) -> tuple[Any, ...]:
         batch = job.batch
@@ -249,83 +298,84 @@ class Engine:
             job.controls,
         )
 
-    def _program_begin(self, job: Job) -> Any:
-        return self.programs.get(
-            "start",
-            _begin,
-            (self.model, self.params),
-            self._inputs(job),
-            {"strategy": job.strategy, "room": job.room},
-            lambda: _sizes(job.batch.documents.shape, job.batch.prompts.shape, job.room),
-        )
-
-    def _begin(self, job: Job) -> tuple[EncodedDocuments, State]:
-        begun: tuple[EncodedDocuments, State] = self._program_begin(job)(
-            self.params, *self._on_device(self._inputs(job))
-        )
-        return begun
-
     def _on_device(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Explicitly, so that no implicit transfer is left in decoding."""
         placed: tuple[Any, ...] = jax.device_put(arguments, self._sharding)
         return placed
 
-    def _advance_arguments(
-        self,
-        job: Job,
-        encoded: EncodedDocuments,
-        tokens: Int[Arr, "B S"],
-        state: State,
-        until: int = 0,
-        enough: tuple[int, int] = (0, 0),
-    ) -> tuple[Any, ...]:
-        limits = np.int32(until), (np.int32(enough[0]), np.int32(enough[1]))
-        return (encoded, tokens, state, job.controls, *limits)
+    def _program_begin(self, job: Job, inputs: tuple[Any, ...]) -> Any:
+        return self.programs.get(
+            "start",
+            _begin,
+            (self.model, self.params),
+            inputs,
+            {"strategy": job.strategy, "room": job.room},
+            lambda: _sizes(job.batch.documents.shape, job.batch.prompts.shape, job.room),
+        )
+
+    def _begin(self, job: Job, inputs: tuple[Any, ...]) -> tuple[EncodedDocuments, State]:
+        begun: tuple[EncodedDocuments, State] = self._program_begin(job, inputs)(
+            self.params, *inputs
+        )
+        return begun
 
     def _program_advance(
-        self, job: Job, encoded: EncodedDocuments, tokens: Int[Arr, "B S"], state: State
+        self, job: Job, encoded: EncodedDocuments, state: State, controls: Controls
     ) -> Any:
-        self._steps.add((job.strategy, tokens.shape, state.prompts.tokens.shape, job.room))
+        self._steps.add(job.kind(state.prompts.mask.shape[:2]))
+        limits = np.int32(0), (np.int32(0), np.int32(0))
         return self.programs.get(
             "step",
             _advance,
             (self.model, self.params),
-            self._advance_arguments(job, encoded, tokens, state),
+            (encoded, state, controls, *limits),
             {"strategy": job.strategy},
-            lambda: _sizes(tokens.shape, state.prompts.tokens.shape, job.room),
+            lambda: _sizes(encoded.mask.shape, state.prompts.mask.shape, job.room),
         )
 
     def _advance(
         self,
         job: Job,
         encoded: EncodedDocuments,
-        tokens: Int[Arr, "B S"],
         state: State,
+        controls: Controls,
         until: int,
         enough: tuple[int, int],
     ) -> State:
-        program = self._program_advance(job, encoded, tokens, state)
-        arguments = self._advance_arguments(job, encoded, tokens, state, until, enough)
-        advanced: State = program(self.params, *self._on_device(arguments))
+        limits = np.int32(until), (np.int32(enough[0]), np.int32(enough[1]))
+        program = self._program_advance(job, encoded, state, controls)
+        advanced: State = program(self.params, encoded, state, controls, *self._on_device(limits))
         return advanced
 
-    def _program_keep(self, encoded: EncodedDocuments, state: State, *places: np.ndarray) -> Any:
+    def _program_keep(self, state: State, places: Places) -> Any:
         return self.programs.get(
             "compaction",
             _keep,
             (),
-            (encoded, state, *places),
+            (state, *places),
             {},
-            lambda: f"{state.prompts.tokens.shape[:2]} to {places[1].shape} documents x prompts",
+            lambda: f"{state.prompts.mask.shape[:2]} to {places[1].shape} documents x prompts",
+        )
+
+    def _program_keep_documents(
+        self, encoded: EncodedDocuments, documents: Int[np.ndarray, " B1"]
+    ) -> Any:
+        return self.programs.get(
+            "compaction",
+            _keep_documents,
+            (),
+            (encoded, documents),
+            {},
+            lambda: f"the encodings of {len(encoded.mask)} to {len(documents)} documents",
         )
 
     def _keep(
-        self, encoded: EncodedDocuments, state: State, *places: np.ndarray
+        self, encoded: EncodedDocuments, state: State, places: Places
     ) -> tuple[EncodedDocuments, State]:
-        kept: tuple[EncodedDocuments, State] = self._program_keep(encoded, state, *places)(
-            encoded, state, *self._on_device(places)
-        )
-        return kept
+        placed = self._on_device(places)
+        if len(places[0]) < len(encoded.mask):
+            encoded = self._program_keep_documents(encoded, places[0])(encoded, placed[0])
+        return encoded, self._program_keep(state, places)(state, *placed)
 
 
 def _replicated_like(params: Params) -> Sharding:
@@ -334,22 +384,13 @@ def _replicated_like(params: Params) -> Sharding:
     return NamedSharding(held.mesh, PartitionSpec()) if isinstance(held, NamedSharding) else held
 
 
-def _enough(size: tuple[int, int], smaller: tuple[int, int]) -> tuple[int, int]:
-    """The thresholds of `loop.advance`: prompts in every document, documents."""
-    if smaller == (0, 0):
-        return 0, 0
-    return (smaller[1], 0) if smaller[1] < size[1] else (0, smaller[0])
-
-
-def _fits(done: Bool[np.ndarray, "B P"], size: tuple[int, int], smaller: tuple[int, int]) -> bool:
-    prompts, documents = _enough(size, smaller)
+def _live(done: Bool[np.ndarray, "B P"]) -> tuple[int, int]:
+    """How many documents have prompts not done, and how many the one with most of them."""
     live = ~done
-    return bool(live.sum(axis=1).max() <= prompts or live.any(axis=1).sum() <= documents)
+    return int(live.any(axis=1).sum()), int(live.sum(axis=1).max())
 
 
-def _places(
-    live: Bool[np.ndarray, "B P"], documents: int, prompts: int
-) -> tuple[Int[np.ndarray, " B1"], Int[np.ndarray, "B1 P1"], Bool[np.ndarray, "B1 P1"]]:
+def _places(live: Bool[np.ndarray, "B P"], documents: int, prompts: int) -> Places:
     """Where to find what is live, in order, and which of the places found are."""
     chosen = np.arange(len(live))
     if documents < len(live):

@@ -1,10 +1,11 @@
 """The decoding loop over documents and prompts: begin, advance, keep what still runs.
 
-Three pure functions, each one compiled program:
+Pure functions, each one compiled program:
 
     encoded, state = begin(...)                     encode, read the prompts, choose a first token
     state = advance(..., until, ...)                choose further tokens
-    encoded, state = keep(encoded, state, ...)      drop the prompts that have ended
+    state = keep(state, ...)                        drop prompts that have ended, and with
+    encoded = keep_documents(encoded, ...)          all of its prompts a document
 
 `pid_jax.decoding.engine` drives them. Every leaf of `State.prompts` has leading axes `[B, P]`,
 so dropping prompts is one gather over the tree; and since the keys and values of a document
@@ -101,7 +102,6 @@ def advance(
     model: EncoderDecoder,
     params: Params,
     encoded: EncodedDocuments,
-    documents: Int[Array, "B S"],
     state: State,
     controls: Controls,
     until: Int[Array, ""],
@@ -127,7 +127,7 @@ def advance(
         return choosing.choose(model, State(state.step, prompts), fed, controls, strategy)
 
     def several_tokens(state: State) -> State:
-        return drafting.verify(model, params, encoded, documents, state, controls, strategy)
+        return drafting.verify(model, params, encoded, state, controls, strategy)
 
     return jax.lax.while_loop(
         goes_on, several_tokens if strategy.draft_tokens else one_token, state
@@ -135,22 +135,20 @@ def advance(
 
 
 def keep(
-    encoded: EncodedDocuments,
     state: State,
     documents: Int[Array, " B1"],
     prompts: Int[Array, "B1 P1"],
     real: Bool[Array, "B1 P1"],
-) -> tuple[EncodedDocuments, State]:
-    """The given documents, and of each the given prompts; where `real` is False, done ones."""
-
-    def pick(leaf: Array) -> Array:
-        return leaf[documents[:, None], prompts]
-
-    if len(documents) < len(encoded.mask):
-        encoded = jax.tree.map(lambda leaf: leaf[documents], encoded)
-    kept = jax.tree.map(pick, state.prompts)
+) -> State:
+    """The state of the given documents, and of each the given prompts; not `real` ones are done."""
+    kept = jax.tree.map(lambda leaf: leaf[documents[:, None], prompts], state.prompts)
     kept = kept._replace(outputs=kept.outputs._replace(done=kept.outputs.done | ~real))
-    return encoded, State(state.step, kept)
+    return State(state.step, kept)
+
+
+def keep_documents(encoded: EncodedDocuments, documents: Int[Array, " B1"]) -> EncodedDocuments:
+    """The encodings of the given documents."""
+    return jax.tree.map(lambda leaf: leaf[documents], encoded)
 
 
 def _feed(

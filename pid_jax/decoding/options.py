@@ -5,12 +5,14 @@ is only a number in it is a leaf of `Controls`, so another temperature compiles 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Float, Int
 
+from pid_jax.data.batching import Arr
 from pid_jax.decoding.beam import EarlyStopping
 from pid_jax.decoding.constraints import PrefixForest
 from pid_jax.decoding.stopping import StopAutomaton
@@ -39,19 +41,19 @@ class Strategy:
 class Controls(NamedTuple):
     """The numbers and tables that a decoding program reads; a pytree."""
 
-    max_new_tokens: Int[Array, ""]
-    min_new_tokens: Int[Array, ""]
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
-    length_penalty: Float[Array, ""]
+    max_new_tokens: Int[Arr, ""]
+    min_new_tokens: Int[Arr, ""]
+    temperature: Float[Arr, ""]
+    top_p: Float[Arr, ""]
+    repetition_penalty: Float[Arr, ""]
+    length_penalty: Float[Arr, ""]
     stops: StopAutomaton | None
     forest: PrefixForest | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How outputs are chosen. Names and meanings are those of transformers' `generate`.
+    """How outputs are chosen. Where transformers' `generate` has an option of the name, this is it.
 
     Raises `UserError` for values that do not fit, or do not fit together.
     """
@@ -87,7 +89,7 @@ class GenerationOptions:
     """No n-gram of prompt and output comes twice; 0: it may."""
     stop: Sequence[str | Sequence[int]] = ()
     """An output also ends where it holds one of these texts, or of these lists of token ids;
-    its text ends before it."""
+    its text ends before it. Outputs held to a list of allowed ones are not ended so."""
     draft_tokens: int = 0
     """Greedy decoding only: so many tokens are guessed from the document at every step, and
     checked in one call of the decoder. Outputs are the same; where they quote the document,
@@ -97,6 +99,7 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        self._check_effects()
         if self.num_beams > 1 and self.do_sample:
             raise UserError("num_beams > 1 and do_sample=True do not go together: choose one")
         if self.num_return_sequences > self.num_beams and not self.do_sample:
@@ -120,6 +123,22 @@ class GenerationOptions:
         stop = tuple(item if isinstance(item, str) else tuple(item) for item in self.stop)
         object.__setattr__(self, "stop", stop)
 
+    def _check_effects(self) -> None:
+        """Nothing that was asked for is silently without effect."""
+        needs = {
+            "do_sample=True": (self.do_sample, ("temperature", "top_k", "top_p")),
+            "num_beams > 1": (self.num_beams > 1, ("length_penalty", "early_stopping")),
+            "draft_tokens > 0": (self.draft_tokens > 0, ("draft_ngram",)),
+        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for need, (met, names) in needs.items():
+            for name in names:
+                if not met and getattr(self, name) != defaults[name]:
+                    raise UserError(
+                        f"{name}={getattr(self, name)} has an effect only with {need}: give both "
+                        "or neither"
+                    )
+
     def _check_numbers(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
@@ -133,11 +152,15 @@ class GenerationOptions:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("temperature", "repetition_penalty"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty must be finite, not {self.length_penalty}")
+        if not isinstance(self.seed, int | np.integer) or isinstance(self.seed, bool):
+            raise UserError(f"seed must be a whole number, not {self.seed!r}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise UserError(
                 f'early_stopping must be True, False or "never", not {self.early_stopping!r}'
             )
@@ -160,12 +183,12 @@ class GenerationOptions:
     def controls(self, stops: StopAutomaton | None, forest: PrefixForest | None) -> Controls:
         """The half that is read at run time, with the tables made for it."""
         return Controls(
-            max_new_tokens=jnp.asarray(self.max_new_tokens, jnp.int32),
-            min_new_tokens=jnp.asarray(self.min_new_tokens, jnp.int32),
-            temperature=jnp.asarray(self.temperature, jnp.float32),
-            top_p=jnp.asarray(self.top_p, jnp.float32),
-            repetition_penalty=jnp.asarray(self.repetition_penalty, jnp.float32),
-            length_penalty=jnp.asarray(self.length_penalty, jnp.float32),
+            max_new_tokens=np.asarray(self.max_new_tokens, np.int32),
+            min_new_tokens=np.asarray(self.min_new_tokens, np.int32),
+            temperature=np.asarray(self.temperature, np.float32),
+            top_p=np.asarray(self.top_p, np.float32),
+            repetition_penalty=np.asarray(self.repetition_penalty, np.float32),
+            length_penalty=np.asarray(self.length_penalty, np.float32),
             stops=stops,
             forest=forest,
         )

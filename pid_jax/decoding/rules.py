@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.data.batching import Arr
+
 
 def penalise_repetition(
     logits: Float[Array, "*rows V"],
     history: Int[Array, "*rows W"],
     history_mask: Bool[Array, "*rows W"],
-    penalty: float | Float[Array, ""],
+    penalty: float | Float[Arr, ""],
 ) -> Float[Array, "*rows V"]:
     """Makes the tokens of the history less likely (if penalty > 1), however often they occurred.
 
@@ -74,7 +76,7 @@ def keep_top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V
 
 
 def keep_top_p(
-    logits: Float[Array, "*rows V"], p: float | Float[Array, ""]
+    logits: Float[Array, "*rows V"], p: float | Float[Arr, ""]
 ) -> Float[Array, "*rows V"]:
     """Bars all but the fewest likeliest tokens whose probabilities sum to at least p.
 

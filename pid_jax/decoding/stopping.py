@@ -211,7 +211,8 @@ def _either(
         reached[row] = True
         pairs.extend(np.flatnonzero(reached & ~found).tolist())
         found |= reached
-    states = bucket(len(pairs) + 1)
+    # So that other stops make the same shape, and no new compilation.
+    states = bucket(len(pairs) + 1, multiple=8)
     number = np.full(stopped + 1, states - 1, np.int32)
     number[pairs] = np.arange(len(pairs), dtype=np.int32)
     table = np.full((states, one.shape[1]), states - 1, np.int32)

@@ -26,9 +26,11 @@ from pid_jax.models.layers import (
     attend_by_blocks,
     causal_mask,
     merge_heads,
+    multiply,
     precision_of,
     split_heads,
     split_source_heads,
+    with_transposes,
 )
 from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
 
@@ -439,22 +441,36 @@ class T5(nn.Module):
             hidden = hidden * self.config.d_model**-0.5
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden)
-        if self.has_variable("params", "head_kernel"):
-            kernel = self.get_variable("params", "head_kernel")
-        else:
-            kernel = self.shared.embedding.T
+        kernel = self.shared.embedding.T.astype(self.dtype)
+        if self.has_variable("params", "transposed_head"):
+            transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
+            return multiply(hidden, kernel, transposed)
         return jnp.dot(
             hidden,
-            kernel.astype(self.dtype),
+            kernel,
             precision=precision_of(self.dtype),
             preferred_element_type=jnp.float32,
         )
 
     def decoding_params(self, params: Params) -> Params:
-        """Adds a tied head in the layout of a kernel, which XLA's CPU products read faster."""
-        if not self.config.tie_word_embeddings:
-            return params
-        return {**params, "head_kernel": params["shared"]["embedding"].T}
+        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
+        decoder = dict(params["decoder"])
+        for name, layer in params["decoder"].items():
+            if name.startswith("layers_"):
+                # Keys and values of documents are no part of a step.
+                cross = layer["cross_attention"]
+                in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
+                others = {part: layer[part] for part in layer if part != "cross_attention"}
+                decoder[name] = {
+                    "cross_attention": {**cross, **in_steps},
+                    **with_transposes(others),
+                }
+        changed = {**params, "decoder": decoder}
+        if self.config.tie_word_embeddings:
+            changed["transposed_head"] = params["shared"]["embedding"]  # the same array: no copy
+        else:
+            changed["lm_head"] = with_transposes(params["lm_head"])
+        return changed
 
 
 def _tensors(config: T5Config) -> dict[str, TensorPlace]:

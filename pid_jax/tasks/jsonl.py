@@ -2,15 +2,18 @@
 
     {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "...", "target": "..."}]}
 
-`target` may be absent where only a prediction is wanted. Other keys are ignored.
+`target` may be absent where only a prediction is wanted. A subtask may have `"allowed": ["north",
+"south"]`, a closed list of what may be predicted. Other keys are ignored.
 """
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
@@ -74,31 +77,115 @@ def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]
 
 
 def read_lines(path: str | Path, *, require_target: bool = False) -> Iterator[tuple[str, Example]]:
-    """Reads one file, line by line: each line's text and its example; blank lines are skipped.
+    """Reads one file as `read_stream` does. Raises UserError, too, where it cannot be opened."""
+    with opened(path) as file:
+        yield from read_stream(file, path, require_target=require_target)
 
-    Raises UserError, naming file and line, for whatever `parse_line` refuses, for bytes that
-    are not UTF-8 and for a document id that was already used; and if there is no line at all.
-    """
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """The file, for `read_stream`. Raises UserError where it cannot be opened."""
     path = Path(path)
-    first_line_of: dict[str, int] = {}
     try:
-        with path.open("rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                text = _decoded(line, path, line_number)
-                example = parse_line(text, path, line_number, require_target=require_target)
-                if example.id in first_line_of:
-                    raise UserError(
-                        f"{path}, line {line_number}: the id {example.id!r} was already used in "
-                        f"line {first_line_of[example.id]}"
-                    )
-                first_line_of[example.id] = line_number
-                yield text, example
+        file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    if not first_line_of:
-        raise UserError(f"{path}: the file is empty, it has no line to read")
+    with file:
+        yield file
+
+
+def read_stream(
+    stream: Iterable[bytes],
+    name: str | Path,
+    *,
+    require_target: bool = False,
+    check: Callable[[Example, str], None] | None = None,
+    on_bad_line: Callable[[UserError], None] | None = None,
+) -> Iterator[tuple[str, Example]]:
+    """Reads line by line: each line's text and its example; blank lines are skipped.
+
+    A line is bad for whatever `parse_line` refuses, for bytes that are not UTF-8, for a document
+    id that a good line used before, and for what `check` raises a UserError for: that is called
+    with an example and where it stands ("FILE, line N"). The UserError of a bad line, which names
+    `name` and the line, is raised; or, if `on_bad_line` is given, handed to that, and the line is
+    left out. Raises UserError if the stream fails or has no line at all. However long the stream,
+    it takes no more memory than a line and 24 to 72 bytes per document id.
+    """
+    first_lines = _FirstLines()
+    line_number = 0
+    empty = True
+    lines = iter(stream)
+    while True:
+        try:
+            line = next(lines, None)
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read ({error.strerror})") from error
+        if line is None:
+            break
+        line_number += 1
+        if not line.strip():
+            continue
+        empty = False
+        try:
+            text = _decoded(line, name, line_number)
+            example = parse_line(text, name, line_number, require_target=require_target)
+            if check is not None:
+                check(example, f"{name}, line {line_number}")
+            first_line = first_lines.of(example.id, line_number)
+            if first_line != line_number:
+                raise UserError(
+                    f"{name}, line {line_number}: the id {example.id!r} was already used in line "
+                    f"{first_line}"
+                )
+        except UserError as error:
+            if on_bad_line is None:
+                raise
+            on_bad_line(error)
+            continue
+        yield text, example
+    if empty:
+        raise UserError(f"{name}: the file is empty, it has no line to read")
+
+
+class _FirstLines:
+    """The line in which each id came first, for millions of ids.
+
+    An open-addressing table of 64-bit hashes, which a dict would need several times the memory
+    for. Two ids among n share a hash with probability n² / 2⁶⁵: 3e-6 for ten million.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = array("Q", [0]) * 1024
+        self._lines = array("Q", [0]) * 1024  # 0: the slot is free
+        self._ids = 0
+
+    def of(self, identifier: str, line_number: int) -> int:
+        """Where the id came first: in this line, unless it came before."""
+        hashed = hash(identifier) & (2**64 - 1)
+        slot = self._slot(hashed)
+        if not self._lines[slot]:
+            self._hashes[slot], self._lines[slot] = hashed, line_number
+            self._ids += 1
+            if 3 * self._ids > 2 * len(self._lines):
+                self._double()
+            return line_number
+        return self._lines[slot]
+
+    def _slot(self, hashed: int) -> int:
+        last = len(self._lines) - 1
+        slot = hashed & last
+        while self._lines[slot] and self._hashes[slot] != hashed:
+            slot = (slot + 1) & last
+        return slot
+
+    def _double(self) -> None:
+        hashes, lines = self._hashes, self._lines
+        self._hashes = array("Q", [0]) * (2 * len(hashes))
+        self._lines = array("Q", [0]) * (2 * len(lines))
+        for hashed, line in zip(hashes, lines, strict=True):
+            if line:
+                slot = self._slot(hashed)
+                self._hashes[slot], self._lines[slot] = hashed, line
 
 
 def parse_line(
@@ -107,8 +194,8 @@ def parse_line(
     """Reads one line.
 
     Raises UserError, naming file and line, for what is not JSON, for missing keys and wrong
-    types, an empty document, no subtasks, subtasks that share an id, and, with
-    `require_target`, a missing target.
+    types, an empty document, no subtasks, subtasks that share an id, an empty list of what is
+    allowed, and, with `require_target`, a missing target.
     """
     where = f"{file}, line {line_number}"
     try:
@@ -146,7 +233,19 @@ def _subtask(entry: Any, where: str, require_target: bool) -> Subtask:
     target = None
     if require_target or entry.get("target") is not None:
         target = _text(entry, "target", where)
-    return Subtask(_identifier(entry, where), _text(entry, "prompt", where), target)
+    allowed = _allowed(entry, where)
+    return Subtask(_identifier(entry, where), _text(entry, "prompt", where), target, allowed)
+
+
+def _allowed(entry: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+    texts = entry.get("allowed")
+    if texts is None:
+        return None
+    if not isinstance(texts, list):
+        raise UserError(f'{where}: "allowed" must be a list of strings, got {_kind(texts)}')
+    if not texts:
+        raise UserError(f'{where}: "allowed" is empty, so nothing may be predicted: leave it out')
+    return tuple(_string(text, f'"allowed" {n}', where) for n, text in enumerate(texts, start=1))
 
 
 def _identifier(entry: Mapping[str, Any], where: str) -> str:
@@ -159,12 +258,15 @@ def _identifier(entry: Mapping[str, Any], where: str) -> str:
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
     if key not in entry:
         raise UserError(f'{where}: "{key}" is missing')
-    value = entry[key]
+    return _string(entry[key], f'"{key}"', where)
+
+
+def _string(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f'{where}: "{key}" must be a string, got {_kind(value)}')
+        raise UserError(f"{where}: {name} must be a string, got {_kind(value)}")
     # JSON can escape half a surrogate pair, which no tokenizer and no file can take.
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f'{where}: "{key}" has an unpaired surrogate, which is no character')
+        raise UserError(f"{where}: {name} has an unpaired surrogate, which is no character")
     return value
 
 
@@ -173,7 +275,7 @@ def _kind(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), "a number")
 
 
-def _decoded(line: bytes, path: Path, line_number: int) -> str:
+def _decoded(line: bytes, path: str | Path, line_number: int) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -72,6 +72,39 @@ def test_greedy_pie_tokens_equal_transformers(pair):
             assert generation.tokens == expected
 
 
+def assert_beams_equal_transformers(theirs, generation, document, prompt, **options):
+    expected = transformers_models.beam_search(theirs, document, prompt, 4, **options)
+    ours = [generation, *generation.alternatives]
+    assert [output.tokens for output in ours] == [tokens for tokens, _ in expected]
+    scores = [output.score for output in ours]
+    np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-3)
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0])
+def test_four_beams_of_pid_equal_transformers_prompt_by_prompt(pair, length_penalty):
+    theirs, ours = pair
+    options = {"max_new_tokens": 9, "length_penalty": length_penalty}
+    rows = ours.generate(DOCUMENTS, PROMPTS, num_beams=4, num_return_sequences=4, **options)
+    for document, prompts, row in zip(DOCUMENTS, PROMPTS, rows, strict=True):
+        for prompt, generation in zip(prompts, row, strict=True):
+            assert_beams_equal_transformers(theirs, generation, document, prompt, **options)
+
+
+def test_four_beams_of_pie_that_stop_early_equal_transformers(pair):
+    theirs, ours = pair
+    options = {"max_new_tokens": 9, "early_stopping": True, "length_penalty": 0.6}
+    rows = ours.generate(
+        DOCUMENTS, PROMPTS, num_beams=4, num_return_sequences=4, method="pie", **options
+    )
+    lengths = []
+    for document, prompts, row in zip(DOCUMENTS, PROMPTS, rows, strict=True):
+        for prompt, generation in zip(prompts, row, strict=True):
+            document_and_prompt = [*prompt, *document]
+            assert_beams_equal_transformers(theirs, generation, document_and_prompt, [], **options)
+            lengths += [len(output.tokens) for output in (generation, *generation.alternatives)]
+    assert min(lengths) < 9, "nothing ends: nothing is tested"
+
+
 def test_pie_scores_equal_transformers(pair):
     theirs, ours = pair
     scores = ours.score(DOCUMENTS, PROMPTS, TARGETS, method="pie")

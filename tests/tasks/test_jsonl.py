@@ -26,6 +26,10 @@ def changed(**changes):
     return json.dumps({key: value for key, value in line.items() if value is not None})
 
 
+def allowing(texts):
+    return changed(subtasks=[{"id": "q1", "prompt": "p", "allowed": texts}])
+
+
 def test_a_line_is_one_example():
     assert jsonl.parse_line(json.dumps(LINE), "in.jsonl", 1) == EXAMPLE
 
@@ -87,6 +91,10 @@ MALFORMED = {
     changed(subtasks=[{"id": "q", "prompt": True}]): '"prompt" must be a string, got a boolean',
     changed(subtasks=[{"id": "q", "prompt": "p", "target": 1}]): '"target" must be a string',
     changed(subtasks=[{"id": "q", "prompt": "p"}] * 2): "two subtasks have the id 'q'",
+    allowing("north"): 'subtask 1: "allowed" must be a list of strings, got a string',
+    allowing([]): 'subtask 1: "allowed" is empty',
+    allowing(["a", 4]): 'subtask 1: "allowed" 2 must be a string, got a number',
+    allowing(["\ud800"]): 'subtask 1: "allowed" 1 has an unpaired surrogate',
 }
 
 
@@ -126,6 +134,78 @@ def test_a_document_id_used_twice_is_an_error(tmp_path):
     file.write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE)}\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 2: the id 'd1' was already used in line 1"):
         list(jsonl.read(file))
+
+
+def test_bad_lines_can_be_left_out_and_are_reported():
+    stream = [
+        json.dumps(LINE).encode(),
+        b"{",
+        b"",
+        b'{"id": "caf\xe9"}',
+        changed(document=None, id="d2").encode(),
+        json.dumps(LINE).encode(),
+        changed(id="d2").encode(),  # the line that used this id before was bad
+    ]
+    errors: list[str] = []
+    read = jsonl.read_stream(stream, "-", on_bad_line=lambda error: errors.append(str(error)))
+    assert [example.id for _, example in read] == ["d1", "d2"]
+    assert [error.split(": ")[0] for error in errors] == [f"-, line {n}" for n in (2, 4, 5, 6)]
+    assert errors[3].endswith("the id 'd1' was already used in line 1")
+
+
+def test_a_subtask_may_list_what_is_allowed():
+    for texts, expected in ((["north", ""], ("north", "")), (None, None)):
+        [subtask] = jsonl.parse_line(allowing(texts), "in.jsonl", 1).subtasks
+        assert subtask.allowed == expected
+
+
+def test_a_line_can_be_bad_for_reasons_of_the_callers():
+    def check(example, where):
+        if example.id == "d2":
+            raise UserError(f"{where}: no")
+
+    stream = [changed(id=f"d{number}").encode() for number in (1, 2, 3, 3)]
+    errors: list[str] = []
+    read = jsonl.read_stream(
+        stream, "-", check=check, on_bad_line=lambda error: errors.append(str(error))
+    )
+    assert [example.id for _, example in read] == ["d1", "d3"]
+    assert errors == ["-, line 2: no", "-, line 4: the id 'd3' was already used in line 3"]
+
+
+def test_a_stream_of_bad_lines_only_is_not_empty():
+    errors: list[UserError] = []
+    assert list(jsonl.read_stream([b"{"], "-", on_bad_line=errors.append)) == []
+    assert len(errors) == 1
+    with pytest.raises(UserError, match="empty"):
+        list(jsonl.read_stream([b"\n"], "-", on_bad_line=errors.append))
+
+
+def test_a_stream_that_fails_is_a_user_error():
+    def failing():
+        yield json.dumps(LINE).encode()
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match=r"-: cannot be read \(Input/output error\)"):
+        list(jsonl.read_stream(failing(), "-"))
+
+
+def test_an_id_is_found_again_among_many():
+    stream = [changed(id=f"d{number % 5000}").encode() for number in range(5001)]
+    read = jsonl.read_stream(stream, "-")
+    assert sum(1 for _ in zip(range(5000), read, strict=False)) == 5000
+    with pytest.raises(UserError, match=r"line 5001: the id 'd0' was already used in line 1$"):
+        next(read)
+
+
+@given(st.lists(st.integers(0, 6), max_size=40), st.integers(1, 2**64 // 1024))
+def test_ids_whose_hashes_collide_are_told_apart(numbers, stride):
+    table = jsonl._FirstLines()
+    first: dict[int, int] = {}
+    for line_number, number in enumerate(numbers, start=1):
+        # hash(n) is n for integers: these all want the same slot.
+        found = table.of(1024 * stride * number % 2**60, line_number)
+        assert found == first.setdefault(1024 * stride * number % 2**60, line_number)
 
 
 def test_an_empty_or_missing_file_is_an_error(tmp_path):

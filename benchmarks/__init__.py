@@ -1,0 +1,1 @@
+"""How fast pid_jax is beside its peers, and beside what the machine can do."""

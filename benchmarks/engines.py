@@ -1,0 +1,244 @@
+"""The engines under test, each reduced to a function from token ids to token ids.
+
+All of them choose greedily, take exactly `new_tokens` steps because the end token is barred,
+and return lists on the host, so that whoever times a call times all of its work.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from benchmarks import weights
+from benchmarks.machine import cores
+from benchmarks.workloads import Questions
+from pid_jax import PidModel
+
+Answers = list[list[list[int]]]
+"""Per document, per prompt, the new tokens."""
+Answer = Callable[[Questions], Answers]
+
+INSTALL = "python -m pip install -r requirements-benchmarks.txt"
+
+
+class UnavailableError(Exception):
+    """Why an engine cannot run here, and what would change that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A way to answer questions."""
+
+    label: str
+    method: Literal["pid", "pie"]
+    open: Callable[["Loader"], dict[str, Answer]]
+    """Its configurations by name, of which the fastest is timed. Raises UnavailableError."""
+    precise: bool = True
+    """Whether it computes in the run's dtype, so that its tokens and its limit compare."""
+
+
+class Loader:
+    """One model size, loaded into each library once, when first asked for."""
+
+    def __init__(self, model: str, dtype: str, cache: Path):
+        self.model = model
+        self.dtype = dtype
+        self.cache = cache
+
+    @functools.cached_property
+    def pid_jax(self) -> PidModel:
+        return PidModel.from_pretrained(weights.checkpoint(self.model, self.cache), self.dtype)
+
+    @functools.cached_property
+    def transformers(self) -> Any:
+        """The model where JAX computes: on the CPU with all of its cores, or on the GPU."""
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise UnavailableError(f"{error.name} is not installed: {INSTALL}") from error
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(cores())
+        return (
+            transformers.T5ForConditionalGeneration.from_pretrained(
+                weights.checkpoint(self.model, self.cache), dtype=getattr(torch, self.dtype)
+            )
+            .eval()
+            .to(torch_device())
+        )
+
+    def ctranslate2(self, compute_type: str, inter_threads: int, intra_threads: int) -> Any:
+        """A translator; `inter_threads` batches at a time, `intra_threads` threads for each."""
+        try:
+            import ctranslate2
+
+            directory = weights.converted(self.model, self.cache)
+        except ImportError as error:
+            raise UnavailableError(f"{error.name} is not installed: {INSTALL}") from error
+        device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+        if device is None:
+            raise UnavailableError(f"CTranslate2 has no {jax.default_backend()} backend")
+        if device == "cuda" and not ctranslate2.get_cuda_device_count():
+            raise UnavailableError("CTranslate2 sees no GPU: its wheel needs CUDA 12's libraries")
+        if compute_type not in ctranslate2.get_supported_compute_types(device):
+            raise UnavailableError(f"CTranslate2 cannot compute in {compute_type} on this {device}")
+        try:
+            translator = ctranslate2.Translator(
+                str(directory),
+                device,
+                compute_type=compute_type,
+                inter_threads=inter_threads,
+                intra_threads=intra_threads,
+            )
+            # CUDA's libraries are looked for when they are first needed.
+            translator.translate_batch([["3"]], beam_size=1, max_decoding_length=1)
+        except RuntimeError as error:
+            raise UnavailableError(f"CTranslate2 cannot run on this {device}: {error}") from error
+        return translator
+
+
+def torch_device() -> str:
+    """torch's name for the kind of device that JAX computes on."""
+    import torch
+
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    if backend != "gpu":
+        raise UnavailableError(
+            f"transformers is not timed on {backend}: PyTorch has no such device"
+        )
+    if not torch.cuda.is_available():
+        raise UnavailableError("PyTorch sees no GPU: install its CUDA build (https://pytorch.org)")
+    return "cuda"
+
+
+def _pid_jax(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]:
+    model = loader.pid_jax
+
+    def answer(questions: Questions) -> Answers:
+        steps = questions.new_tokens
+        generated = model.generate(
+            questions.documents,
+            questions.prompts,
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            method=method,
+            progress=False,
+        )
+        return [[generation.tokens for generation in document] for document in generated]
+
+    return {"default": answer}
+
+
+def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]:
+    """With PyTorch's fused attention and with plain products: either may be the faster."""
+    model = loader.transformers
+    import torch
+
+    device = torch_device()
+
+    def generate(new_tokens: int, skip: int, **inputs: Any) -> list[list[int]]:
+        fixed = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        tokens = model.generate(**inputs, **fixed, do_sample=False, num_beams=1)
+        return tokens[:, skip:].tolist()
+
+    def prompt_in_encoder(questions: Questions) -> Answers:
+        """One batch of every prompt of every document."""
+        rows = torch.tensor(_prompts_and_documents(questions), device=device)
+        answers = generate(questions.new_tokens, 1, input_ids=rows)
+        return _by_document(questions, answers)
+
+    def prompt_in_decoder(questions: Questions) -> Answers:
+        """Document by document: it broadcasts the encoder's output of one over its prompts."""
+        answers = []
+        for document, prompts in zip(questions.documents, questions.prompts, strict=True):
+            encoded = model.get_encoder()(input_ids=torch.tensor([document], device=device))
+            start = model.config.decoder_start_token_id
+            rows = torch.tensor([[start, *prompt] for prompt in prompts], device=device)
+            answers.append(
+                generate(
+                    questions.new_tokens,
+                    rows.shape[1],
+                    encoder_outputs=encoded,
+                    decoder_input_ids=rows,
+                )
+            )
+        return answers
+
+    answer = prompt_in_encoder if method == "pie" else prompt_in_decoder
+
+    def configured(attention: str) -> Answer:
+        def run(questions: Questions) -> Answers:
+            if model.config._attn_implementation != attention:
+                model.set_attn_implementation(attention)
+            with torch.inference_mode():
+                return answer(questions)
+
+        return run
+
+    return {f"{attention} attention": configured(attention) for attention in ("sdpa", "eager")}
+
+
+def _ctranslate2(int8: bool, loader: Loader) -> dict[str, Answer]:
+    """All cores for one batch, or the rows divided among as many batches as there are cores."""
+    compute_type = loader.dtype if not int8 else "int8"
+    if int8 and loader.dtype != "float32":
+        compute_type = f"int8_{loader.dtype}"
+    on_cpu = jax.default_backend() == "cpu"
+
+    def configured(batches: int, threads: int) -> Answer:
+        translator = loader.ctranslate2(compute_type, batches, threads)
+
+        def answer(questions: Questions) -> Answers:
+            rows = _prompts_and_documents(questions)
+            results = translator.translate_batch(
+                [[str(token) for token in row] for row in rows],
+                max_batch_size=-(-len(rows) // batches),
+                beam_size=1,
+                max_input_length=0,  # the default cuts documents at 1,024 tokens
+                max_decoding_length=questions.new_tokens,
+                min_decoding_length=questions.new_tokens,
+            )
+            answers = [[int(token) for token in result.hypotheses[0]] for result in results]
+            return _by_document(questions, answers)
+
+        return answer
+
+    variants = {"one batch": configured(1, cores())}
+    if on_cpu and cores() > 1:
+        variants[f"{cores()} batches at a time"] = configured(cores(), 1)
+    return variants
+
+
+def _prompts_and_documents(questions: Questions) -> list[list[int]]:
+    """What prompt in encoder reads: each prompt, then its document."""
+    return [
+        [*prompt, *document]
+        for document, prompts in zip(questions.documents, questions.prompts, strict=True)
+        for prompt in prompts
+    ]
+
+
+def _by_document(questions: Questions, answers: list[list[int]]) -> Answers:
+    rest = iter(answers)
+    return [[next(rest) for _ in prompts] for prompts in questions.prompts]
+
+
+ENGINES = {
+    "transformers-pie": Engine("transformers PiE", "pie", functools.partial(_transformers, "pie")),
+    "transformers-pid": Engine(
+        "transformers PiD, broadcast", "pid", functools.partial(_transformers, "pid")
+    ),
+    "ctranslate2": Engine("CTranslate2 PiE", "pie", functools.partial(_ctranslate2, False)),
+    "ctranslate2-int8": Engine(
+        "CTranslate2 PiE, int8", "pie", functools.partial(_ctranslate2, True), precise=False
+    ),
+    "pid_jax-pie": Engine("pid_jax PiE", "pie", functools.partial(_pid_jax, "pie")),
+    "pid_jax-pid": Engine("pid_jax PiD", "pid", functools.partial(_pid_jax, "pid")),
+}
+REFERENCE = "pid_jax-pid"
+"""The engine that the others' times are divided by."""

@@ -1,0 +1,118 @@
+"""Answers as JSON lines: in order, each once, however often the run that makes them is stopped."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pid_jax.data.examples import Example
+from pid_jax.errors import UserError
+from pid_jax.model import Generation
+
+
+def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
+    """A JSON line's object with "prediction" and "score" in each subtask, all else as it was.
+
+    Subtasks have "alternatives" if, and only if, their answers do.
+    """
+    subtasks = []
+    for subtask, answer in zip(line["subtasks"], answers, strict=True):
+        subtask = {**subtask, **_said(answer)}
+        subtask.pop("alternatives", None)
+        if answer.alternatives:
+            subtask["alternatives"] = [_said(other) for other in answer.alternatives]
+        subtasks.append(subtask)
+    return {**line, "subtasks": subtasks}
+
+
+def _said(answer: Generation) -> dict[str, Any]:
+    return {"prediction": answer.text, "score": answer.score}
+
+
+def _answer_in(subtask: Mapping[str, Any]) -> Generation:
+    """The answer that `answered` made this of."""
+    alternatives = tuple(map(_answer_in, subtask.get("alternatives", ())))
+    return Generation(subtask["prediction"], [], subtask["score"], alternatives)
+
+
+class Output(Protocol):
+    """Where answered lines go; a `pid_jax.atomic_file.ResumableFile` is one."""
+
+    def next_kept(self) -> bytes | None:
+        """The next line that is there already, or None."""
+
+    def append(self, lines: bytes) -> None:
+        """Adds whole lines after those that were read."""
+
+
+@dataclass
+class Counts:
+    """How much of a file is done."""
+
+    read: int = 0
+    """Documents, good ones."""
+    documents: int = 0
+    prompts: int = 0
+    documents_before: int = 0
+    """Those of `documents` that an earlier run answered."""
+    bad_lines: int = 0
+
+
+def answer_lines(
+    lines: Iterator[tuple[str, Example]],
+    output: Output,
+    answer: Callable[[Sequence[Example]], Sequence[Sequence[Generation]]],
+    *,
+    documents_at_once: int,
+    counts: Counts,
+) -> None:
+    """Appends an answered line to `output` for each of `lines` that it does not hold already.
+
+    `answer` is given `documents_at_once` examples at a time, the same ones whether or not an
+    earlier run was stopped among them, so that a stopped run ends with the very output of one
+    that was not. Raises UserError if a line in `output` does not answer its document.
+    """
+    while window := list(itertools.islice(lines, documents_at_once)):
+        kept = 0
+        for text, example in window:
+            line = output.next_kept()
+            if line is None:
+                break
+            if not _answers(line, text):
+                raise _changed(f"what it says of document {example.id!r} answers another text")
+            kept += 1
+        counts.documents += kept
+        counts.documents_before += kept
+        if kept < len(window):
+            answers = answer([example for _, example in window])
+            pairs = zip(window[kept:], answers[kept:], strict=True)
+            output.append(b"".join(_line(text, given) for (text, _), given in pairs))
+            counts.documents += len(window) - kept
+        counts.prompts += sum(len(example.subtasks) for _, example in window)
+    if output.next_kept() is not None:
+        raise _changed(f"it answers more than {counts.documents} documents")
+
+
+def _line(text: str, answers: Sequence[Generation]) -> bytes:
+    line = answered(json.loads(text), answers)
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, in a key that is only passed on
+        return json.dumps(line).encode() + b"\n"
+
+
+def _answers(line: bytes, text: str) -> bool:
+    """Whether `line` is what answering `text` has led to, to the byte."""
+    try:
+        answers = [_answer_in(subtask) for subtask in json.loads(line)["subtasks"]]
+        return _line(text, answers) == line
+    except (ValueError, LookupError, TypeError, AttributeError):  # not even such a line
+        return False
+
+
+def _changed(what: str) -> UserError:
+    return UserError(
+        f"the input is not the one that the answers so far were given to: {what}. Bring the old "
+        "input back, name another output, or drop those answers with --restart"
+    )

@@ -1,0 +1,32 @@
+"""What tells one checkpoint from another, wherever it lies."""
+
+import hashlib
+from pathlib import Path
+
+from pid_jax.checkpoints import huggingface, orbax
+from pid_jax.errors import UserError
+
+
+def digest(checkpoint: str | Path) -> str:
+    """A digest of the files that `PidModel.from_pretrained` may read of a checkpoint.
+
+    The same after copying or moving them; another for another best checkpoint of a run. All of
+    them are read: a gigabyte takes a second or two. Raises UserError where there is no checkpoint.
+    """
+    root = Path(checkpoint).absolute()
+    if (root / orbax.CHECKPOINTS).is_dir() or (root / orbax.MODEL).is_dir():
+        folders = [orbax.checkpoint_path(root), root / orbax.MODEL]
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    else:
+        root = huggingface.find(checkpoint)
+        kinds = ("*.json", "*.safetensors", "*.model", "*.vocab")
+        files = [file for kind in kinds for file in root.glob(kind)]
+    result = hashlib.blake2b(digest_size=16)
+    try:
+        for file in sorted(files):
+            result.update(f"{file.relative_to(root).as_posix()}\0".encode())
+            with file.open("rb") as content:
+                result.update(hashlib.file_digest(content, "blake2b").digest())
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return result.hexdigest()

@@ -1,0 +1,266 @@
+"""Dropping ended prompts, copy drafting and compiling ahead, against plain decoding."""
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pid_jax.data.batching import bucket
+from pid_jax.decoding import engine
+from pid_jax.decoding.engine import DecodingReport, sizes_below, smaller
+from pid_jax.model import Generation, PidModel
+
+NEW_TOKENS, PROMPTS = 12, 10
+REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}
+Answers = list[list[Generation]]
+
+
+class Cases(NamedTuple):
+    documents: list[list[int]]
+    prompts: list[list[list[int]]]
+
+    def some(self, count: int) -> "Cases":
+        return Cases(self.documents[:count], self.prompts[:count])
+
+
+@pytest.fixture(scope="module")
+def cases(varied_model: PidModel) -> Cases:
+    """1,000 prompts of 100 documents that hold what some of their prompts are answered with."""
+    random = np.random.default_rng(0)
+
+    def tokens(count: int) -> list[int]:
+        return random.integers(2, varied_model.config.vocab_size, size=count).tolist()
+
+    documents = [tokens(random.integers(3, 13)) for _ in range(100)]
+    # One prompt has 4 tokens, so that all batches have one shape.
+    prompts = [[tokens(4), *(tokens(random.integers(5)) for _ in range(9))] for _ in documents]
+    answers = plain(varied_model, Cases(documents, prompts))
+    quoting = [
+        [*document, *(token for generation in row for token in generation.tokens)][:32]
+        for document, row in zip(documents, answers, strict=True)
+    ]
+    return Cases(quoting, prompts)
+
+
+def generate(model: PidModel, cases: Cases, **options: Any) -> tuple[Answers, DecodingReport]:
+    report = DecodingReport()
+    options = {"max_new_tokens": NEW_TOKENS, "batch_size": 4, "report": report, **options}
+    return model.generate(*cases, **options), report
+
+
+def plain(model: PidModel, cases: Cases, **options: Any) -> Answers:
+    return generate(model, cases, compact=False, **options)[0]
+
+
+def assert_same(answers: Answers, expected: Answers) -> None:
+    """Tokens are identical; other shapes round differently, hence a tolerance for scores."""
+
+    def flat(answers: Answers) -> list[Generation]:
+        return [one for row in answers for first in row for one in (first, *first.alternatives)]
+
+    assert [one.tokens for one in flat(answers)] == [one.tokens for one in flat(expected)]
+    scores = [[one.score for one in flat(some)] for some in (answers, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def expected(varied_model: PidModel, cases: Cases) -> Answers:
+    return plain(varied_model, cases)
+
+
+def test_the_cases_are_many_and_varied(expected: Answers) -> None:
+    lengths = [len(generation.tokens) for row in expected for generation in row]
+    assert len(lengths) == 1000
+    assert len(set(lengths)) > 8
+    assert len({tuple(generation.tokens) for row in expected for generation in row}) > 100
+
+
+def test_dropping_ended_prompts_changes_nothing_in_1000_cases(
+    varied_model: PidModel, cases: Cases, expected: Answers
+) -> None:
+    answers, report = generate(varied_model, cases, compact=True)
+    assert_same(answers, expected)
+    _, without = generate(varied_model, cases, compact=False)
+    assert without.row_steps_saved == 0
+    assert report.row_steps_saved > without.row_steps / 20
+    assert report.row_steps + report.row_steps_saved == without.row_steps
+    assert report.decoder_calls == without.decoder_calls
+    assert (report.batches, report.documents, report.prompts) == (25, 100, 1000)
+    # An end token counts, unless the limit came first.
+    lengths = [len(generation.tokens) for row in expected for generation in row]
+    assert report.tokens == without.tokens == sum(min(n + 1, NEW_TOKENS) for n in lengths)
+    assert f"saved {report.row_steps_saved:,} of" in str(report)
+
+
+@pytest.mark.parametrize(("draft_tokens", "compact"), [(1, False), (3, True), (5, False)])
+def test_drafting_changes_nothing_in_1000_cases(
+    varied_model: PidModel,
+    cases: Cases,
+    expected: Answers,
+    draft_tokens: int,
+    compact: bool,
+) -> None:
+    answers, report = generate(varied_model, cases, compact=compact, draft_tokens=draft_tokens)
+    assert_same(answers, expected)
+    _, without = generate(varied_model, cases, compact=False)
+    assert 0 < report.accepted_tokens < report.drafted_tokens
+    assert report.tokens == without.tokens
+    assert report.decoder_calls <= without.decoder_calls
+    assert (report.row_steps_saved > 0) == compact
+    assert f"{report.accepted_tokens:,} of {report.drafted_tokens:,} drafted" in str(report)
+
+
+def test_right_drafts_save_calls_of_the_decoder(varied_model: PidModel, cases: Cases) -> None:
+    """A batch takes as many calls as its slowest output, hence one prompt at a time."""
+    alone = Cases(cases.documents[:40], [row[:1] for row in cases.prompts[:40]])
+    answers, report = generate(varied_model, alone, draft_tokens=3, batch_size=1, compact=False)
+    expected, without = generate(varied_model, alone, batch_size=1, compact=False)
+    assert_same(answers, expected)
+    # A right draft saves a call, but for the last token of an output.
+    saved = without.decoder_calls - report.decoder_calls
+    assert saved >= report.accepted_tokens - len(alone.documents) > 0
+
+
+def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
+    """For two prompts of three a list of outputs, of which many begin alike."""
+    random = np.random.default_rng(1)
+    beginnings = random.integers(2, 24, size=(40, 5))
+    choices = [
+        [row[: random.integers(1, 6)].tolist() + [7] * int(random.integers(3)) for row in some]
+        for some in np.split(beginnings, 4)
+    ]
+    return [
+        [None if (i + j) % 3 == 0 else choices[(i + j) % 4] for j in range(len(row))]
+        for i, row in enumerate(cases.prompts)
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 3, "stop": [[5], [9, 12]]},
+        {"do_sample": True, "top_k": 9, "top_p": 0.9, "min_new_tokens": 1, **REPETITION},
+    ],
+    ids=["beams", "samples"],
+)
+def test_dropping_ended_prompts_changes_nothing_under_any_option(
+    varied_model: PidModel, cases: Cases, options: dict[str, Any]
+) -> None:
+    some = Cases(cases.documents[:20], [row[:6] for row in cases.prompts[:20]])
+    options = {"batch_size": 2, "allowed": lists(some), **options}
+    answers, report = generate(varied_model, some, compact=True, **options)
+    assert report.row_steps_saved > 0
+    assert_same(answers, plain(varied_model, some, **options))
+
+
+def test_drafting_changes_nothing_under_any_option(varied_model: PidModel, cases: Cases) -> None:
+    some = cases.some(20)
+    options = {"allowed": lists(some), "stop": [[5, 2], [9]], "min_new_tokens": 2}
+    answers, report = generate(varied_model, some, compact=False, draft_tokens=3, **options)
+    assert_same(answers, plain(varied_model, some, **options))
+    assert report.accepted_tokens > 0
+
+
+def test_prompt_in_encoder_drops_documents(varied_model: PidModel, cases: Cases) -> None:
+    some = cases.some(2)
+    options = {"method": "pie", "batch_size": 20}
+    answers, report = generate(varied_model, some, compact=True, **options)
+    assert report.row_steps_saved > 0
+    assert_same(answers, plain(varied_model, some, **options))
+
+
+@pytest.mark.parametrize(
+    ("size", "live", "rows_each", "expected"),
+    [
+        ((1, 30), (1, 15), 1, (1, 15)),
+        ((1, 30), (1, 16), 1, None),
+        ((8, 30), (4, 30), 1, (4, 30)),
+        ((8, 30), (8, 15), 1, (8, 15)),
+        ((8, 30), (4, 15), 1, (4, 30)),
+        ((1, 15), (1, 7), 1, (1, 7)),
+        ((2, 4), (1, 1), 1, None),
+        ((1, 4), (1, 2), 4, (1, 2)),
+        ((1, 1), (1, 1), 16, None),
+    ],
+)
+def test_batches_are_halved_once_half_of_them_has_ended(
+    size: tuple[int, int],
+    live: tuple[int, int],
+    rows_each: int,
+    expected: tuple[int, int] | None,
+) -> None:
+    assert smaller(size, live, rows_each) == expected
+
+
+counts = st.integers(1, 100).map(bucket)
+
+
+@given(counts, counts, st.integers(1, 8))
+def test_sizes_are_few_buckets(documents: int, prompts: int, rows_each: int) -> None:
+    sizes = sizes_below((documents, prompts), rows_each)
+    assert sizes[0] == (documents, prompts)
+    assert len(sizes) == len(set(sizes)) <= 49
+    assert all(bucket(count) == count for size in sizes for count in size)
+    # One prompt left is always moved to few rows.
+    ends = [size for size in sizes if smaller(size, (1, 1), rows_each) is None]
+    assert all(math.prod(end) * rows_each <= engine.FEWEST_ROWS or end == (1, 1) for end in ends)
+
+
+def test_smaller_programs_are_compiled_only_where_many_batches_may_use_them(
+    varied_model: PidModel, cases: Cases
+) -> None:
+    model = PidModel(varied_model.model, varied_model.params)  # nothing compiled as yet
+    options = {"batch_size": 1, "compact": "auto"}
+    _, report = generate(model, cases.some(3), **options)
+    assert [one.program for one in model.programs.compilations] == ["start", "step"]
+    assert report.row_steps_saved == 0
+    many, report = generate(model, cases.some(16), **options)
+    compiled = len(model.programs.compilations)
+    assert compiled > 2
+    assert report.row_steps_saved > 0
+    assert_same(many, plain(model, cases.some(16), batch_size=1))
+    # What is compiled is used, however few the batches.
+    _, report = generate(model, cases.some(3), **options)
+    assert report.row_steps_saved > 0
+    assert len(model.programs.compilations) == compiled
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compact": True, "draft_tokens": 2, "stop": [[5, 7], [9]]},
+        {"method": "pie", "compact": False, "do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=["drafts", "samples"],
+)
+def test_after_a_warm_up_nothing_is_compiled(
+    varied_model: PidModel,
+    cases: Cases,
+    options: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = PidModel(varied_model.model, varied_model.params)
+    caplog.set_level(logging.INFO, logger="pid_jax")
+    table = model.warm_up(32, PROMPTS, 4, NEW_TOKENS, **options)
+    assert table is model.programs
+    warm = len(table.compilations)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([message for message in messages if message.startswith("compiled the")]) == warm
+    long = next(i for i, document in enumerate(cases.documents) if len(document) == 32)
+    one = Cases(cases.documents[long:][:1], cases.prompts[long:][:1])
+    generate(model, one, batch_size=20, **options)
+    assert len(model.programs.compilations) == warm
+
+
+def test_all_transfers_are_explicit(varied_model: PidModel, cases: Cases) -> None:
+    """An implicit one stalls an accelerator unseen."""
+    some = cases.some(4)
+    generate(varied_model, some, compact=True)
+    with jax.transfer_guard("disallow"):
+        _, report = generate(varied_model, some, compact=True)
+    assert report.prompts == 40
