@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": cores(),
         "memory_gib": _memory_gib(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),

@@ -128,8 +128,11 @@ class ResumableFile:
         try:
             self._drop_unread()
             os.fsync(self._writer.fileno())
-            self.close()
+            if os.name != "posix":  # where open files cannot be renamed
+                self.close()
+            # Else still locked: nobody else may begin to write what is about to be the output.
             self.partial.replace(self._target)
+            self.close()
             _sync_directory(self._target.parent)
             self._about.unlink(missing_ok=True)
         except OSError as error:

@@ -289,6 +289,8 @@ class _Model:
     ) -> None:
         self._options = options
         self._generation = generation
+        self._admissible: set[tuple[str, ...]] = set()
+        """Lists that were checked already: the same are asked of document after document."""
         self._progress = progress
         self._report = report
 
@@ -315,7 +317,7 @@ class _Model:
         with user_errors():  # ends the command: a bad checkpoint is no fault of this line
             end_token_id = self._model.config.eos_token_id
         for number, subtask in enumerate(example.subtasks, start=1):
-            if subtask.allowed is not None:
+            if subtask.allowed is not None and subtask.allowed not in self._admissible:
                 constraints.admissible(
                     [self._encode(text) for text in subtask.allowed],
                     subtask.allowed,
@@ -324,6 +326,7 @@ class _Model:
                     min_new_tokens=self._generation["min_new_tokens"],
                     max_new_tokens=self._generation["max_new_tokens"],
                 )
+                self._admissible.add(subtask.allowed)
 
     @functools.cached_property
     def _encode(self) -> Callable[[str], list[int]]:
@@ -356,9 +359,12 @@ class _Model:
             raise UserError(f"{where}: {error}") from error
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-                given = self._options.batch_tokens
-                less = "a smaller --batch-tokens" + (f" than {given}" if given else "")
-                raise UserError(f"{where}: the memory does not suffice: give {less}") from error
+                if len(examples) > 1:  # one of them may be too long for any batch: which?
+                    return [self([example])[0] for example in examples]
+                raise UserError(
+                    f"document {examples[0].id!r}: the memory does not suffice for it alone: "
+                    "shorten it, ask it fewer prompts, or leave it out"
+                ) from error
             raise
 
 

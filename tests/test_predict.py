@@ -676,8 +676,24 @@ def test_too_little_memory_is_no_bad_line(
     output = tmp_path / "out.jsonl"
     assert status_of(lambda: run(no_model, questions, output, "--on-error=skip")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: documents 'short' to 'long': ")
-    assert error.rstrip().endswith("give a smaller --batch-tokens")
+    assert error.startswith("error: document 'short': the memory does not suffice for it alone")
+
+
+def test_what_takes_too_much_memory_together_is_answered_one_by_one(
+    no_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(
+        model: Model, documents: Sequence[str], prompts: Sequence[Sequence[str]], **options: Any
+    ) -> Any:
+        if len(documents) > 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return [[Generation(text, [], 0.0) for text in asked] for asked in prompts]
+
+    monkeypatch.setattr(Model, "generate", generate)
+    lines = run(no_model, questions, tmp_path / "out.jsonl")
+    assert [s["prediction"] for line in lines for s in line["subtasks"]] == [
+        subtask["prompt"] for line in LINES for subtask in line["subtasks"]
+    ]
 
 
 def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(
