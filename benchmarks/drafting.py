@@ -149,7 +149,7 @@ def measure(
 ) -> dict[str, Any]:
     """Times generation with each number of draft tokens, 0 being the first of them."""
     from benchmarks import timing
-    from pid_jax.decoding.engine import DecodingReport
+    from pid_jax.decoding.report import DecodingReport
 
     def answer(drafts: int) -> Callable[[], Any]:
         def call() -> Any:

@@ -1,8 +1,8 @@
 """Prompt-in-decoder: encode a document once, decode every prompt against it in parallel."""
 
 from pid_jax import metrics, models, tasks
-from pid_jax.decoding.engine import DecodingReport
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.model import Generation, Partial, PidModel
 

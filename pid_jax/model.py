@@ -22,8 +22,10 @@ from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.batching import batches_within, bucket
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import stopping
-from pid_jax.decoding.engine import Compaction, DecodingReport, Engine, Outputs
+from pid_jax.decoding.compaction import Compaction
+from pid_jax.decoding.engine import Engine, Outputs
 from pid_jax.decoding.options import Controls, GenerationOptions
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params

@@ -21,8 +21,8 @@ from pid_jax.command_line import add_fields, checkpoint_parser, user_errors
 from pid_jax.data import tokenizing
 from pid_jax.data.examples import Example
 from pid_jax.decoding import constraints
-from pid_jax.decoding.engine import DecodingReport
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.model import Generation, PidModel
 from pid_jax.tasks import jsonl

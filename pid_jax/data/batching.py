@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     targets: Int[Arr, "B P T"]  # right-padded, end token included
     target_mask: Bool[Arr, "B P T"]  # True where the loss counts
 
+    @property
+    def shape(self) -> "BatchShape":
+        """The sizes of the arrays, absent slots counted."""
+        return BatchShape(*self.documents.shape, *self.prompts.shape[1:], self.targets.shape[2])
+
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
@@ -43,6 +48,12 @@ class BatchShape:
     prompts: int  # P
     prompt_tokens: int  # L, the start token included
     target_tokens: int  # T, the end token included
+
+    def __str__(self) -> str:
+        return (
+            f"{self.documents} documents of {self.document_tokens} tokens, "
+            f"{self.prompts} prompts of {self.prompt_tokens}, targets of {self.target_tokens}"
+        )
 
 
 def bucket(size: int, *, multiple: int = 1) -> int:

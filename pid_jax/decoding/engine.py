@@ -1,16 +1,10 @@
-"""Drives the decoding loop, batch by batch: compiled programs, compaction, partial results.
-
-After a few steps most prompts of dialogue state tracking have ended with `none`. A step costs
-what its batch is wide, so once at most half of the documents have prompts that still run, or
-every document at most half of its prompts, those are moved together into a batch half as large:
-`smaller` names its size. What is computed for each prompt is the same.
-"""
+"""Drives the decoding loop, batch by batch: compiled programs, compaction, partial results."""
 
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +12,26 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int, UInt32
 
-from pid_jax.data.batching import Batch, bucket, bucket_below
+from pid_jax.data.batching import Batch, BatchShape, bucket
 from pid_jax.decoding import beam, loop
 from pid_jax.decoding.beam import Beams
+from pid_jax.decoding.compaction import (
+    Compaction,
+    Places,
+    count_live,
+    places_of,
+    sizes_below,
+    smaller,
+)
 from pid_jax.decoding.options import Controls, Strategy
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.decoding.state import State
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
-Compaction = bool | Literal["auto"]
-
-Places = tuple[Int[np.ndarray, " B1"], Int[np.ndarray, "B1 P1"], Bool[np.ndarray, "B1 P1"]]
-"""The documents of a batch that are kept, of each the prompts, and which of these are real."""
-
-FEWEST_ROWS = 8
-"""Batches of so few rows are not made smaller: a step then costs its weights, not its rows."""
 REPAYING_BATCHES = 8
-""""auto" compiles a smaller program once so many batches of a call may use it."""
+""""auto" compiles a smaller program once it has seen, or is about to see, so many batches alike."""
 
 _begin = jax.jit(loop.begin, static_argnums=0, static_argnames=("strategy", "room"))
 _advance = jax.jit(
@@ -43,47 +39,6 @@ _advance = jax.jit(
 )
 _keep = jax.jit(loop.keep)
 _keep_documents = jax.jit(loop.keep_documents)
-
-
-@dataclass
-class DecodingReport:
-    """What decoding did, added up over batches. Give one to `PidModel.generate` to have it filled.
-
-    A row is one output that is being made: a prompt, or one of a prompt's beams.
-    """
-
-    batches: int = 0
-    documents: int = 0
-    prompts: int = 0
-    tokens: int = 0
-    """Tokens chosen, end tokens included; of beam search, the best output's."""
-    decoder_calls: int = 0
-    """Calls of the decoder after the one that reads the prompts."""
-    row_steps: int = 0
-    """Rows computed, summed over decoder calls; padding too."""
-    row_steps_saved: int = 0
-    """Rows not computed because prompts that had ended were dropped."""
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    """Of those drafted, how many greedy decoding would have chosen."""
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.documents:,} documents, {self.prompts:,} prompts in {self.batches:,} batches: "
-            f"{self.tokens:,} tokens in {self.decoder_calls:,} decoder calls"
-        ]
-        rows = self.row_steps + self.row_steps_saved
-        if self.row_steps_saved:
-            lines.append(
-                f"dropping ended prompts saved {self.row_steps_saved:,} of {rows:,} row steps "
-                f"({self.row_steps_saved / rows:.0%})"
-            )
-        if self.drafted_tokens:
-            lines.append(
-                f"{self.accepted_tokens:,} of {self.drafted_tokens:,} drafted tokens were right "
-                f"({self.accepted_tokens / self.drafted_tokens:.0%})"
-            )
-        return "\n".join(lines)
 
 
 class Outputs(NamedTuple):
@@ -126,36 +81,15 @@ class Job:
 
     def kind(self, size: tuple[int, ...]) -> Hashable:
         """What a step is compiled for, at (documents, prompts) of this size."""
-        lengths = self.batch.documents.shape[1], self.batch.prompts.shape[2]
-        return self.strategy, self.room, lengths, tuple(size)
+        tables = self.controls.stops, self.controls.forest
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tables))
+        return self.strategy, shapes, self.shape_at(size)
 
-
-def smaller(size: tuple[int, int], live: tuple[int, int], rows_each: int) -> tuple[int, int] | None:
-    """The (documents, prompts) to move a batch of this size to, or None.
-
-    live: how many documents have prompts not done, and how many prompts the document with most
-    of them. One axis is halved at a time, to a bucket, documents first; but not where no more
-    than `FEWEST_ROWS` would be left to halve. rows_each: a prompt's rows, its beams.
-    """
-    documents, prompts = size
-    if documents * prompts * rows_each <= FEWEST_ROWS:
-        return None
-    if documents > 1 and live[0] <= bucket_below(documents // 2):
-        return bucket_below(documents // 2), prompts
-    if prompts > 1 and live[1] <= bucket_below(prompts // 2):
-        return documents, bucket_below(prompts // 2)
-    return None
-
-
-def sizes_below(size: tuple[int, int], rows_each: int) -> list[tuple[int, int]]:
-    """All sizes that a batch may be moved to, its own first."""
-    found = [size]
-    for one in found:
-        for live in ((1, one[1]), (one[0], 1)):
-            another = smaller(one, live, rows_each)
-            if another is not None and another not in found:
-                found.append(another)
-    return found
+    def shape_at(self, size: tuple[int, ...]) -> BatchShape:
+        """The sizes of the batch with so many (documents, prompts)."""
+        documents, prompts = size
+        own = self.batch.shape
+        return BatchShape(documents, own.document_tokens, prompts, own.prompt_tokens, self.room)
 
 
 class Engine:
@@ -198,7 +132,7 @@ class Engine:
         may_compact = self._may_compact(job)
         limit = job.max_new_tokens
         step = 1
-        _count_batch(job)
+        job.report.add_batch(job.active)
         yield None
         if job.steps_at_once is not None or limit == 1:
             _collect(state, documents, prompts, real, outputs)
@@ -214,23 +148,22 @@ class Engine:
             yield None
             before = step
             step = int(jax.device_get(state.step))
-            job.report.decoder_calls += step - before
-            computed = math.prod(size) * rows_each * (step - before)
-            job.report.row_steps += computed
-            job.report.row_steps_saved += count * width * rows_each * (step - before) - computed
+            job.report.add_calls(
+                step - before, math.prod(size) * rows_each, count * width * rows_each
+            )
             done = _collect(state, documents, prompts, real, outputs)
             if done.all():
                 break
             if job.steps_at_once is not None:
                 yield outputs
-            while may_compact and (target := smaller(size, _live(done), rows_each)):
+            while may_compact and (target := smaller(size, count_live(done), rows_each)):
                 if not self._is_worth(job, target):
                     break
-                chosen, columns, live = _places(~done, *target)
+                chosen, columns, live = places_of(~done, *target)
                 encoded, state = self._keep(encoded, state, (chosen, columns, live))
                 prompts = np.take_along_axis(prompts[chosen], columns, axis=1)
                 documents, real, done, size = documents[chosen], live, ~live, target
-        _count_outputs(job, outputs)
+        job.report.add_outputs(outputs.lengths[:, :, 0], outputs.drafted, outputs.accepted)
         yield outputs
 
     def warm_up(self, job: Job) -> None:
@@ -254,7 +187,7 @@ class Engine:
             for live in ((1, size[1]), (size[0], 1)) if job.compact else ():
                 target = smaller(size, live, rows_each)
                 if target is not None:
-                    places = _places(np.zeros(size, bool), *target)
+                    places = places_of(np.zeros(size, bool), *target)
                     self._program_keep(state, places)
                     kept, fewer = jax.eval_shape(loop.keep, state, *places), encoded
                     if target[0] < size[0]:
@@ -310,7 +243,7 @@ class Engine:
             (self.model, self.params),
             inputs,
             {"strategy": job.strategy, "room": job.room},
-            lambda: _sizes(job.batch.documents.shape, job.batch.prompts.shape, job.room),
+            lambda: str(job.shape_at(job.active.shape)),
         )
 
     def _begin(self, job: Job, inputs: tuple[Any, ...]) -> tuple[EncodedDocuments, State]:
@@ -330,7 +263,7 @@ class Engine:
             (self.model, self.params),
             (encoded, state, controls, *limits),
             {"strategy": job.strategy},
-            lambda: _sizes(encoded.mask.shape, state.prompts.mask.shape, job.room),
+            lambda: str(job.shape_at(state.prompts.mask.shape[:2])),
         )
 
     def _advance(
@@ -384,21 +317,6 @@ def _replicated_like(params: Params) -> Sharding:
     return NamedSharding(held.mesh, PartitionSpec()) if isinstance(held, NamedSharding) else held
 
 
-def _live(done: Bool[np.ndarray, "B P"]) -> tuple[int, int]:
-    """How many documents have prompts not done, and how many the one with most of them."""
-    live = ~done
-    return int(live.any(axis=1).sum()), int(live.sum(axis=1).max())
-
-
-def _places(live: Bool[np.ndarray, "B P"], documents: int, prompts: int) -> Places:
-    """Where to find what is live, in order, and which of the places found are."""
-    chosen = np.arange(len(live))
-    if documents < len(live):
-        chosen = np.argsort(~live.any(axis=1), kind="stable")[:documents]
-    columns = np.argsort(~live[chosen], axis=1, kind="stable")[:, :prompts]
-    return chosen, columns, np.take_along_axis(live[chosen], columns, axis=1)
-
-
 def _collect(
     state: State,
     documents: Int[np.ndarray, " B1"],
@@ -429,22 +347,3 @@ def _collect(
         outputs.drafted[where] = drafted[real]
         outputs.accepted[where] = accepted[real]
     return done
-
-
-def _count_batch(job: Job) -> None:
-    job.report.batches += 1
-    job.report.documents += int(job.active.any(axis=1).sum())
-    job.report.prompts += int(job.active.sum())
-
-
-def _count_outputs(job: Job, outputs: Outputs) -> None:
-    job.report.tokens += int(outputs.lengths[:, :, 0].sum())
-    job.report.drafted_tokens += int(outputs.drafted.sum())
-    job.report.accepted_tokens += int(outputs.accepted.sum())
-
-
-def _sizes(documents: tuple[int, ...], prompts: tuple[int, ...], room: int) -> str:
-    return (
-        f"{documents[0]} documents of {documents[1]} tokens, "
-        f"{prompts[1]} prompts of {prompts[2]}, {room} new tokens"
-    )

@@ -11,7 +11,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +27,17 @@ from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
+from pid_jax.programs import Programs
 from pid_jax.training import assembly, optimizer, step
 from pid_jax.training import config as configuration
-from pid_jax.training.compilation import CompiledByShape
 from pid_jax.training.metrics_writer import MetricsWriter
 from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted, StopSignals
 
 log = logging.getLogger(__name__)
+
+ForBatch = Callable[[Any, Batch], Callable[[Any, Batch], Any]]
+"""Which program takes this state (or these parameters) and a batch of this shape."""
 
 
 class Diverged(Exception):
@@ -66,7 +69,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     update = optimizer.build(config)
     places = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
-    train_steps, evaluation_steps = _programs(config, mesh, model, update, places)
+    train_step, evaluation_step = _programs(config, mesh, model, update, places)
     with RunCheckpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -101,10 +104,8 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
 
             while number < last and not stop.requested:
                 batch = next(batches)
-                if train_steps.is_new(batch):
-                    with progress.paused():
-                        train_steps.for_batch(state, batch)
-                run_step = train_steps.for_batch(state, batch)
+                with progress.paused():  # while a new shape is compiled
+                    run_step = train_step(state, batch)
                 # Nothing but the batch goes to the device, and nothing comes back here: a
                 # transfer that is not written out would make the device wait.
                 with jax.transfer_guard("disallow"):
@@ -127,7 +128,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                                 state.params,
                                 assembly.evaluation_batches(config, held_out, model),
                                 held_out.subtask_counts,
-                                evaluation_steps,
+                                evaluation_step,
                                 rows,
                                 # Cut short by a signal, but for the last: no rerun would make
                                 # it, and without it the best checkpoint is not known.
@@ -162,7 +163,7 @@ def evaluate(
     params: Any,
     batches: Iterator[Batch],
     subtask_counts: np.ndarray,
-    evaluation_steps: CompiledByShape,
+    evaluation_step: ForBatch,
     rows: jax.sharding.NamedSharding,
     stop: StopSignals | None,
 ) -> dict[str, float] | None:
@@ -177,8 +178,8 @@ def evaluate(
     for batch in batches:
         if stop is not None and stop.requested:
             return None
-        figures = evaluation_steps.for_batch(params, batch)(params, jax.device_put(batch, rows))
-        figures = jax.device_get(figures)
+        run_evaluation = evaluation_step(params, batch)
+        figures = jax.device_get(run_evaluation(params, jax.device_put(batch, rows)))
         loss += float(figures.loss)
         correct_tokens += float(figures.correct_tokens)
         target_tokens += float(figures.target_tokens)
@@ -240,7 +241,7 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials
 
 def _programs(
     config: ConfigDict, mesh: Mesh, model: EncoderDecoder, update: Any, places: step.TrainState
-) -> tuple[CompiledByShape, CompiledByShape]:
+) -> tuple[ForBatch, ForBatch]:
     """The training step, which takes over its state's memory, and the evaluation of a batch."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     train_step = functools.partial(
@@ -259,10 +260,14 @@ def _programs(
         in_shardings=(places.params, rows),
         out_shardings=whole,
     )
-    return (
-        CompiledByShape("training step", jitted_train_step),
-        CompiledByShape("evaluation", jitted_evaluation),
-    )
+    programs = Programs()
+
+    def for_batch(name: str, jitted: Any) -> ForBatch:
+        return lambda state, batch: programs.get(
+            name, jitted, (state,), (batch,), {}, lambda: str(batch.shape)
+        )
+
+    return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
 
 
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:

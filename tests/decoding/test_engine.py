@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pid_jax.data.batching import bucket
-from pid_jax.decoding import engine
-from pid_jax.decoding.engine import DecodingReport, sizes_below, smaller
+from pid_jax.decoding.compaction import FEWEST_ROWS, sizes_below, smaller
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.model import Generation, PidModel
 
 NEW_TOKENS, PROMPTS = 12, 10
@@ -77,7 +77,7 @@ def test_the_cases_are_many_and_varied(expected: Answers) -> None:
     lengths = [len(generation.tokens) for row in expected for generation in row]
     assert len(lengths) == 1000
     assert len(set(lengths)) > 8
-    assert len({tuple(generation.tokens) for row in expected for generation in row}) > 100
+    assert len({tuple(generation.tokens) for row in expected for generation in row}) > 400
 
 
 def test_dropping_ended_prompts_changes_nothing_in_1000_cases(
@@ -123,7 +123,8 @@ def test_right_drafts_save_calls_of_the_decoder(varied_model: PidModel, cases: C
     assert_same(answers, expected)
     # A right draft saves a call, but for the last token of an output.
     saved = without.decoder_calls - report.decoder_calls
-    assert saved >= report.accepted_tokens - len(alone.documents) > 0
+    assert saved > 0
+    assert report.accepted_tokens - len(alone.documents) <= saved <= report.accepted_tokens
 
 
 def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
@@ -208,7 +209,7 @@ def test_sizes_are_few_buckets(documents: int, prompts: int, rows_each: int) -> 
     assert all(bucket(count) == count for size in sizes for count in size)
     # One prompt left is always moved to few rows.
     ends = [size for size in sizes if smaller(size, (1, 1), rows_each) is None]
-    assert all(math.prod(end) * rows_each <= engine.FEWEST_ROWS or end == (1, 1) for end in ends)
+    assert all(math.prod(end) * rows_each <= FEWEST_ROWS or end == (1, 1) for end in ends)
 
 
 def test_smaller_programs_are_compiled_only_where_many_batches_may_use_them(

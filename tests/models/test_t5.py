@@ -25,7 +25,8 @@ TARGETS = [[[5, 6, 1], [7]], [[90, 91, 92, 93, 94, 95, 1]], [[1], [2, 3], [20, 2
 def pair(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
     theirs = transformers_models.make(request.param, directory)
-    return theirs, PidModel.from_pretrained(directory)
+    yield theirs, PidModel.from_pretrained(directory)
+    jax.clear_caches()
 
 
 def test_target_log_probabilities_equal_transformers(pair):
@@ -102,9 +103,7 @@ def test_four_beams_of_pie_that_stop_early_equal_transformers(pair):
             document_and_prompt = [*prompt, *document]
             assert_beams_equal_transformers(theirs, generation, document_and_prompt, [], **options)
             lengths += [len(output.tokens) for output in (generation, *generation.alternatives)]
-    # Of the random weights with few buckets no output ends so soon.
-    if theirs.config.relative_attention_num_buckets == 32:
-        assert min(lengths) < 9, "nothing ends: nothing is tested"
+    assert min(lengths) < 9, "nothing ends: nothing is tested"
 
 
 def test_pie_scores_equal_transformers(pair):
@@ -167,7 +166,7 @@ def test_bfloat16_activations_stay_close_to_float32(pair, tmp_path):
     rounded = half.score(DOCUMENTS, PROMPTS, TARGETS)
     lengths = [len(target) for row in TARGETS for target in row]
     difference = np.abs(np.concatenate(exact) - np.concatenate(rounded)) / lengths
-    assert difference.max() < 0.25
+    assert difference.max() < 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""What decoding did, in figures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+@dataclass
+class DecodingReport:
+    """What decoding did, added up over batches. Give one to `PidModel.generate` to have it filled.
+
+    A row is one output that is being made: a prompt, or one of a prompt's beams.
+    """
+
+    batches: int = 0
+    documents: int = 0
+    prompts: int = 0
+    tokens: int = 0
+    """Tokens chosen, end tokens included; of beam search, the best output's."""
+    decoder_calls: int = 0
+    """Calls of the decoder after the one that reads the prompts."""
+    row_steps: int = 0
+    """Rows computed, summed over decoder calls; padding too."""
+    row_steps_saved: int = 0
+    """Rows not computed because prompts that had ended were dropped."""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of those drafted, how many greedy decoding would have chosen."""
+
+    def add_batch(self, active: Bool[np.ndarray, "B P"]) -> None:
+        """Counts a batch's documents and prompts."""
+        self.batches += 1
+        self.documents += int(active.any(axis=1).sum())
+        self.prompts += int(active.sum())
+
+    def add_calls(self, calls: int, rows: int, all_rows: int) -> None:
+        """Counts calls of the decoder on so many rows, of all those that the batch began with."""
+        self.decoder_calls += calls
+        self.row_steps += calls * rows
+        self.row_steps_saved += calls * (all_rows - rows)
+
+    def add_outputs(
+        self,
+        lengths: Int[np.ndarray, "B P"],
+        drafted: Int[np.ndarray, "B P"],
+        accepted: Int[np.ndarray, "B P"],
+    ) -> None:
+        """Counts the tokens of a batch's outputs."""
+        self.tokens += int(lengths.sum())
+        self.drafted_tokens += int(drafted.sum())
+        self.accepted_tokens += int(accepted.sum())
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.documents:,} documents, {self.prompts:,} prompts in {self.batches:,} batches: "
+            f"{self.tokens:,} tokens in {self.decoder_calls:,} decoder calls"
+        ]
+        rows = self.row_steps + self.row_steps_saved
+        if self.row_steps_saved:
+            lines.append(
+                f"dropping ended prompts saved {self.row_steps_saved:,} of {rows:,} row steps "
+                f"({self.row_steps_saved / rows:.0%})"
+            )
+        if self.drafted_tokens:
+            lines.append(
+                f"{self.accepted_tokens:,} of {self.drafted_tokens:,} drafted tokens were right "
+                f"({self.accepted_tokens / self.drafted_tokens:.0%})"
+            )
+        return "\n".join(lines)
