@@ -134,12 +134,20 @@ def teacher_forced_logits(
     return model.apply({"params": params}, predicting, method="logits")
 
 
+def token_log_probabilities(
+    logits: Float[Array, "*rows V"], tokens: Int[Arr, "*rows"]
+) -> Float[Array, "*rows"]:
+    """The logarithm of the softmax of the logits at these tokens."""
+    of_tokens = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return of_tokens - jax.nn.logsumexp(logits, axis=-1)
+
+
 def target_log_probabilities(
     model: EncoderDecoder, params: Params, batch: Batch
 ) -> Float[Array, "B P"]:
     """log p(target | document, prompt), summed over the target's tokens; 0 for no target."""
     logits = teacher_forced_logits(model, params, batch)
-    log_probabilities = _chosen(logits, batch.targets) - jax.nn.logsumexp(logits, axis=-1)
+    log_probabilities = token_log_probabilities(logits, batch.targets)
     return jnp.where(batch.target_mask, log_probabilities, 0.0).sum(axis=-1)
 
 
@@ -173,7 +181,7 @@ def loss(
     """
     logits = teacher_forced_logits(model, params, batch, dropout_key)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    cross_entropy = normaliser - _chosen(logits, batch.targets)
+    cross_entropy = -token_log_probabilities(logits, batch.targets)
     objective = cross_entropy
     if label_smoothing:
         even = normaliser - logits.mean(axis=-1)
@@ -199,10 +207,6 @@ def loss(
         subtasks=subtasks,
     )
     return mean(objective), metrics
-
-
-def _chosen(logits: Float[Array, "B P T V"], tokens: Int[Arr, "B P T"]) -> Float[Array, "B P T"]:
-    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
 def prompt_in_encoder(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:

@@ -43,7 +43,7 @@ TINY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _drop_compiled_programs() -> Iterator[None]:
-    """Each holds memory maps, and Linux grants a process 65,530: fewer than the whole suite needs."""
+    """Each holds memory maps, and Linux grants a process 65,530: the whole suite needs more."""
     yield
     jax.clear_caches()
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from pid_jax import prompt_in_decoder
 from pid_jax.decoding import beam, constraints, rules, stopping
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
@@ -47,9 +48,7 @@ def _extend(
         ruled = ruled + _noise(prompts.key, step, ruled.shape[-1])
     likeliest = rules.likeliest(ruled)
     token = jnp.where(chosen.done, model.config.pad_token_id, likeliest)
-    log_probability = jnp.take_along_axis(next_logits, token[..., None], axis=-1)[..., 0]
-    log_probability = log_probability - jax.nn.logsumexp(next_logits, axis=-1)
-
+    log_probability = prompt_in_decoder.token_log_probabilities(next_logits, token)
     node, stop_state = _follow(prompts, token[..., None], controls)
     done = chosen.done | (token == model.config.eos_token_id)
     done |= step + 1 >= controls.max_new_tokens
@@ -148,10 +147,7 @@ def _ruled(
             ruled = rules.bar_repeated_ngrams(
                 ruled, history, mask, shape[-1] + step, strategy.no_repeat_ngram_size
             )
-    if strategy.no_repeat_ngram_size:
-        # If every token would repeat one, the rule yields.
-        stuck = ruled.max(axis=-1, keepdims=True) == -jnp.inf
-        ruled = jnp.where(stuck, given, ruled)
+            ruled = rules.unless_all_barred(ruled, given)
     too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
     ruled = rules.bar_token(ruled, model.config.eos_token_id, too_early)
     if controls.forest is not None and prompts.node is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.data.batching import Arr
+from pid_jax.decoding import rules
 from pid_jax.errors import UserError
 
 UNCONSTRAINED = 0
@@ -183,9 +184,9 @@ def constrain(
     output is always one of its list, so the row becomes the allowed tokens of `unruled`.
     """
     allowed = allowed_tokens(forest, node, logits.shape[-1])
-    ruled = jnp.where(allowed, logits, -jnp.inf)
-    stuck = ruled.max(axis=-1, keepdims=True) == -jnp.inf
-    return jnp.where(stuck & allowed, unruled, ruled)
+    return rules.unless_all_barred(
+        jnp.where(allowed, logits, -jnp.inf), jnp.where(allowed, unruled, -jnp.inf)
+    )
 
 
 def _edges(

@@ -10,15 +10,15 @@ The tokens are those of greedy decoding; only the number of calls changes.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import constraints, rules
 from pid_jax.decoding.choosing import after_stops
 from pid_jax.decoding.options import Controls, Strategy
-from pid_jax.decoding.state import Chosen, State
-from pid_jax.models.protocol import EncoderDecoder, Params, Past
+from pid_jax.decoding.state import Chosen, Prompts, State
+from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 
@@ -72,94 +72,44 @@ def verify(
 ) -> State:
     """Guesses tokens from the document and keeps those that greedy decoding would have chosen.
 
-    Outputs grow at different rates, so every prompt has slots of its own for its next tokens.
+    Of D guesses the decoder reads D + 1 tokens, the last one chosen before them, and greedy
+    decoding chooses one after each. Those choices count that follow right guesses only.
     """
     step, prompts = state
     chosen = prompts.outputs
     assert isinstance(chosen, Chosen)
-    length = prompts.tokens.shape[2]
-    written = length + chosen.lengths[..., None]
-    drafts, found = draft(
-        encoded.tokens,
-        encoded.mask,
-        jnp.concatenate([prompts.tokens, chosen.tokens], axis=-1),
-        jnp.concatenate([prompts.mask, jnp.ones_like(chosen.tokens, bool)], axis=-1),
-        written[..., 0],
-        strategy.draft_tokens,
-        strategy.draft_ngram,
-    )
-    fed = jnp.concatenate([prompts.last, drafts], axis=-1)
-    slots = written - 1 + jnp.arange(fed.shape[-1])
-    past = Past(
-        jax.tree.map(lambda layer: layer[:, :, 0], prompts.cache), prompts.filled(written - 1)
-    )
-    positions = prompt_in_decoder.positions_of(prompts.mask)[:, :, -1:] + slots - length + 1
-    hidden, present = prompt_in_decoder.decode(
-        model, params, encoded, fed, jnp.ones_like(fed, bool), positions, slots, past
-    )
-    next_logits = model.apply({"params": params}, hidden, method="logits")
-    places = chosen.lengths[..., None] + jnp.arange(fed.shape[-1])
-    ruled = rules.bar_token(
-        next_logits, model.config.eos_token_id, places < controls.min_new_tokens
-    )
-    if controls.forest is not None and prompts.node is not None:
-        nodes = [prompts.node[..., 0]]
-        for i in range(drafts.shape[-1]):
-            nodes.append(constraints.next_node(controls.forest, nodes[-1], drafts[..., i]))
-        ruled = constraints.constrain(
-            ruled, next_logits, controls.forest, jnp.stack(nodes, axis=-1)
-        )
-    likeliest = rules.likeliest(ruled)
-    right = jnp.cumprod(likeliest[..., :-1] == drafts, axis=-1).sum(axis=-1)
+    drafts, found = _guess(encoded, prompts, chosen, strategy)
+    read = jnp.concatenate([prompts.last, drafts], axis=-1)
+    next_logits, cache = _read(model, params, encoded, prompts, chosen, read)
+    nodes = _nodes_along(prompts.node, drafts, controls)
+    places = chosen.lengths[..., None] + jnp.arange(read.shape[-1])
+    tokens = _greedy(model, next_logits, places, nodes, controls)
+    right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1).sum(axis=-1)
 
-    # A token counts if all drafts before it were right and nothing has ended the output.
-    counts = (jnp.arange(fed.shape[-1]) <= right[..., None]) & ~chosen.done[..., None]
-    ends = (likeliest == model.config.eos_token_id) | (places + 1 >= controls.max_new_tokens)
-    stop_state = prompts.stop_state
-    if controls.stops is not None and stop_state is not None:
-        states = [stop_state[..., 0]]
-        for i in range(fed.shape[-1]):
-            node = None if prompts.node is None else prompts.node[..., 0]
-            states.append(after_stops(controls.stops, states[-1], likeliest[..., i], node))
-        ends |= jnp.stack([controls.stops.stopped(one) for one in states[1:]], axis=-1)
+    stop_states = _stop_states_along(prompts, tokens, controls)
+    ends = (tokens == model.config.eos_token_id) | (places + 1 >= controls.max_new_tokens)
+    if controls.stops is not None and stop_states is not None:
+        ends |= controls.stops.stopped(stop_states[..., 1:])
     ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
-    counts &= ~ended_before
+    counts = (jnp.arange(read.shape[-1]) <= right[..., None]) & ~ended_before
+    counts &= ~chosen.done[..., None]
     count = counts.sum(axis=-1)
 
-    def after_count(states: Int[Array, "B P L"]) -> Int[Array, "B P 1"]:
-        return jnp.take_along_axis(states, count[..., None], axis=-1)
-
-    def write(
-        old: Float[Array, "B P beams H width M"], new: Float[Array, "B P H width L"]
-    ) -> Array:
-        place = jnp.arange(old.shape[-1]) - (written - 1)
-        picked = jnp.take_along_axis(
-            new, jnp.clip(place, 0, fed.shape[-1] - 1)[:, :, None, None], axis=-1
-        )
-        inside = (place >= 0) & (place < fed.shape[-1])
-        return jnp.where(inside[:, :, None, None, None], picked[:, :, None], old)
-
-    place = jnp.arange(chosen.tokens.shape[-1]) - chosen.lengths[..., None]
-    picked = jnp.take_along_axis(likeliest, jnp.clip(place, 0, fed.shape[-1] - 1), axis=-1)
-    tokens = jnp.where((place >= 0) & (place < count[..., None]), picked, chosen.tokens)
-    log_probabilities = jnp.take_along_axis(next_logits, likeliest[..., None], axis=-1)[..., 0]
-    log_probabilities = log_probabilities - jax.nn.logsumexp(next_logits, axis=-1)
-    last = jnp.take_along_axis(likeliest, jnp.maximum(count - 1, 0)[..., None], axis=-1)
+    last_one = jnp.maximum(count - 1, 0)
+    last = _at(tokens, last_one)
     node = prompts.node
-    if controls.forest is not None and node is not None:
-        before_last = jnp.take_along_axis(
-            jnp.stack(nodes, axis=-1), jnp.maximum(count - 1, 0)[..., None], axis=-1
-        )
-        node = constraints.next_node(controls.forest, before_last, last)
+    if controls.forest is not None and nodes is not None:
+        node = constraints.next_node(controls.forest, _at(nodes, last_one), last)
+    log_probabilities = prompt_in_decoder.token_log_probabilities(next_logits, tokens)
     return State(
         step + 1,
         prompts._replace(
             last=last,
             node=node,
-            stop_state=None if stop_state is None else after_count(jnp.stack(states, axis=-1)),
-            cache=jax.tree.map(write, prompts.cache, present),
+            stop_state=None if stop_states is None else _at(stop_states, count),
+            cache=cache,
             outputs=Chosen(
-                tokens=tokens,
+                tokens=_written(chosen.tokens, tokens, chosen.lengths, count),
                 lengths=chosen.lengths + count,
                 scores=chosen.scores + jnp.where(counts, log_probabilities, 0.0).sum(axis=-1),
                 done=chosen.done | (ends & counts).any(axis=-1),
@@ -169,3 +119,105 @@ def verify(
             ),
         ),
     )
+
+
+def _guess(
+    encoded: EncodedDocuments, prompts: Prompts, chosen: Chosen, strategy: Strategy
+) -> tuple[Int[Array, "B P D"], Int[Array, "B P"]]:
+    return draft(
+        encoded.tokens,
+        encoded.mask,
+        jnp.concatenate([prompts.tokens, chosen.tokens], axis=-1),
+        jnp.concatenate([prompts.mask, jnp.ones_like(chosen.tokens, bool)], axis=-1),
+        prompts.tokens.shape[2] + chosen.lengths,
+        strategy.draft_tokens,
+        strategy.draft_ngram,
+    )
+
+
+def _read(
+    model: EncoderDecoder,
+    params: Params,
+    encoded: EncodedDocuments,
+    prompts: Prompts,
+    chosen: Chosen,
+    tokens: Int[Array, "B P D1"],
+) -> tuple[Float[Array, "B P D1 V"], tuple[KeyValue, ...]]:
+    """Runs the decoder on these tokens of every prompt: logits, and the cache with them in it.
+
+    Outputs grow at different rates, so every prompt has slots of its own for its next tokens.
+    """
+    length, count = prompts.tokens.shape[2], tokens.shape[-1]
+    first = length + chosen.lengths[..., None] - 1
+    slots = first + jnp.arange(count)
+    past = Past(jax.tree.map(lambda layer: layer[:, :, 0], prompts.cache), prompts.filled(first))
+    positions = prompt_in_decoder.positions_of(prompts.mask)[:, :, -1:] + slots - length + 1
+    hidden, present = prompt_in_decoder.decode(
+        model, params, encoded, tokens, jnp.ones_like(tokens, bool), positions, slots, past
+    )
+
+    def write(
+        old: Float[Array, "B P 1 H width M"], new: Float[Array, "B P H width D1"]
+    ) -> Float[Array, "B P 1 H width M"]:
+        start, all_of_them = first[..., 0, None, None], jnp.int32(count)
+        return _written(old[:, :, 0], new, start, all_of_them)[:, :, None]
+
+    cache = jax.tree.map(write, prompts.cache, present)
+    return model.apply({"params": params}, hidden, method="logits"), cache
+
+
+def _greedy(
+    model: EncoderDecoder,
+    logits: Float[Array, "B P D1 V"],
+    places: Int[Array, "B P D1"],
+    nodes: Int[Array, "B P D1"] | None,
+    controls: Controls,
+) -> Int[Array, "B P D1"]:
+    """What plain greedy decoding chooses from these logits, at these places of the output."""
+    too_early = places < controls.min_new_tokens
+    ruled = rules.bar_token(logits, model.config.eos_token_id, too_early)
+    if controls.forest is not None and nodes is not None:
+        ruled = constraints.constrain(ruled, logits, controls.forest, nodes)
+    return rules.likeliest(ruled)
+
+
+def _nodes_along(
+    node: Int[Array, "B P 1"] | None, tokens: Int[Array, "B P D"], controls: Controls
+) -> Int[Array, "B P D1"] | None:
+    """Where the forest of allowed outputs stands before these tokens and after each."""
+    if controls.forest is None or node is None:
+        return None
+    nodes = [node[..., 0]]
+    for i in range(tokens.shape[-1]):
+        nodes.append(constraints.next_node(controls.forest, nodes[-1], tokens[..., i]))
+    return jnp.stack(nodes, axis=-1)
+
+
+def _stop_states_along(
+    prompts: Prompts, tokens: Int[Array, "B P D1"], controls: Controls
+) -> Int[Array, "B P D2"] | None:
+    """Where the automaton of stop sequences stands before these tokens and after each."""
+    if controls.stops is None or prompts.stop_state is None:
+        return None
+    node = None if prompts.node is None else prompts.node[..., 0]
+    states = [prompts.stop_state[..., 0]]
+    for i in range(tokens.shape[-1]):
+        states.append(after_stops(controls.stops, states[-1], tokens[..., i], node))
+    return jnp.stack(states, axis=-1)
+
+
+def _at(values: Int[Array, "B P N"], index: Int[Array, "B P"]) -> Int[Array, "B P 1"]:
+    return jnp.take_along_axis(values, index[..., None], axis=-1)
+
+
+def _written(
+    old: Shaped[Array, "*rows M"],
+    new: Shaped[Array, "*rows N"],
+    start: Int[Array, "*#rows"],
+    count: Int[Array, "*#rows"],
+) -> Shaped[Array, "*rows M"]:
+    """`old` with the first `count` columns of `new` from column `start` on; the rest is left."""
+    place = jnp.arange(old.shape[-1]) - start[..., None]
+    inside = (place >= 0) & (place < count[..., None])
+    index = jnp.clip(place, 0, new.shape[-1] - 1)
+    return jnp.where(inside, jnp.take_along_axis(new, index, axis=-1), old)

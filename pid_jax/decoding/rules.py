@@ -55,6 +55,13 @@ def bar_repeated_ngrams(
     return jnp.where(_at_tokens(logits, history[..., size - 1 :], repeats), -jnp.inf, logits)
 
 
+def unless_all_barred(
+    ruled: Float[Array, "*rows V"], otherwise: Float[Array, "*rows V"]
+) -> Float[Array, "*rows V"]:
+    """`ruled`, but `otherwise` in the rows where that bars every token: there the rules yield."""
+    return jnp.where(ruled.max(axis=-1, keepdims=True) == -jnp.inf, otherwise, ruled)
+
+
 def bar_token(
     logits: Float[Array, "*rows V"], token: int, when: Bool[Array, "*#rows"]
 ) -> Float[Array, "*rows V"]:

@@ -127,9 +127,7 @@ def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> Eval
     """Teacher-forced: one forward pass says both the loss and what greedy decoding gets right."""
     logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
     chosen = jnp.argmax(logits, axis=-1)
-    log_probabilities = jnp.take_along_axis(
-        jax.nn.log_softmax(logits, axis=-1), batch.targets[..., None], axis=-1
-    )[..., 0]
+    log_probabilities = prompt_in_decoder.token_log_probabilities(logits, batch.targets)
     right = chosen == batch.targets
     mask = batch.target_mask
     return Evaluation(
