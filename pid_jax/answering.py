@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
-from pid_jax.model import Generation
+from pid_jax.outputs import Generation
 
 
 def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:

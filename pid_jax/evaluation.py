@@ -17,7 +17,9 @@ from pid_jax.atomic_file import replacing
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples, TruncationReport
 from pid_jax.errors import UserError
-from pid_jax.model import Generation, Method, PidModel
+from pid_jax.inputs import Method
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 from pid_jax.tasks import Report, Task
 
 # Distributions whose versions change figures or speed.

@@ -63,6 +63,7 @@ class Inputs:
         prompts: Sequence[Sequence[Text]],
         targets: Sequence[Sequence[Text]] | None = None,
     ) -> list[TokenizedExample]:
+        """The token ids of all texts. Raises `UserError` naming the place of what does not fit."""
         for name, rows in (("documents", documents), ("prompts", prompts), ("targets", targets)):
             if isinstance(rows, str):
                 raise UserError(f"{name} must be a list, not one string")
@@ -171,6 +172,7 @@ class Inputs:
                 f"and {len(allowed)} lists"
             )
         lists: dict[tuple[Any, ...], list[list[int]]] = {}
+        spelled: dict[tuple[Any, ...], dict[tuple[int, ...], str]] = {}
         wanted: list[list[tuple[Any, ...] | None]] = []
         for i, (example, of_document) in enumerate(zip(examples, allowed, strict=True)):
             if isinstance(of_document, str) or len(of_document) != len(example.prompts):
@@ -188,9 +190,13 @@ class Inputs:
                     raise UserError(f"{where} must be a list of texts, not one text")
                 names = tuple(text if isinstance(text, str) else tuple(text) for text in texts)
                 if names not in lists:
-                    encode = functools.partial(self._encode, encode=self._encode_target)
+                    encoded = [
+                        self._encode(name, f"{where}[{k}]", self._encode_target)
+                        for k, name in enumerate(names)
+                    ]
+                    spelled[names] = _spellings(names, encoded, where)
                     lists[names] = constraints.admissible(
-                        [encode(name, f"{where}[{k}]") for k, name in enumerate(names)],
+                        encoded,
                         names,
                         where,
                         end_token_id=self.config.eos_token_id,
@@ -205,27 +211,10 @@ class Inputs:
             [constraints.UNCONSTRAINED if names is None else root_of[names] for names in row]
             for row in wanted
         ]
-        spellings = {
-            root_of[names]: self._spellings(names, strings) for names, strings in lists.items()
-        }
+        spellings: dict[int, dict[tuple[int, ...], str]] = {}
+        for names, of_list in spelled.items():
+            spellings.setdefault(root_of[names], {}).update(of_list)
         return forest, nodes, spellings
-
-    def _spellings(
-        self, names: tuple[Any, ...], strings: list[list[int]]
-    ) -> dict[tuple[int, ...], str]:
-        """The texts of one list by their tokens, which may decode to something a little else."""
-        spelled: dict[tuple[int, ...], str] = {}
-        kept = {tuple(string[:-1]) for string in strings}
-        for name in names:
-            if not isinstance(name, str):
-                continue
-            tokens = tuple(self._encode(name, "allowed", self._encode_target)[:-1])
-            if spelled.setdefault(tokens, name) != name and tokens in kept:
-                raise UserError(
-                    f"allowed: {spelled[tokens]!r} and {name!r} are the same tokens to this "
-                    "tokenizer, and cannot be told apart: keep one of them"
-                )
-        return spelled
 
     @functools.cached_property
     def _token_bytes(self) -> stopping.TokenBytes | None:
@@ -272,6 +261,23 @@ class Inputs:
 def _one_each(rows: list[list[Any]] | None) -> Any:
     """What belongs to a prompt, where each prompt has an example of its own."""
     return None if rows is None else [[item] for row in rows for item in row]
+
+
+def _spellings(
+    names: tuple[Any, ...], encoded: list[Sequence[int]], where: str
+) -> dict[tuple[int, ...], str]:
+    """The texts of one list by their tokens, which may decode to something a little else."""
+    spelled: dict[tuple[int, ...], str] = {}
+    for name, tokens in zip(names, encoded, strict=True):
+        if not isinstance(name, str):
+            continue
+        body = tuple(tokens[:-1])
+        if spelled.setdefault(body, name) != name:
+            raise UserError(
+                f"{where}: {spelled[body]!r} and {name!r} are the same tokens to this "
+                "tokenizer, and cannot be told apart: keep one of them"
+            )
+    return spelled
 
 
 def _sampling_keys(seed: int, example: TokenizedExample, copies: int) -> list[tuple[int, int]]:

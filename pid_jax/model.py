@@ -5,9 +5,8 @@ import functools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from pid_jax.checkpoints import huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.batching import batches_within, bucket
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import stopping
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.engine import Engine, Outputs
 from pid_jax.decoding.options import Controls, GenerationOptions
@@ -29,34 +27,10 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
 from pid_jax.programs import Programs
 
 _score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What was generated for one prompt."""
-
-    text: str | None
-    """None where the model has no tokenizer."""
-    tokens: list[int]
-    """Without the prompt, the end token, and a stop sequence of tokens."""
-    score: float
-    """The sum of the log-probabilities that the model gives the tokens and, if they came, the end
-    token or the stop sequence."""
-    alternatives: tuple["Generation", ...] = ()
-    """The other outputs, the best first, where num_return_sequences asks for several."""
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """An output as far as it has come."""
-
-    document: int
-    prompt: int
-    generation: Generation
-    done: bool
 
 
 class PidModel:
@@ -68,13 +42,32 @@ class PidModel:
     """
 
     def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
-        self.model = model
-        self.params = params
-        self.tokenizer = tokenizer
+        self._model = model
+        self._params = params
+        self._tokenizer = tokenizer
+
+    @property
+    def model(self) -> EncoderDecoder:
+        """The architecture: a Flax module without parameters."""
+        return self._model
+
+    @property
+    def params(self) -> Params:
+        """The parameters. Others need another `PidModel`: programs are compiled beside these."""
+        return self._params
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The Hugging Face tokenizer, or None."""
+        return self._tokenizer
 
     @functools.cached_property
     def _inputs(self) -> Inputs:
         return Inputs(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.config, self.tokenizer)
 
     @functools.cached_property
     def _engine(self) -> Engine:
@@ -165,7 +158,8 @@ class PidModel:
         found: dict[tuple[int, int], dict[int, list[Generation]]] = {}
         copies = chosen.num_return_sequences if chosen.do_sample else 1
         parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]
-        with _progress_bar(len(documents), progress) as bar:
+        asked = sum(1 for example in examples if example.prompts)
+        with _progress_bar(asked, progress) as bar:
             for indices, outputs, seconds in self._decode_all(
                 work, batches, controls, chosen, compact, report
             ):
@@ -174,13 +168,15 @@ class PidModel:
                     for column, (document, prompt, copy) in enumerate(work.places[index]):
                         of_prompt = found.setdefault((document, prompt), {})
                         spelled = work.spelled(index, column)
-                        of_prompt[copy] = self._generations(outputs, row, column, chosen, spelled)
+                        of_prompt[copy] = self._reader.generations(
+                            outputs, row, column, chosen, spelled
+                        )
                         ready += parts[document]
                 bar(ready)
                 if after_batch is not None:
                     after_batch(ready, seconds)
         return [
-            [_with_alternatives(found[i, j]) for j in range(len(example.prompts))]
+            [with_alternatives(found[i, j]) for j in range(len(example.prompts))]
             for i, example in enumerate(examples)
         ]
 
@@ -203,8 +199,7 @@ class PidModel:
         For interactive use: documents are decoded in the given order. Each output's last item,
         and only that, is `done` and equal to the result of `generate`, whose arguments these
         are. An output may lack its last character while that is half generated, and what may
-        become a stop sequence. Beam search
-        has no outputs before its end: `UserError`.
+        become a stop sequence. Beam search has no outputs before its end: `UserError`.
         """
         if every < 1:
             raise UserError(f"every must be at least 1, not {every}")
@@ -242,7 +237,9 @@ class PidModel:
                             continue
                         shown[row, column], finished[row, column] = length, done
                         spelled = work.spelled(index, column) if done else {}
-                        [generation] = self._generations(outputs, row, column, options, spelled)
+                        [generation] = self._reader.generations(
+                            outputs, row, column, options, spelled
+                        )
                         yield Partial(document, prompt, generation, done)
 
     def warm_up(
@@ -356,56 +353,6 @@ class PidModel:
             yield indices, outputs, now - since
             since = now
 
-    def _generations(
-        self,
-        outputs: Outputs,
-        row: int,
-        column: int,
-        options: GenerationOptions,
-        spelled: Mapping[tuple[int, ...], str],
-    ) -> list[Generation]:
-        lengths, scores = outputs.lengths[row, column], outputs.scores[row, column]
-        return [
-            self._generation(
-                tokens[:length].tolist(),
-                float(score),
-                options,
-                spelled,
-                bool(outputs.done[row, column]),
-            )
-            for tokens, length, score in zip(
-                outputs.tokens[row, column], lengths, scores, strict=True
-            )
-            if length
-        ]
-
-    def _generation(
-        self,
-        tokens: list[int],
-        score: float,
-        options: GenerationOptions,
-        spelled: Mapping[tuple[int, ...], str],
-        done: bool,
-    ) -> Generation:
-        if tokens[-1:] == [self.config.eos_token_id]:
-            tokens = tokens[:-1]
-        strings = [stop for stop in options.stop if isinstance(stop, str)]
-        sequences = [stop for stop in options.stop if not isinstance(stop, str)]
-        if done:
-            ending = [len(stop) for stop in sequences if tuple(tokens[-len(stop) :]) == stop]
-            tokens = tokens[: len(tokens) - max(ending, default=0)]
-        else:
-            tokens = tokens[: len(tokens) - stopping.unsettled(tuple(tokens), sequences)]
-        text = spelled.get(tuple(tokens))
-        if text is None and self.tokenizer is not None:
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            text = stopping.cut(text, strings)
-            if not done:
-                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-                text = text[: len(text) - stopping.unsettled(text, strings)]
-            text = text.strip()
-        return Generation(text, tokens, score)
-
 
 def _options(**given: Any) -> GenerationOptions:
     known = {field.name for field in dataclasses.fields(GenerationOptions)}
@@ -413,11 +360,6 @@ def _options(**given: Any) -> GenerationOptions:
     if unknown:
         raise UserError(f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     return GenerationOptions(**given)
-
-
-def _with_alternatives(copies: dict[int, list[Generation]]) -> Generation:
-    first, *others = (generation for _, made in sorted(copies.items()) for generation in made)
-    return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
 
 @contextmanager

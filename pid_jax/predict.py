@@ -24,7 +24,8 @@ from pid_jax.decoding import constraints
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
-from pid_jax.model import Generation, PidModel
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 from pid_jax.tasks import jsonl
 
 DESCRIPTION = """\

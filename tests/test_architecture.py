@@ -15,7 +15,7 @@ FLOORS = (
     ("data", "metrics", "models", "sharding"),
     ("prompt_in_decoder", "tasks", "checkpoints"),
     ("decoding",),
-    ("inputs",),
+    ("inputs", "outputs"),
     ("model",),
     ("answering",),
     ("predict", "evaluation", "export"),

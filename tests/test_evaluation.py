@@ -11,10 +11,11 @@ import pytest
 
 import eval as eval_command
 from pid_jax import evaluation
-from pid_jax.data.examples import Example
+from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.tokenizing import Limits
 from pid_jax.errors import UserError
-from pid_jax.model import Generation, PidModel
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 from pid_jax.tasks.dialogue_state import DialogueStateTask
 from tests import tiny_checkpoint
 
@@ -70,6 +71,17 @@ def test_scores_are_the_tasks_beside_those_of_always_saying_none(scripted: Scrip
     assert result.baseline is not None
     assert result.baseline.metrics["joint_goal_accuracy"] == 0.5
     assert result.baseline.metrics["slot_accuracy"] == 0.75
+
+
+def test_answers_are_held_to_the_list_that_a_subtask_brings(real: PidModel) -> None:
+    allowed = ("yes", "no")
+    asked = Subtask("held", "hotel-area", "yes", allowed), Subtask("free", "hotel-area", "yes")
+    result = evaluation.evaluate(
+        real, TwoSlots(), [Example("d", "[user] hello", asked)], limits=LIMITS
+    )
+    [[held, free]] = result.answers
+    assert held.text in allowed
+    assert free.text not in allowed
 
 
 def test_a_task_without_a_negative_target_has_no_baseline(scripted: Scripted) -> None:

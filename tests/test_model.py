@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pid_jax import models
 from pid_jax.data.batching import bucket
 from pid_jax.errors import UserError
-from pid_jax.model import Generation, PidModel
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 from tests.conftest import TINY
 
 ids = st.integers(min_value=2, max_value=63)

@@ -15,19 +15,16 @@ from typing import Any
 
 import jax
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pid_jax import predict
-from pid_jax.answering import Counts, answer_lines
-from pid_jax.atomic_file import ResumableFile, partial_path
-from pid_jax.data.examples import Example
+from pid_jax.atomic_file import partial_path
 from pid_jax.decoding.options import GenerationOptions
-from pid_jax.errors import UserError
-from pid_jax.model import Generation, Method, PidModel
+from pid_jax.inputs import Method
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 from pid_jax.predict import main
-from pid_jax.tasks import jsonl
 from tests import tiny_checkpoint
+from tests.questions import question, text_of
 
 LINES: list[dict[str, Any]] = [
     {
@@ -277,182 +274,6 @@ def test_a_bad_checkpoint_is_no_bad_line(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert "left out" not in error
-
-
-# Answering in pieces, with answers that need no model
-
-
-class Killed(BaseException):
-    pass
-
-
-def question(number: int) -> dict[str, Any]:
-    subtasks = [{"id": f"q{i}", "prompt": f"p{i}"} for i in range(number % 3 + 1)]
-    return {"id": f"d{number}", "document": f"text {number} é", "subtasks": subtasks}
-
-
-def text_of(*numbers: int) -> bytes:
-    return b"".join(json.dumps(question(number)).encode() + b"\n" for number in numbers)
-
-
-def answer(examples: Sequence[Example]) -> list[list[Generation]]:
-    """Shows which examples were answered together, as rounding would."""
-    first = examples[0].id
-    return [
-        [Generation(f"{first} {e.id} {s.id}", [], -1 / len(e.document)) for s in e.subtasks]
-        for e in examples
-    ]
-
-
-def complete(
-    output: Path,
-    text: bytes,
-    documents_at_once: int,
-    answer: Callable[[Sequence[Example]], Sequence[Sequence[Generation]]] = answer,
-    settings: dict[str, Any] | None = None,
-) -> Counts:
-    counts = Counts()
-    with ResumableFile(output) as file:
-        if file.settings is None:
-            file.restart(settings or {})
-        lines = jsonl.read_stream(io.BytesIO(text), "in.jsonl")
-        answer_lines(lines, file, answer, documents_at_once=documents_at_once, counts=counts)
-        file.finish()
-    return counts
-
-
-@pytest.fixture
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests with a thousand runs, none of which meets a power failure."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.mark.usefixtures("no_fsync")
-def test_a_run_stopped_at_any_byte_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    text = text_of(*range(5))
-    complete(tmp_path / "whole", text, 2)
-    whole = (tmp_path / "whole").read_bytes()
-    for cut in range(len(whole) + 1):
-        output = tmp_path / "output"
-        with ResumableFile(output) as file:
-            file.restart({})
-            file.append(whole[:cut])
-        counts = complete(output, text, 2)
-        assert output.read_bytes() == whole
-        assert (counts.documents, counts.prompts) == (5, 1 + 2 + 3 + 1 + 2)
-        assert counts.documents_before == whole[:cut].count(b"\n")
-
-
-@pytest.mark.usefixtures("no_fsync")
-def test_however_often_it_is_stopped_the_output_is_the_same(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    @settings(max_examples=50)
-    @given(
-        st.integers(1, 12),
-        st.integers(1, 5),
-        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 300)), max_size=5),
-    )
-    def check(documents: int, at_once: int, stops: list[tuple[int, int]]) -> None:
-        folder = tmp_path_factory.mktemp("stops")
-        text = text_of(*range(documents))
-        complete(folder / "whole", text, at_once)
-        output = folder / "output"
-        for windows, torn_bytes in stops:
-            left = windows
-
-            def until_killed(examples: Sequence[Example]) -> list[list[Generation]]:
-                nonlocal left
-                if not left:
-                    raise Killed
-                left -= 1
-                return answer(examples)
-
-            try:
-                complete(output, text, at_once, until_killed)
-            except Killed:
-                assert not output.exists()
-            else:
-                break
-            if partial_path(output).exists():  # and some of the next window was written
-                have = partial_path(output).read_bytes()
-                more = (folder / "whole").read_bytes()[len(have) :][:torn_bytes]
-                partial_path(output).write_bytes(have + more)
-        complete(output, text, at_once)
-        assert output.read_bytes() == (folder / "whole").read_bytes()
-        assert sorted(path.name for path in folder.iterdir()) == ["output", "whole"]
-
-    check()
-
-
-def stopped_after(output: Path, windows: int, text: bytes, documents_at_once: int) -> None:
-    calls = 0
-
-    def until_killed(examples: Sequence[Example]) -> list[list[Generation]]:
-        nonlocal calls
-        calls += 1
-        if calls > windows:
-            raise Killed
-        return answer(examples)
-
-    with pytest.raises(Killed):
-        complete(output, text, documents_at_once, until_killed)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        text_of(0, 1, 2),
-        text_of(1, 0, 2, 3, 4),
-        text_of(1, 2, 3, 4),
-        text_of(7, 0, 1, 2, 3, 4),
-        text_of(*range(5)).replace(b"text 2", b"text two"),
-        text_of(*range(5)).replace(b'"prompt": "p2"', b'"prompt": "P2"'),
-        text_of(*range(5)).replace(b'"id": "d2"', b'"source": "web", "id": "d2"'),
-    ],
-    ids=["shorter", "reordered", "removed", "inserted", "document", "prompt", "other key"],
-)
-def test_another_input_is_refused_and_what_was_answered_stays(
-    tmp_path: Path, changed: bytes
-) -> None:
-    output = tmp_path / "out.jsonl"
-    stopped_after(output, 2, text_of(*range(5)), 2)
-    before = partial_path(output).read_bytes()
-    with pytest.raises(UserError, match=r"the input is not the one .* --restart"):
-        complete(output, changed, 2)
-    assert partial_path(output).read_bytes() == before
-    assert before.count(b"\n") == 4
-    assert not output.exists()
-
-
-def test_lines_not_yet_answered_may_change_and_more_may_come(tmp_path: Path) -> None:
-    output = tmp_path / "out.jsonl"
-    stopped_after(output, 2, text_of(*range(5)), 2)
-    complete(output, text_of(0, 1, 2, 3, 14, 5, 6), 2)
-    ids = [json.loads(line)["id"] for line in output.read_bytes().splitlines()]
-    assert ids == ["d0", "d1", "d2", "d3", "d14", "d5", "d6"]
-
-
-def test_earlier_predictions_in_the_input_are_replaced_also_on_resuming(tmp_path: Path) -> None:
-    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    complete(first, text_of(*range(4)), 1)
-    stopped_after(second, 1, first.read_bytes(), 2)
-    counts = complete(second, first.read_bytes(), 2)
-    assert counts.documents_before == 2
-    complete(tmp_path / "expected.jsonl", text_of(*range(4)), 2)
-    assert second.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
-
-
-def test_odd_values_elsewhere_on_a_line_are_passed_on(tmp_path: Path) -> None:
-    line = question(0) | {"half": "\ud83d", "numbers": [float("inf"), 1e-7, 10**30], "none": None}
-    text = json.dumps(line).encode() + b"\n" + text_of(1)
-    output = tmp_path / "out.jsonl"
-    stopped_after(output, 1, text, 1)
-    assert complete(output, text, 1).documents_before == 1
-    written = json.loads(output.read_bytes().splitlines()[0])
-    assert {key: written[key] for key in line if key != "subtasks"} == {
-        key: line[key] for key in line if key != "subtasks"
-    }
 
 
 # The command, with those answers

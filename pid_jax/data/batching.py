@@ -36,7 +36,9 @@ class Batch(NamedTuple):
     @property
     def shape(self) -> "BatchShape":
         """The sizes of the arrays, absent slots counted."""
-        return BatchShape(*self.documents.shape, *self.prompts.shape[1:], self.targets.shape[2])
+        documents, document_tokens = self.documents.shape
+        _, prompts, prompt_tokens = self.prompts.shape
+        return BatchShape(documents, document_tokens, prompts, prompt_tokens, self.targets.shape[2])
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class Controls(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How outputs are chosen. Where transformers' `generate` has an option of the name, this is it.
+    """How outputs are chosen. Options named as those of transformers' `generate` mean the same.
 
     Raises `UserError` for values that do not fit, or do not fit together.
     """

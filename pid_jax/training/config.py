@@ -142,7 +142,8 @@ def default() -> ConfigDict:
     config.evaluation.every_steps = 200
     # Validation documents, evenly spaced over the split; 0 takes all.
     config.evaluation.documents = 256
-    # Documents per evaluation batch, over all devices; 0: as in training.
+    # Documents per evaluation batch, over all devices; 0: as in training. eval.py decodes so many
+    # at most, fewer where their tokens exceed the budget of PidModel.generate.
     config.evaluation.batch_size = 0
 
     config.checkpoint = ConfigDict()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pid_jax.data.batching import bucket
 from pid_jax.decoding.compaction import FEWEST_ROWS, sizes_below, smaller
 from pid_jax.decoding.report import DecodingReport
-from pid_jax.model import Generation, PidModel
+from pid_jax.model import PidModel
+from pid_jax.outputs import Generation
 
 NEW_TOKENS, PROMPTS = 12, 10
 REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}
