@@ -78,7 +78,7 @@ def test_the_narrowest_choice_is_greedy(varied_model: PidModel) -> None:
 
 
 COPIES = 4096
-DOCUMENT, PROMPT = [5, 6, 7, 8, 9, 10], [3, 4]
+DOCUMENT, PROMPT = [5, 6, 7, 8, 9, 10], [22, 5]
 
 
 def probabilities(model: PidModel, outputs: list[list[int]]) -> np.ndarray:

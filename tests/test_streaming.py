@@ -23,7 +23,7 @@ def growth(partials: list[Partial], place: tuple[int, int]) -> list[Partial]:
     [
         {},
         {"method": "pie"},
-        {"do_sample": True, "seed": 3},
+        {"do_sample": True, "seed": 3, "min_new_tokens": 5},
         {"draft_tokens": 3},
         {"stop": [[5, 7], [3, 9]]},
     ],
