@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.metrics.squad import token_f1
+from pid_jax.tasks.fields import checked, field, kind_of
 from pid_jax.tasks.task import SPLITS, Predictions, Report, check_split, prediction_for
 
 log = logging.getLogger(__name__)
@@ -204,17 +205,10 @@ def parse_line(
         raise UserError(f"{where}: not JSON: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON that can be read: {error}") from error
-    if not isinstance(line, dict):
-        raise UserError(f"{where}: expected an object {{...}}, got {_kind(line)}")
-
-    document = _text(line, "document", where)
+    document = field(line, "document", str, where)
     if not document.strip():
         raise UserError(f'{where}: "document" is empty')
-    if "subtasks" not in line:
-        raise UserError(f'{where}: "subtasks" is missing')
-    entries = line["subtasks"]
-    if not isinstance(entries, list):
-        raise UserError(f'{where}: "subtasks" must be a list, got {_kind(entries)}')
+    entries = field(line, "subtasks", list, where)
     if not entries:
         raise UserError(f'{where}: "subtasks" is empty: a document needs at least one prompt')
 
@@ -229,12 +223,12 @@ def parse_line(
 
 def _subtask(entry: Any, where: str, require_target: bool) -> Subtask:
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected an object {{...}}, got {_kind(entry)}")
+        raise UserError(f"{where}: expected an object {{...}}, got {kind_of(entry)}")
     target = None
     if require_target or entry.get("target") is not None:
-        target = _text(entry, "target", where)
+        target = field(entry, "target", str, where)
     allowed = _allowed(entry, where)
-    return Subtask(_identifier(entry, where), _text(entry, "prompt", where), target, allowed)
+    return Subtask(_identifier(entry, where), field(entry, "prompt", str, where), target, allowed)
 
 
 def _allowed(entry: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
@@ -242,37 +236,19 @@ def _allowed(entry: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
     if texts is None:
         return None
     if not isinstance(texts, list):
-        raise UserError(f'{where}: "allowed" must be a list of strings, got {_kind(texts)}')
+        raise UserError(f'{where}: "allowed" must be a list of strings, got {kind_of(texts)}')
     if not texts:
         raise UserError(f'{where}: "allowed" is empty, so nothing may be predicted: leave it out')
-    return tuple(_string(text, f'"allowed" {n}', where) for n, text in enumerate(texts, start=1))
+    return tuple(
+        checked(text, str, f'"allowed" {n}', where) for n, text in enumerate(texts, start=1)
+    )
 
 
 def _identifier(entry: Mapping[str, Any], where: str) -> str:
-    identifier = _text(entry, "id", where)
+    identifier = field(entry, "id", str, where)
     if not identifier:
         raise UserError(f'{where}: "id" is empty')
     return identifier
-
-
-def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
-    if key not in entry:
-        raise UserError(f'{where}: "{key}" is missing')
-    return _string(entry[key], f'"{key}"', where)
-
-
-def _string(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {name} must be a string, got {_kind(value)}")
-    # JSON can escape half a surrogate pair, which no tokenizer and no file can take.
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: {name} has an unpaired surrogate, which is no character")
-    return value
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else kinds.get(type(value), "a number")
 
 
 def _decoded(line: bytes, path: str | Path, line_number: int) -> str:

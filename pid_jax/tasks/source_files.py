@@ -1,0 +1,238 @@
+"""The one place where tasks open what users have downloaded: a directory, a .zip, a single file.
+
+Nothing is unpacked: a member of a zip is read in memory, within bounds, and written nowhere.
+"""
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pid_jax.errors import UserError
+from pid_jax.tasks.json_stream import JsonStream
+
+# What is this far below a directory is not looked for: the directory is the wrong one.
+MAX_DEPTH = 5
+# A member of a zip may unpack to this many bytes at all, ...
+MAX_MEMBER_BYTES = 4 * 2**30
+# ... and, beyond what is small anyway, to this many times its packed size. MultiWOZ's JSON, which
+# repeats itself more than any other benchmark's, reaches 20; what is made to harm reaches 1,000.
+MAX_EXPANSION = 200
+SMALL_BYTES = 2**20
+
+# What reading damaged bytes raises, and what zipfile raises besides for damaged archives as it
+# opens them: an encrypted member is a RuntimeError, an unknown compression its subclass; names
+# and offsets that make no sense are ValueErrors.
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_UNOPENABLE = (*_UNREADABLE, RuntimeError, ValueError, OverflowError, struct.error)
+
+
+@dataclass(frozen=True)
+class _Member:
+    file: Path
+    name_in_zip: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}/{self.name_in_zip}" if self.name_in_zip else str(self.file)
+
+
+class SourceFiles:
+    """The files of a directory, of a .zip, or one file by itself.
+
+    `names` are paths inside the source, with "/" as separator, in order; a file by itself has its
+    own name. "test.json.zip" in a directory stands for "test.json", unless that is there, too.
+    What systems leave behind (".DS_Store", "__MACOSX/") is left out.
+
+    Every method raises UserError, naming the source and the file in it, for what is not there or
+    cannot be read: damaged or encrypted archives, members that unpack to too much or whose path
+    leads out of the archive.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        if path is None or str(path) == "":
+            raise UserError("a directory, a .zip or a file is needed: the path is not set")
+        self.path = Path(path)
+        if self.path.is_dir():
+            self._members = _members_of_directory(self.path)
+        elif not self.path.is_file():
+            raise UserError(f"{self.path}: no such file or directory")
+        elif _is_zip(self.path):
+            self._members = _members_of_zip(self.path)
+        else:
+            self._members = {self.path.name: _Member(self.path)}
+        self.names = tuple(sorted(self._members))
+
+    def where(self, name: str) -> str:
+        """How messages call a file: the whole way to it."""
+        return str(self._member(name))
+
+    def named(self, *file_names: str) -> list[str]:
+        """The names that end in one of `file_names`, whatever folders they are in."""
+        return [name for name in self.names if PurePosixPath(name).name in file_names]
+
+    def only(self, *file_names: str) -> str:
+        """The one name that ends in one of `file_names`."""
+        matches = self.named(*file_names)
+        if len(matches) == 1:
+            return matches[0]
+        wanted = " or ".join(file_names)
+        if matches:
+            raise UserError(
+                f"{self.path}: {wanted} is there more than once: {', '.join(matches)}; name the "
+                "folder that is meant"
+            )
+        raise UserError(f"{self.path}: there is no {wanted}; {self.contents()}")
+
+    def contents(self) -> str:
+        """What is there, for messages."""
+        if not self.names:
+            return "nothing is there"
+        shown = ", ".join(self.names[:8])
+        return f"there are {shown}" + (", ..." if len(self.names) > 8 else "")
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """The file, to be read in pieces; the errors of reading it become UserErrors, too."""
+        member = self._member(name)
+        with ExitStack() as stack:
+            with _readable(member, _UNOPENABLE):
+                if member.name_in_zip is None:
+                    file: IO[bytes] = stack.enter_context(member.file.open("rb"))
+                else:
+                    archive = stack.enter_context(zipfile.ZipFile(member.file))
+                    info = archive.getinfo(member.name_in_zip)
+                    _check_size(info, member)
+                    file = stack.enter_context(archive.open(info))
+            with _readable(member, _UNREADABLE):
+                yield file
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.open(name) as file:
+            # zipfile ends a member at the size it declares, which `open` has checked.
+            return file.read()
+
+    def read_text(self, name: str) -> str:
+        """The file as UTF-8; a byte order mark is dropped."""
+        try:
+            return self.read_bytes(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.where(name)}: not UTF-8 at byte {error.start + 1}: save the file as UTF-8"
+            ) from error
+
+    def read_lines(self, name: str) -> list[str]:
+        """Its lines without their ends, blank ones included."""
+        return self.read_text(name).splitlines()
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read_text(name))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{self.where(name)}: not JSON: {error.msg} at line {error.lineno}, column "
+                f"{error.colno}"
+            ) from error
+        except UserError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.where(name)}: not JSON that can be read: {error}") from error
+
+    def read_json_list(self, name: str) -> Iterator[Any]:
+        """The elements of a JSON list, one at a time: as much memory as the largest takes."""
+        with self.open(name) as file:
+            yield from JsonStream(file, self.where(name)).elements()
+
+    def read_json_object(self, name: str) -> Iterator[tuple[str, Any]]:
+        """The keys and values of a JSON object, one at a time; a key that comes twice is an error.
+
+        As much memory as the largest value takes, and the keys.
+        """
+        with self.open(name) as file:
+            yield from JsonStream(file, self.where(name)).items()
+
+    def _member(self, name: str) -> _Member:
+        if name not in self._members:
+            raise UserError(f"{self.path}: there is no {name}; {self.contents()}")
+        return self._members[name]
+
+
+@contextmanager
+def _readable(where: object, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        raise UserError(
+            f"{where}: cannot be read ({error}): is the download complete, and not encrypted?"
+        ) from error
+
+
+def _is_zip(path: Path) -> bool:
+    with _readable(path, _UNREADABLE):
+        return path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
+
+
+def _members_of_directory(directory: Path) -> dict[str, _Member]:
+    members: dict[str, _Member] = {}
+    compressed = []
+    with _readable(directory, _UNREADABLE):
+        for folder, folders, files in os.walk(directory):
+            here = Path(folder).relative_to(directory)
+            folders[:] = [] if len(here.parts) == MAX_DEPTH else _kept(folders)
+            for file in _kept(files):
+                path = here / file
+                if not (directory / path).is_file():
+                    continue
+                members[path.as_posix()] = _Member(directory / path)
+                if path.suffix.lower() == ".zip" and path.with_suffix("").suffix:
+                    compressed.append(path)
+    for path in compressed:
+        inside = [
+            member
+            for name, member in _members_of_zip(directory / path).items()
+            if PurePosixPath(name).name == path.stem
+        ]
+        if len(inside) == 1:
+            members.setdefault(path.with_suffix("").as_posix(), inside[0])
+    return members
+
+
+def _kept(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
+
+
+def _members_of_zip(path: Path) -> dict[str, _Member]:
+    members: dict[str, _Member] = {}
+    with _readable(path, _UNOPENABLE), zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+    for info in infos:
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{path}: refused, for its member {info.filename!r} leads out of the archive"
+            )
+        if info.is_dir() or not name.parts or len(_kept(name.parts)) < len(name.parts):
+            continue
+        if str(name) in members:
+            raise UserError(f"{path}: the member {info.filename!r} is there twice")
+        members[str(name)] = _Member(path, info.filename)
+    return members
+
+
+def _check_size(info: zipfile.ZipInfo, member: _Member) -> None:
+    """Refuses what would fill the memory. zipfile reads no more than the declared sizes."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UserError(f"{member}: an unusual compression: unpack it and name the directory")
+    bound = min(MAX_MEMBER_BYTES, max(SMALL_BYTES, MAX_EXPANSION * info.compress_size))
+    if info.file_size > bound:
+        raise UserError(
+            f"{member}: refused, for it unpacks from {info.compress_size:,} to "
+            f"{info.file_size:,} bytes; if it is to be trusted, unpack it and name the directory"
+        )
