@@ -145,6 +145,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         }
     return {
         "metrics": evaluation.report.metrics,
+        "tables": evaluation.report.tables,
         "baseline": baseline,
         "policy": evaluation.report.policy,
         "documents": len(evaluation.examples),

@@ -9,12 +9,15 @@ class Subtask:
 
     `id` is unique within its example. `target` is None where only a prediction is wanted.
     `allowed` are the only predictions there may be; None where any text may.
+    `references` are what a score compares with, where that is not the target alone: all answers
+    that are right, none where "no answer" is.
     """
 
     id: str
     prompt: str
     target: str | None = None
     allowed: tuple[str, ...] | None = None
+    references: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

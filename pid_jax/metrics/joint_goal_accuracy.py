@@ -1,5 +1,6 @@
 """Joint goal accuracy and slot accuracy of dialogue states, by TRADE's rules."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pid_jax.errors import UserError
@@ -7,12 +8,15 @@ from pid_jax.errors import UserError
 # What a slot that was never mentioned is written as; none of these is a value.
 ABSENT_VALUES = frozenset({"none", "not mentioned", ""})
 
+# A reference's value, or all the values of which any is right.
+Values = str | Sequence[str]
+
 
 def joint_goal_accuracy(
     predictions: Sequence[Mapping[str, str]],
-    references: Sequence[Mapping[str, str]],
+    references: Sequence[Mapping[str, Values]],
     *,
-    slots: int = 30,
+    slots: int | None = 30,
     any_of: bool = False,
 ) -> dict[str, float]:
     """Scores cumulative dialogue states turn by turn, both results in [0, 1].
@@ -22,16 +26,94 @@ def joint_goal_accuracy(
     `joint_goal_accuracy` is the share of turns whose sets of (slot, value) pairs are equal by
     exact string. `slot_accuracy` is the mean of (slots - missed - wrong) / slots, where a wrong
     value for a missed slot is not counted twice, and `slots` is how many slots the benchmark
-    tracks (MultiWOZ: 30).
+    tracks (MultiWOZ: 30). With `slots=None` they are those that a turn names on either side, the
+    absent ones included, and each of them weighs the same.
 
-    With `any_of`, a reference "a|b" is matched by "a", by "b" and by "a|b"; without, only by
-    the whole string.
+    A reference may list several values: any of them is right. With `any_of`, a reference "a|b" is
+    matched by "a", by "b" and by "a|b"; without, only by the whole string.
 
     Raises UserError if the two differ in length, are empty, or name more than `slots` slots.
 
     Defined by Wu et al. 2019 (arXiv 1905.08743), `evaluate_metrics` and `compute_acc` of
     models/TRADE.py in jasonwu0731/trade-dst.
     """
+    _check(predictions, references)
+    tracked = {slot for state in (*predictions, *references) for slot in state}
+    if slots is not None and len(tracked) > slots:
+        raise UserError(
+            f"the states name {len(tracked)} slots, but slot accuracy is taken over {slots}: "
+            f"pass slots={len(tracked)} or more, or leave out the slots that are not tracked"
+        )
+
+    equal_turns = 0
+    right_slots = 0
+    all_slots = 0
+    for prediction, reference in zip(predictions, references, strict=True):
+        mistakes = sum(
+            not _right(prediction.get(slot), reference.get(slot), any_of)
+            for slot in prediction.keys() | reference.keys()
+        )
+        asked = len(prediction.keys() | reference.keys()) if slots is None else slots
+        equal_turns += mistakes == 0
+        right_slots += asked - mistakes
+        all_slots += asked
+
+    return {
+        "joint_goal_accuracy": equal_turns / len(references),
+        "slot_accuracy": right_slots / all_slots if all_slots else 1.0,
+    }
+
+
+def accuracy_per_slot(
+    predictions: Sequence[Mapping[str, str]],
+    references: Sequence[Mapping[str, Values]],
+    *,
+    any_of: bool = False,
+) -> dict[str, float]:
+    """For each slot, the share of right values among the turns that name it, absent ones too."""
+    _check(predictions, references)
+    turns: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for prediction, reference in zip(predictions, references, strict=True):
+        for slot in prediction.keys() | reference.keys():
+            turns[slot] += 1
+            right[slot] += _right(prediction.get(slot), reference.get(slot), any_of)
+    return {slot: right[slot] / turns[slot] for slot in sorted(turns)}
+
+
+def joint_accuracy_per_domain(
+    predictions: Sequence[Mapping[str, str]],
+    references: Sequence[Mapping[str, Values]],
+    *,
+    any_of: bool = False,
+) -> dict[str, float]:
+    """For each domain, the share of turns with all its slots right.
+
+    The domain of "hotel-area" is "hotel". Of the turns only those count in which the domain has
+    a value, in the reference or in the prediction: it is absent from most others, which would
+    make any model look good.
+    """
+    _check(predictions, references)
+    turns: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for prediction, reference in zip(predictions, references, strict=True):
+        present: set[str] = set()
+        mistaken: set[str] = set()
+        for slot in prediction.keys() | reference.keys():
+            domain = slot.split("-")[0]
+            predicted, gold = prediction.get(slot), reference.get(slot)
+            if not (_absent(predicted) and _absent(gold)):
+                present.add(domain)
+            if not _right(predicted, gold, any_of):
+                mistaken.add(domain)
+        turns.update(present)
+        right.update(present - mistaken)
+    return {domain: right[domain] / turns[domain] for domain in sorted(turns)}
+
+
+def _check(
+    predictions: Sequence[Mapping[str, str]], references: Sequence[Mapping[str, Values]]
+) -> None:
     if len(predictions) != len(references):
         raise UserError(
             f"joint goal accuracy needs one prediction for each turn: got {len(predictions)} "
@@ -40,36 +122,17 @@ def joint_goal_accuracy(
     if not references:
         raise UserError("joint goal accuracy of no turns is undefined: the references are empty")
 
-    tracked = {slot for state in (*predictions, *references) for slot in state}
-    if len(tracked) > slots:
-        raise UserError(
-            f"the states name {len(tracked)} slots, but slot accuracy is taken over {slots}: "
-            f"pass slots={len(tracked)} or more, or leave out the slots that are not tracked"
-        )
 
-    equal_turns = 0
-    right_slots = 0
-    for prediction, reference in zip(predictions, references, strict=True):
-        predicted = _present(prediction)
-        gold = _present(reference)
-        missed = sum(
-            not _matches(predicted.get(slot), value, any_of) for slot, value in gold.items()
-        )
-        wrong = sum(slot not in gold for slot in predicted)
-        equal_turns += missed == 0 and wrong == 0
-        right_slots += slots - missed - wrong
-
-    return {
-        "joint_goal_accuracy": equal_turns / len(references),
-        "slot_accuracy": right_slots / (slots * len(references)),
-    }
+def _absent(values: Values | None) -> bool:
+    if values is None or isinstance(values, str):
+        return values is None or values in ABSENT_VALUES
+    return all(value in ABSENT_VALUES for value in values)
 
 
-def _present(state: Mapping[str, str]) -> dict[str, str]:
-    return {slot: value for slot, value in state.items() if value not in ABSENT_VALUES}
-
-
-def _matches(predicted: str | None, gold: str, any_of: bool) -> bool:
-    if predicted is None:
-        return False
-    return predicted == gold or (any_of and predicted in gold.split("|"))
+def _right(predicted: str | None, gold: Values | None, any_of: bool) -> bool:
+    if gold is None or _absent(gold) or _absent(predicted):
+        return _absent(gold) and _absent(predicted)
+    values = (gold,) if isinstance(gold, str) else gold
+    return predicted in values or (
+        any_of and any(predicted in value.split("|") for value in values)
+    )

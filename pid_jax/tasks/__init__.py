@@ -6,7 +6,7 @@ from typing import Any
 
 from pid_jax.errors import UserError
 from pid_jax.tasks.jsonl import JsonLines
-from pid_jax.tasks.multiwoz import MultiWoz21, MultiWoz24
+from pid_jax.tasks.multiwoz import MultiWoz20, MultiWoz21, MultiWoz23, MultiWoz24
 from pid_jax.tasks.synthetic_dst import SyntheticDialogueState
 from pid_jax.tasks.task import SPLITS, Predictions, Report, Task
 
@@ -14,7 +14,9 @@ __all__ = ["SPLITS", "Predictions", "Report", "Task", "get", "names"]
 
 _TASKS: dict[str, Callable[..., Task]] = {
     "jsonl": JsonLines,
+    "multiwoz20": MultiWoz20,
     "multiwoz21": MultiWoz21,
+    "multiwoz23": MultiWoz23,
     "multiwoz24": MultiWoz24,
     "synthetic_dst": SyntheticDialogueState,
 }
@@ -28,7 +30,7 @@ def names() -> tuple[str, ...]:
 def get(name: str, **options: Any) -> Task:
     """Makes the task called `name`.
 
-    `options` are the task's own (for a dialogue-state task `prompts`, `any_of`, ...). Raises
+    `options` are the task's own (for MultiWOZ `prompts` and `any_of`). Raises
     UserError for a name, an option or an option's value that is not known.
     """
     if name not in _TASKS:

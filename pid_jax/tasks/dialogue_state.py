@@ -12,12 +12,18 @@ from pathlib import Path
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.metrics.joint_goal_accuracy import joint_goal_accuracy
-from pid_jax.tasks.task import Predictions, Report, prediction_for
+from pid_jax.metrics.joint_goal_accuracy import (
+    accuracy_per_slot,
+    joint_accuracy_per_domain,
+    joint_goal_accuracy,
+)
+from pid_jax.tasks.task import Predictions, Report, prediction_for, target_of
 
 NONE = "none"
 DONTCARE = "dontcare"
 PROMPT_STYLES = ("slot", "description", "both")
+PER_SLOT = "accuracy per slot"
+PER_DOMAIN = "joint accuracy per domain, of turns with a value in it"
 
 
 def document_text(utterances: Iterable[tuple[str, str]]) -> str:
@@ -28,15 +34,13 @@ def document_text(utterances: Iterable[tuple[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class DialogueStateTask(ABC):
-    """A Task whose subtasks are slots.
+    """A Task whose subtasks are slots, called "domain-slot".
 
     `prompts` says what a slot is asked by: "slot" (its name, "hotel-area"), "description" (a
-    phrase in plain English) or "both" ("hotel-area: ..."). `any_of` lets a prediction match any
-    one alternative of a label written "a|b"; by default only the whole string is right.
+    phrase in plain English) or "both" ("hotel-area: ...").
     """
 
     prompts: str = "slot"
-    any_of: bool = False
 
     negative_target = NONE
 
@@ -53,7 +57,10 @@ class DialogueStateTask(ABC):
     @property
     @abstractmethod
     def descriptions(self) -> Mapping[str, str]:
-        """Slot to description, in the order in which the slots are asked."""
+        """Slot to description, in the order in which the slots are asked.
+
+        Empty where each example has its own.
+        """
 
     @property
     @abstractmethod
@@ -63,16 +70,36 @@ class DialogueStateTask(ABC):
     @abstractmethod
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]: ...
 
-    def example(self, example_id: str, document: str, state: Mapping[str, str]) -> Example:
-        """One user turn; `state` leaves out the absent slots."""
+    def right_values(self, subtask: Subtask, target: str) -> tuple[str, ...]:
+        """The predictions that are right; the target is one of them."""
+        return subtask.references or (target,)
+
+    def example(
+        self,
+        example_id: str,
+        document: str,
+        state: Mapping[str, str | Sequence[str]],
+        descriptions: Mapping[str, str] | None = None,
+    ) -> Example:
+        """One user turn.
+
+        `state` leaves out the absent slots. Of several values the first is the target, and any is
+        right. `descriptions` are the slots to ask, if not the task's.
+        """
+        asked = self.descriptions if descriptions is None else descriptions
         return Example(
             id=example_id,
             document=document,
-            subtasks=tuple(self._subtask(slot, state.get(slot, NONE)) for slot in self._asked),
+            subtasks=tuple(
+                self._subtask(slot, text, state.get(slot, NONE)) for slot, text in asked.items()
+            ),
         )
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Joint goal accuracy and slot accuracy over the examples, each one a user turn."""
+        """Joint goal accuracy and slot accuracy over the examples, each one a user turn.
+
+        The tables have the accuracy of each slot and the joint accuracy of each domain.
+        """
         predicted = [
             {
                 subtask.id: prediction_for(predictions, example.id, subtask.id).strip()
@@ -80,27 +107,25 @@ class DialogueStateTask(ABC):
             }
             for example in examples
         ]
-        gold = [_gold_state(example) for example in examples]
-        accuracies = joint_goal_accuracy(
-            predicted, gold, slots=len(self.descriptions), any_of=self.any_of
-        )
+        gold = [
+            {
+                subtask.id: self.right_values(subtask, target_of(example, subtask))
+                for subtask in example.subtasks
+            }
+            for example in examples
+        ]
         return Report(
-            metrics=accuracies,
+            metrics=joint_goal_accuracy(predicted, gold, slots=None),
             policy={
                 **self.data_policy,
                 "none": "absent on both sides; empty states are scored",
                 "dontcare": "a value that must be predicted",
-                "|": (
-                    "any one alternative of the label is right"
-                    if self.any_of
-                    else "the label's whole string is required"
-                ),
+            },
+            tables={
+                PER_SLOT: accuracy_per_slot(predicted, gold),
+                PER_DOMAIN: joint_accuracy_per_domain(predicted, gold),
             },
         )
-
-    @cached_property
-    def _asked(self) -> dict[str, str]:
-        return {slot: self._prompt(slot, text) for slot, text in self.descriptions.items()}
 
     def _prompt(self, slot: str, description: str) -> str:
         if self.prompts == "slot":
@@ -108,23 +133,18 @@ class DialogueStateTask(ABC):
         return description if self.prompts == "description" else f"{slot}: {description}"
 
     @cached_property
-    def _subtasks(self) -> dict[tuple[str, str], Subtask]:
+    def _subtasks(self) -> dict[tuple[str, str, str | Sequence[str]], Subtask]:
         return {}
 
-    def _subtask(self, slot: str, target: str) -> Subtask:
+    def _subtask(self, slot: str, description: str, values: str | Sequence[str]) -> Subtask:
         # Most turns repeat most slot values: sharing the objects keeps a corpus small.
-        key = (slot, target)
+        key = (slot, description, values if isinstance(values, str) else tuple(values))
         if key not in self._subtasks:
-            self._subtasks[key] = Subtask(slot, self._asked[slot], target)
-        return self._subtasks[key]
-
-
-def _gold_state(example: Example) -> dict[str, str]:
-    state = {}
-    for subtask in example.subtasks:
-        if subtask.target is None:
-            raise UserError(
-                f"subtask {subtask.id!r} of example {example.id!r} has no target to score against"
+            several = not isinstance(values, str)
+            self._subtasks[key] = Subtask(
+                id=slot,
+                prompt=self._prompt(slot, description),
+                target=values[0] if several else values,
+                references=tuple(values) if several and len(values) > 1 else None,
             )
-        state[subtask.id] = subtask.target
-    return state
+        return self._subtasks[key]

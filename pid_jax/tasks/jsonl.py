@@ -19,7 +19,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.metrics.squad import token_f1
 from pid_jax.tasks.fields import checked, field, kind_of
-from pid_jax.tasks.task import SPLITS, Predictions, Report, check_split, prediction_for
+from pid_jax.tasks.task import SPLITS, Predictions, Report, check_split, prediction_for, target_of
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,10 @@ class JsonLines:
         total = 0
         for example in examples:
             for subtask in example.subtasks:
-                if subtask.target is None:
-                    raise UserError(
-                        f"subtask {subtask.id!r} of example {example.id!r} has no target to "
-                        "score against"
-                    )
+                target = target_of(example, subtask)
                 prediction = prediction_for(predictions, example.id, subtask.id)
-                exact += prediction.strip() == subtask.target.strip()
-                f1 += token_f1(prediction, subtask.target)
+                exact += prediction.strip() == target.strip()
+                f1 += token_f1(prediction, target)
                 total += 1
         if total == 0:
             raise UserError("there is no subtask to score")

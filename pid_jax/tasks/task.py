@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pid_jax.data.examples import Example
+from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -19,11 +19,13 @@ class Report:
     """A score, and what it was computed under.
 
     `policy` names every convention that changes the figures (data version, normalisation, ...):
-    a printed score without it cannot be compared.
+    a printed score without it cannot be compared. `tables` split the score up, each by one view:
+    {"accuracy per slot": {"hotel-area": 0.9, ...}}.
     """
 
     metrics: dict[str, float]
     policy: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -59,3 +61,12 @@ def prediction_for(predictions: Predictions, example_id: str, subtask_id: str) -
             "every subtask must have one"
         )
     return subtasks[subtask_id]
+
+
+def target_of(example: Example, subtask: Subtask) -> str:
+    """The target, or a UserError: there is nothing to score against."""
+    if subtask.target is None:
+        raise UserError(
+            f"subtask {subtask.id!r} of example {example.id!r} has no target to score against"
+        )
+    return subtask.target

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pid_jax.errors import UserError
 from pid_jax.metrics import joint_goal_accuracy
+from pid_jax.metrics.joint_goal_accuracy import accuracy_per_slot, joint_accuracy_per_domain
 
 STATES = st.dictionaries(
     st.sampled_from(["hotel-area", "hotel-name", "taxi-leaveat"]),
@@ -96,3 +97,32 @@ def test_no_turns_are_refused():
 def test_more_slots_than_are_tracked_are_refused():
     with pytest.raises(UserError, match="name 2 slots, but slot accuracy is taken over 1"):
         joint_goal_accuracy([{"a-b": "1"}], [{"c-d": "2"}], slots=1)
+
+
+def test_any_of_several_values_is_right():
+    scores = joint_goal_accuracy(
+        [{"taxi-leaveat": "12:15"}, {"taxi-leaveat": "12:15"}],
+        [{"taxi-leaveat": ("12:15", "quarter past 12")}, {"taxi-leaveat": ("12:30", "half past")}],
+    )
+    assert scores["joint_goal_accuracy"] == 0.5
+
+
+def test_without_a_number_of_slots_those_count_that_a_turn_names():
+    scores = joint_goal_accuracy(
+        [{"a-b": "none", "a-c": "1"}, {"d-e": "2"}],
+        [{"a-b": "none", "a-c": "2"}, {"d-e": "2"}],
+        slots=None,
+    )
+    assert scores == {"joint_goal_accuracy": 0.5, "slot_accuracy": pytest.approx(2 / 3)}
+
+
+def test_a_slot_is_scored_over_the_turns_that_name_it():
+    predictions = [{"a-b": "1", "a-c": "none"}, {"a-b": "2"}]
+    references = [{"a-b": "1", "a-c": "3"}, {"a-b": ("1", "2")}]
+    assert accuracy_per_slot(predictions, references) == {"a-b": 1.0, "a-c": 0.0}
+
+
+def test_a_domain_is_scored_over_the_turns_in_which_it_has_a_value():
+    predictions = [{"a-b": "1", "c-d": "none"}, {"a-b": "2"}, {"c-d": "none"}]
+    references = [{"a-b": "1", "c-d": "none"}, {"a-b": "none"}, {"c-d": "not mentioned"}]
+    assert joint_accuracy_per_domain(predictions, references) == {"a": 0.5}

@@ -232,18 +232,18 @@ def _flipped_zip(files: Mapping[str, bytes], name: str, chance: random.Random) -
 
 @cache
 def _bomb_member() -> bytes:
-    return b" " * 2**24
+    return b" " * 2**22
 
 
 def bomb(files: Mapping[str, bytes], name: str, chance: random.Random) -> bytes:
-    """One file of 16 MiB packed into 16 KiB."""
+    """One file of 4 MiB packed into 4 KiB."""
     return _archive({**files, name: _bomb_member()})
 
 
 def _lying_bomb(files: Mapping[str, bytes], name: str, chance: random.Random) -> bytes:
     """It declares a small size."""
     content = bomb({}, name, chance)
-    return content.replace((2**24).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    return content.replace((2**22).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
 
 
 def _encrypted(files: Mapping[str, bytes], name: str, chance: random.Random) -> bytes:

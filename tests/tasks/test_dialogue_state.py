@@ -2,7 +2,7 @@ import pytest
 
 from pid_jax import tasks
 from pid_jax.errors import UserError
-from pid_jax.tasks.dialogue_state import document_text
+from pid_jax.tasks.dialogue_state import PER_DOMAIN, PER_SLOT, document_text
 
 
 def test_a_document_is_one_lower_case_line_without_silent_speakers():
@@ -56,7 +56,38 @@ def test_a_report_scores_turns_and_names_its_policy():
         "slot_accuracy": pytest.approx((30 + 29) / 60),
     }
     assert report.policy.keys() == {"data", "normalisation", "none", "dontcare", "|"}
-    assert report.policy["data"] == "MultiWOZ 2.4, TRADE layout"
+    assert report.policy["data"].startswith("MultiWOZ 2.4; ")
+
+
+def test_tables_split_the_score_by_slot_and_by_domain():
+    task = tasks.get("multiwoz24")
+    examples = [
+        turn(task, "a", {"hotel-area": "north", "train-day": "monday"}),
+        turn(task, "b", {"hotel-area": "north"}),
+        turn(task, "c", {}),
+        turn(task, "d", {}),
+    ]
+    predictions = {
+        "a": predicted(task, {"hotel-area": "north", "train-day": "sunday"}),
+        "b": predicted(task, {"hotel-area": "north", "hotel-stars": "4"}),
+        "c": predicted(task, {}),
+        "d": predicted(task, {"taxi-leaveat": "12:15"}),
+    }
+    tables = task.score(examples, predictions).tables
+    per_slot = tables[PER_SLOT]
+    assert list(per_slot) == sorted(task.descriptions)
+    wrong = {slot: figure for slot, figure in per_slot.items() if figure != 1.0}
+    assert wrong == {"hotel-stars": 0.75, "taxi-leaveat": 0.75, "train-day": 0.75}
+    # Hotel: right in a, not in b, absent from c and d. The others come up once, wrongly.
+    assert tables[PER_DOMAIN] == {"hotel": 0.5, "taxi": 0.0, "train": 0.0}
+
+
+def test_of_several_values_the_first_is_learnt_and_any_is_right():
+    task = tasks.get("multiwoz24")
+    example = turn(task, "a", {"taxi-leaveat": ("12:15", "quarter past 12")})
+    (subtask,) = [s for s in example.subtasks if s.id == "taxi-leaveat"]
+    assert subtask.target == "12:15"
+    assert subtask.references == ("12:15", "quarter past 12")
 
 
 def test_any_of_is_an_option_that_the_policy_names():

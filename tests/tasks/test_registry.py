@@ -5,12 +5,19 @@ from pid_jax.errors import UserError
 
 
 def test_every_name_makes_the_task_of_that_name():
-    assert tasks.names() == ("jsonl", "multiwoz21", "multiwoz24", "synthetic_dst")
+    assert tasks.names() == (
+        "jsonl",
+        "multiwoz20",
+        "multiwoz21",
+        "multiwoz23",
+        "multiwoz24",
+        "synthetic_dst",
+    )
     assert [tasks.get(name).name for name in tasks.names()] == list(tasks.names())
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"unknown task 'multiwoz'.*multiwoz21, multiwoz24"):
+    with pytest.raises(UserError, match=r"unknown task 'multiwoz'.*multiwoz20, multiwoz21"):
         tasks.get("multiwoz")
 
 
