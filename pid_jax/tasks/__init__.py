@@ -7,6 +7,7 @@ from typing import Any
 from pid_jax.errors import UserError
 from pid_jax.tasks.jsonl import JsonLines
 from pid_jax.tasks.multiwoz import MultiWoz20, MultiWoz21, MultiWoz23, MultiWoz24
+from pid_jax.tasks.schema_guided import MultiWoz22, SchemaGuidedDialogue
 from pid_jax.tasks.synthetic_dst import SyntheticDialogueState
 from pid_jax.tasks.task import SPLITS, Predictions, Report, Task
 
@@ -16,8 +17,10 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "jsonl": JsonLines,
     "multiwoz20": MultiWoz20,
     "multiwoz21": MultiWoz21,
+    "multiwoz22": MultiWoz22,
     "multiwoz23": MultiWoz23,
     "multiwoz24": MultiWoz24,
+    "sgd": SchemaGuidedDialogue,
     "synthetic_dst": SyntheticDialogueState,
 }
 

@@ -133,18 +133,18 @@ class DialogueStateTask(ABC):
         return description if self.prompts == "description" else f"{slot}: {description}"
 
     @cached_property
-    def _subtasks(self) -> dict[tuple[str, str, str | Sequence[str]], Subtask]:
+    def _subtasks(self) -> dict[tuple[str, str, tuple[str, ...]], Subtask]:
         return {}
 
     def _subtask(self, slot: str, description: str, values: str | Sequence[str]) -> Subtask:
         # Most turns repeat most slot values: sharing the objects keeps a corpus small.
-        key = (slot, description, values if isinstance(values, str) else tuple(values))
+        right = (values,) if isinstance(values, str) else tuple(values)
+        key = (slot, description, right)
         if key not in self._subtasks:
-            several = not isinstance(values, str)
             self._subtasks[key] = Subtask(
                 id=slot,
                 prompt=self._prompt(slot, description),
-                target=values[0] if several else values,
-                references=tuple(values) if several and len(values) > 1 else None,
+                target=right[0],
+                references=right if len(right) > 1 else None,
             )
         return self._subtasks[key]

@@ -143,7 +143,8 @@ def _of_release(
     for key, entry in source.read_json_object(name):
         if not chosen(_full_name(key)):
             continue
-        where = f"{source.where(name)}, dialogue {checked(key, str, 'a name', name)}"
+        key = checked(key, str, "the name of a dialogue", source.where(name))
+        where = f"{source.where(name)}, dialogue {key}"
         utterances = field(entry, "log", list, where)
         texts = [
             reading.normalized(field(utterance, "text", str, f"{where}, log {number}"))

@@ -9,8 +9,10 @@ def test_every_name_makes_the_task_of_that_name():
         "jsonl",
         "multiwoz20",
         "multiwoz21",
+        "multiwoz22",
         "multiwoz23",
         "multiwoz24",
+        "sgd",
         "synthetic_dst",
     )
     assert [tasks.get(name).name for name in tasks.names()] == list(tasks.names())

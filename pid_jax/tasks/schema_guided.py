@@ -1,0 +1,251 @@
+"""Schema-Guided Dialogue, and MultiWOZ 2.2, which is laid out as it is.
+
+A directory or a .zip with folders train, dev and test of dialogues_001.json, ...:
+
+    [{"dialogue_id": "1_00000", "turns": [
+      {"speaker": "USER", "utterance": "...", "frames": [
+        {"service": "Restaurants_2", "state": {"slot_values": {"time": ["11:30 am", ...]}}}]},
+      {"speaker": "SYSTEM", "utterance": "...", "frames": []}, ...]}, ...]
+
+and a schema.json, in each of the folders or beside them:
+
+    [{"service_name": "Restaurants_2", "slots": [{"name": "time", "description": "..."}]}, ...]
+
+States are cumulative. Of the values of a slot, which are spellings of one, any is right.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from pid_jax.data.examples import Example
+from pid_jax.errors import UserError
+from pid_jax.metrics.joint_goal_accuracy import ABSENT_VALUES
+from pid_jax.tasks.dialogue_state import DialogueStateTask, document_text
+from pid_jax.tasks.fields import checked, field
+from pid_jax.tasks.source_files import SourceFiles
+from pid_jax.tasks.task import check_split
+
+_FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
+_FILES = "dialogues_*.json"
+
+# Service to its slots, each with its description. A slot is called "service-slot".
+Schema = Mapping[str, Mapping[str, str]]
+
+
+class SchemaGuidedTask(DialogueStateTask):
+    """What is laid out as Schema-Guided Dialogue. The schema's descriptions ask for the slots."""
+
+    @property
+    def descriptions(self) -> Mapping[str, str]:
+        return {}
+
+    asks_all_services: ClassVar[bool]
+    """Or those only that a turn has frames of."""
+
+    @abstractmethod
+    def tracked(self, schema: Schema, where: str) -> Schema:
+        """The part of the schema whose slots are asked. `where` names its file in messages."""
+
+    def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
+        """One example for each user turn that has slots to ask, file after file.
+
+        Raises UserError for a missing split, naming the files that are there, and for a malformed
+        file, naming the dialogue and the turn.
+        """
+        check_split(split)
+        source = SourceFiles(path)
+        names = _dialogue_files(source, split)
+        schema_name = _schema_file(source, PurePosixPath(names[0]).parent)
+        schema = _read_schema(source, schema_name)
+        tracked = self.tracked(schema, source.where(schema_name))
+        return self._examples(source, names, schema, tracked)
+
+    def _examples(
+        self, source: SourceFiles, names: list[str], schema: Schema, tracked: Schema
+    ) -> Iterator[Example]:
+        identifiers: set[str] = set()
+        for name in names:
+            for number, dialogue in enumerate(source.read_json_list(name), start=1):
+                where = f"{source.where(name)}, dialogue number {number}"
+                identifier = field(dialogue, "dialogue_id", str, where)
+                where = f"{source.where(name)}, dialogue {identifier}"
+                if identifier in identifiers:
+                    raise UserError(f"{where}: a second dialogue has this dialogue_id")
+                identifiers.add(identifier)
+                yield from self._turns(identifier, dialogue, schema, tracked, where)
+        if not identifiers:
+            raise UserError(f"{source.path}: there is no dialogue in {', '.join(names)}")
+
+    def _turns(
+        self, identifier: str, dialogue: Any, schema: Schema, tracked: Schema, where: str
+    ) -> Iterator[Example]:
+        utterances: list[tuple[str, str]] = []
+        for number, turn in enumerate(field(dialogue, "turns", list, where)):
+            turn_where = f"{where}, turn {number}"
+            speaker = field(turn, "speaker", str, turn_where)
+            if speaker not in ("USER", "SYSTEM"):
+                raise UserError(
+                    f'{turn_where}: "speaker" must be "USER" or "SYSTEM", got {speaker!r}'
+                )
+            utterances.append((speaker.lower(), field(turn, "utterance", str, turn_where)))
+            if speaker == "SYSTEM":
+                continue
+            services, state = _state(turn, schema, turn_where)
+            asked = {
+                slot: description
+                for service, slots in tracked.items()
+                if self.asks_all_services or service in services
+                for slot, description in slots.items()
+            }
+            if asked:
+                yield self.example(
+                    f"{identifier}:{number}", document_text(utterances), state, asked
+                )
+
+
+class SchemaGuidedDialogue(SchemaGuidedTask):
+    """Schema-Guided Dialogue (Rastogi et al. 2020, arXiv 1909.05855)."""
+
+    asks_all_services = False
+
+    @property
+    def name(self) -> str:
+        return "sgd"
+
+    @property
+    def data_policy(self) -> dict[str, str]:
+        return {
+            "data": "Schema-Guided Dialogue; a turn is scored over all slots of the services in "
+            "its frames",
+            "normalisation": "labels in lower case; predictions as they are",
+            "several values": "any listed one is right, by exact string (the official script "
+            "compares values that are no category by similarity)",
+        }
+
+    def tracked(self, schema: Schema, where: str) -> Schema:
+        return schema
+
+
+class MultiWoz22(SchemaGuidedTask):
+    """MultiWOZ 2.2. Of the schema's 61 slots 35 are tracked; all of them are asked each turn."""
+
+    asks_all_services = True
+
+    @property
+    def name(self) -> str:
+        return "multiwoz22"
+
+    @property
+    def data_policy(self) -> dict[str, str]:
+        return {
+            "data": f"MultiWOZ 2.2; {len(MULTIWOZ_22_SLOTS)} slots",
+            "normalisation": "labels in lower case; predictions as they are",
+            "several values": "any listed one is right, by exact string",
+        }
+
+    def tracked(self, schema: Schema, where: str) -> Schema:
+        missing = MULTIWOZ_22_SLOTS.difference(*schema.values())
+        if missing:
+            raise UserError(
+                f"{where}: there is no slot {', '.join(sorted(missing))}: is it MultiWOZ 2.2's?"
+            )
+        return {
+            service: {slot: text for slot, text in slots.items() if slot in MULTIWOZ_22_SLOTS}
+            for service, slots in schema.items()
+        }
+
+
+# As the README of MultiWOZ 2.2 lists them.
+MULTIWOZ_22_SLOTS = frozenset(
+    f"{domain}-{slot}"
+    for domain, slots in {
+        "attraction": "area name type",
+        "bus": "day departure destination leaveat",
+        "hospital": "department",
+        "hotel": "area bookday bookpeople bookstay internet name parking pricerange stars type",
+        "restaurant": "area bookday bookpeople booktime food name pricerange",
+        "taxi": "arriveby departure destination leaveat",
+        "train": "arriveby bookpeople day departure destination leaveat",
+    }.items()
+    for slot in slots.split()
+)
+
+
+def _dialogue_files(source: SourceFiles, split: str) -> list[str]:
+    folder = _FOLDERS[split]
+    names = [
+        name
+        for name in source.names
+        if PurePosixPath(name).parent.name == folder and fnmatch(PurePosixPath(name).name, _FILES)
+    ]
+    if not names:
+        raise UserError(f"{source.path}: there is no {folder}/{_FILES}; {source.contents()}")
+    folders = sorted({str(PurePosixPath(name).parent) for name in names})
+    if len(folders) > 1:
+        raise UserError(
+            f"{source.path}: {folder}/{_FILES} is there more than once: {', '.join(folders)}; "
+            "name the folder that is meant"
+        )
+    return names
+
+
+def _schema_file(source: SourceFiles, folder: PurePosixPath) -> str:
+    candidates = [str(place / "schema.json") for place in (folder, folder.parent)]
+    for name in candidates:
+        if name in source.names:
+            return name
+    raise UserError(f"{source.path}: there is no {' or '.join(candidates)}; {source.contents()}")
+
+
+def _read_schema(source: SourceFiles, name: str) -> Schema:
+    schema: dict[str, dict[str, str]] = {}
+    for number, entry in enumerate(source.read_json_list(name), start=1):
+        where = f"{source.where(name)}, service number {number}"
+        service = field(entry, "service_name", str, where)
+        where = f"{source.where(name)}, service {service}"
+        if service in schema:
+            raise UserError(f"{where}: it is there twice")
+        slots = schema[service] = {}
+        for slot in field(entry, "slots", list, where):
+            full_name = _full_name(service, field(slot, "name", str, f'{where}, "slots"'))
+            slots[full_name] = field(slot, "description", str, f"{where}, slot {full_name}")
+    return schema
+
+
+def _state(turn: Any, schema: Schema, where: str) -> tuple[set[str], dict[str, list[str]]]:
+    """The services of a user turn's frames, and the values that its slots have."""
+    services: set[str] = set()
+    state = {}
+    for frame in field(turn, "frames", list, where):
+        service = field(frame, "service", str, f"{where}, frames")
+        if service not in schema:
+            raise UserError(f"{where}: the schema has no service {service!r}")
+        services.add(service)
+        frame_where = f"{where}, frame {service}"
+        slot_values = field(
+            field(frame, "state", dict, frame_where), "slot_values", dict, frame_where
+        )
+        for key in slot_values:
+            slot = _full_name(service, key)
+            if slot not in schema[service]:
+                raise UserError(f"{frame_where}: the schema has no slot {key!r}")
+            values = [
+                _normalized(checked(value, str, f"a value of {key!r}", frame_where))
+                for value in field(slot_values, key, list, frame_where)
+            ]
+            present = [value for value in dict.fromkeys(values) if value not in ABSENT_VALUES]
+            if present:
+                state[slot] = present
+    return services, state
+
+
+def _full_name(service: str, slot: str) -> str:
+    """ "Restaurants_2-time"; MultiWOZ 2.2 has the service in the slot's name already."""
+    return slot if slot.startswith(f"{service}-") else f"{service}-{slot}"
+
+
+def _normalized(value: str) -> str:
+    return " ".join(value.lower().split())
