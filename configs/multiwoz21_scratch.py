@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.tokenizer.vocab_size = 4096
 
     config.data.task = "multiwoz21"
-    # A directory or zip with train_dials.json, dev_dials.json, test_dials.json: TRADE's layout.
+    # A directory or zip: the release, ConvLab-2's, or what TRADE's create_data.py makes of it.
     config.data.path = ""
     config.data.document_tokens = 256
     config.data.prompt_tokens = 8

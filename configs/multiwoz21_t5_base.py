@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.model.init = "google-t5/t5-base"
 
     config.data.task = "multiwoz21"
-    # A directory or zip with train_dials.json, dev_dials.json, test_dials.json: TRADE's layout.
+    # A directory or zip: the release, ConvLab-2's, or what TRADE's create_data.py makes of it.
     config.data.path = ""
     # Longer dialogues lose their first turns; the run says how many do.
     config.data.document_tokens = 512

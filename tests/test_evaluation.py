@@ -134,6 +134,7 @@ def test_the_files_hold_scores_rules_speed_and_every_answer(
     assert (metrics["task"], metrics["split"]) == ("two_slots", "test")
     assert metrics["metrics"]["slot_accuracy"] == 0.75
     assert metrics["baseline"] == {"always": "none", "metrics": result.baseline.metrics}
+    assert metrics["tables"]["accuracy per slot"].keys() == {"hotel-area", "hotel-stars"}
     assert metrics["policy"]["data"] == "hand-made"
     assert set(metrics["policy"]) >= {"none", "dontcare"}
     assert (metrics["documents"], metrics["prompts"]) == (2, 4)

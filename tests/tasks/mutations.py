@@ -132,7 +132,7 @@ def _not_utf8(content: bytes, chance: random.Random) -> bytes:
 
 
 def _utf16(content: bytes, chance: random.Random) -> bytes:
-    return content.decode("utf-8").encode("utf-16")
+    return content.decode("utf-8", "replace").encode("utf-16")
 
 
 def _empty(content: bytes, chance: random.Random) -> bytes:

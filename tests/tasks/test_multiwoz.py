@@ -308,16 +308,32 @@ def test_text_is_normalised_as_trade_does(written, normal):
     assert normalized(written) == normal
 
 
-TRADE_FILES = {"mwz/test_dials.json": json.dumps([DIALOGUE, {**DIALOGUE, "dialogue_idx": "b"}])}
-RELEASE_FILES = {"data.json": json.dumps(RELEASE), **LISTS}
+def encoded(value):
+    return json.dumps(value).encode()
 
 
-@pytest.mark.parametrize("files", [TRADE_FILES, RELEASE_FILES], ids=["trade", "release"])
-def test_mutated_files_are_refused_or_read(tmp_path, files):
-    contents = {name: text.encode() for name, text in files.items()}
-    outcomes = mutations.read_mutated(read, contents, tmp_path)
+def packed(value):
+    buffer = io.BytesIO()
+    archive(buffer, {"test.json": value}, zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+LAYOUTS = {
+    "trade": {"mwz/test_dials.json": encoded([DIALOGUE, {**DIALOGUE, "dialogue_idx": "b"}])},
+    "release": {
+        "data.json": encoded(RELEASE),
+        **{name: text.encode() for name, text in LISTS.items()},
+    },
+    "convlab": {"test.json": encoded(RELEASE)},
+    "convlab, zipped": {"test.json.zip": packed(RELEASE)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mutated_files_are_refused_or_read(tmp_path, layout):
+    outcomes = mutations.read_mutated(read, LAYOUTS[layout], tmp_path)
     assert outcomes["refused"] > 200
-    assert outcomes["read"] > 20
+    assert outcomes["refused"] + outcomes["read"] == 500
 
 
 @pytest.mark.parametrize(("name", "version"), [("multiwoz21", "2.1"), ("multiwoz24", "2.4")])

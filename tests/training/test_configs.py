@@ -11,13 +11,20 @@ from pid_jax.training import config as configuration
 FILES = sorted((Path(__file__).parent.parent.parent / "configs").glob("[!_]*.py"))
 
 
-def test_there_are_four():
-    assert [file.stem for file in FILES] == [
-        "multiwoz21_scratch",
-        "multiwoz21_t5_base",
-        "multiwoz21_t5_large",
-        "quickstart",
-    ]
+# Made from nothing, and one's own.
+WITHOUT_CONFIGS = {"synthetic_dst", "jsonl"}
+
+
+@pytest.mark.parametrize("benchmark", sorted(set(tasks.names()) - WITHOUT_CONFIGS))
+def test_a_benchmark_has_a_size_from_scratch_and_a_pretrained_one(benchmark):
+    configs = {
+        file.stem: configuration.load(file)
+        for file in FILES
+        if file.stem.startswith(f"{benchmark}_")
+    }
+    assert all(config.data.task == benchmark for config in configs.values())
+    assert configs[f"{benchmark}_scratch"].model.init == ""
+    assert configs[f"{benchmark}_t5_base"].model.init == "google-t5/t5-base"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
