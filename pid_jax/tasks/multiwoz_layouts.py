@@ -167,7 +167,7 @@ def _of_release(
                 )
             )
         yield Dialogue(_full_name(key), turns, where)
-    log.info("%s: %d dialogues left out by TRADE's rules", source.where(name), skipped)
+    log.info("%s: dialogues left out by TRADE's rules: %d", source.where(name), skipped)
 
 
 def _release_state(metadata: dict[str, Any], where: str, reading: _Reading) -> dict[str, str]:
