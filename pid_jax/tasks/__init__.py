@@ -5,22 +5,28 @@ from collections.abc import Callable
 from typing import Any
 
 from pid_jax.errors import UserError
+from pid_jax.tasks.aci_bench import AciBench
 from pid_jax.tasks.jsonl import JsonLines
 from pid_jax.tasks.multiwoz import MultiWoz20, MultiWoz21, MultiWoz23, MultiWoz24
 from pid_jax.tasks.schema_guided import MultiWoz22, SchemaGuidedDialogue
+from pid_jax.tasks.squad import RadQa, Squad1, Squad2
 from pid_jax.tasks.synthetic_dst import SyntheticDialogueState
 from pid_jax.tasks.task import SPLITS, Predictions, Report, Task
 
 __all__ = ["SPLITS", "Predictions", "Report", "Task", "get", "names"]
 
 _TASKS: dict[str, Callable[..., Task]] = {
+    "aci_bench": AciBench,
     "jsonl": JsonLines,
     "multiwoz20": MultiWoz20,
     "multiwoz21": MultiWoz21,
     "multiwoz22": MultiWoz22,
     "multiwoz23": MultiWoz23,
     "multiwoz24": MultiWoz24,
+    "radqa": RadQa,
     "sgd": SchemaGuidedDialogue,
+    "squad1": Squad1,
+    "squad2": Squad2,
     "synthetic_dst": SyntheticDialogueState,
 }
 

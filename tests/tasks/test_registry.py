@@ -6,13 +6,17 @@ from pid_jax.errors import UserError
 
 def test_every_name_makes_the_task_of_that_name():
     assert tasks.names() == (
+        "aci_bench",
         "jsonl",
         "multiwoz20",
         "multiwoz21",
         "multiwoz22",
         "multiwoz23",
         "multiwoz24",
+        "radqa",
         "sgd",
+        "squad1",
+        "squad2",
         "synthetic_dst",
     )
     assert [tasks.get(name).name for name in tasks.names()] == list(tasks.names())
