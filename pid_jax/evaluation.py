@@ -180,7 +180,7 @@ def _figure(evaluation: Evaluation, name: str) -> str:
     value = evaluation.report.metrics[name]
     if value == int(value) > 1:
         return f"{int(value):,}"
-    if evaluation.baseline is None:
+    if evaluation.baseline is None or name not in evaluation.baseline.metrics:
         return f"{value:.4f}"
     baseline = evaluation.baseline.metrics[name]
     return f'{value:.4f}  (always "{evaluation.negative_target}": {baseline:.4f})'

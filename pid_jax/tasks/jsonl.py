@@ -17,22 +17,28 @@ from typing import Any, BinaryIO
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.metrics.squad import token_f1
 from pid_jax.tasks.fields import checked, field, kind_of
-from pid_jax.tasks.task import SPLITS, Predictions, Report, check_split, prediction_for, target_of
+from pid_jax.tasks.source_files import SourceFiles
+from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for, target_of
+from pid_jax.tasks.text_scores import TextScores
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A directory of train.jsonl, validation.jsonl and test.jsonl, or one file for any split.
+    """train.jsonl, validation.jsonl and test.jsonl in a directory or a .zip, or one file for any
+    split.
 
     `negative_target` is the target that says "nothing here", if your data have one: training can
-    then see fewer of them.
+    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them.
     """
 
     negative_target: str | None = None
+    metrics: str = "exact_match,f1"
+
+    def __post_init__(self) -> None:
+        self._scores()  # before the work, not after it
 
     @property
     def name(self) -> str:
@@ -40,43 +46,31 @@ class JsonLines:
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
         check_split(split)
-        if path is None or str(path) == "":
-            raise UserError("task jsonl reads a directory or a file: its path is not set")
-        return read(_file_of_split(Path(path), split), require_target=True)
+        source = SourceFiles(path)
+        return _examples(source, _file_of_split(source, split))
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Exact match and token F1 in [0, 1], both means over all subtasks of all examples."""
-        exact = f1 = 0.0
-        total = 0
+        """The scores that `metrics` names, each over all subtasks of all examples."""
+        predicted = []
+        gold = []
         for example in examples:
             for subtask in example.subtasks:
-                target = target_of(example, subtask)
-                prediction = prediction_for(predictions, example.id, subtask.id)
-                exact += prediction.strip() == target.strip()
-                f1 += token_f1(prediction, target)
-                total += 1
-        if total == 0:
+                gold.append(target_of(example, subtask))
+                predicted.append(prediction_for(predictions, example.id, subtask.id))
+        if not gold:
             raise UserError("there is no subtask to score")
-        return Report(
-            metrics={"exact_match": exact / total, "f1": f1 / total},
-            policy={
-                "exact_match": "equal strings, white space at the ends aside",
-                "f1": "SQuAD: words in common, without case, punctuation and articles",
-                "mean": "over subtasks",
-            },
-        )
+        scores = self._scores()
+        return Report(scores(predicted, gold), {**scores.policy, "mean": "over subtasks"})
+
+    def _scores(self) -> TextScores:
+        return TextScores(self.metrics)
 
 
 def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]:
-    """The examples of one file, read as `read_lines` does."""
-    for _, example in read_lines(path, require_target=require_target):
-        yield example
-
-
-def read_lines(path: str | Path, *, require_target: bool = False) -> Iterator[tuple[str, Example]]:
-    """Reads one file as `read_stream` does. Raises UserError, too, where it cannot be opened."""
+    """The examples of one file, as `read_stream` reads it."""
     with opened(path) as file:
-        yield from read_stream(file, path, require_target=require_target)
+        for _, example in read_stream(file, path, require_target=require_target):
+            yield example
 
 
 @contextmanager
@@ -257,16 +251,16 @@ def _decoded(line: bytes, path: str | Path, line_number: int) -> str:
         ) from error
 
 
-def _file_of_split(path: Path, split: str) -> Path:
-    if path.is_file():
-        log.warning("%s is one file: it serves as the split %r, as it would for any", path, split)
-        return path
-    if not path.is_dir():
-        raise UserError(f"{path}: no such file or directory")
-    file = path / f"{split}.jsonl"
-    if not file.is_file():
-        present = [f"{name}.jsonl" for name in SPLITS if (path / f"{name}.jsonl").is_file()]
-        raise UserError(
-            f"{path}: there is no {file.name}; it has {', '.join(present) or 'no split at all'}"
-        )
-    return file
+def _file_of_split(source: SourceFiles, split: str) -> str:
+    if source.is_one_file:
+        [name] = source.names
+        log.warning("%s is one file: it serves as the split %r", source.path, split)
+        return name
+    name = f"{split}.jsonl"
+    return name if name in source.names else source.only(name)
+
+
+def _examples(source: SourceFiles, name: str) -> Iterator[Example]:
+    with source.open(name) as file:
+        for _, example in read_stream(file, source.where(name), require_target=True):
+            yield example

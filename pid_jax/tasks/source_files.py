@@ -68,6 +68,11 @@ class SourceFiles:
             self._members = {self.path.name: _Member(self.path)}
         self.names = tuple(sorted(self._members))
 
+    @property
+    def is_one_file(self) -> bool:
+        """Whether the path is a file by itself."""
+        return self._members.get(self.path.name) == _Member(self.path)
+
     def where(self, name: str) -> str:
         """How messages call a file: the whole way to it."""
         return str(self._member(name))

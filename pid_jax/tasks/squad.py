@@ -76,9 +76,9 @@ class QuestionAnswering:
         return Report(metrics=squad(answers, references), policy=policy)
 
     def _file(self, source: SourceFiles, split: str) -> str:
-        if len(source.names) == 1 and source.path.is_file():
+        if source.is_one_file:
             [name] = source.names
-            log.warning("%s is one file: it serves as the split %r", source.where(name), split)
+            log.warning("%s is one file: it serves as the split %r", source.path, split)
             return name
         for file in self.files[split]:
             if source.named(file):

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,7 @@ from pid_jax import tasks
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.tasks import jsonl
+from tests.tasks import mutations
 
 LINE = {
     "id": "d1",
@@ -225,8 +227,33 @@ def test_a_directory_has_a_file_for_each_split_and_a_file_serves_any(tmp_path):
     assert [example.id for example in task.examples(tmp_path, "train")] == ["train"]
     assert [example.id for example in task.examples(tmp_path, "test")] == ["test"]
     assert [e.id for e in task.examples(str(tmp_path / "test.jsonl"), "validation")] == ["test"]
-    with pytest.raises(UserError, match=r"no validation.jsonl; it has train.jsonl, test.jsonl"):
+    with pytest.raises(UserError, match=r"no validation.jsonl; there are test.jsonl, train.jsonl"):
         task.examples(tmp_path, "validation")
+
+
+def test_a_split_lies_in_the_directory_itself_or_somewhere_below_or_in_a_zip(tmp_path):
+    task = tasks.get("jsonl")
+    subtasks = [{"id": "q", "prompt": "p", "target": "t"}]
+    for folder in ("old", "older", "."):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        line = changed(id=folder, subtasks=subtasks)
+        (tmp_path / folder / "test.jsonl").write_text(line, encoding="utf-8")
+    assert [example.id for example in task.examples(tmp_path, "test")] == ["."]
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.write(tmp_path / "old/test.jsonl", "data/test.jsonl")
+    assert [example.id for example in task.examples(tmp_path / "data.zip", "test")] == ["old"]
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(UserError, match="test.jsonl is there more than once"):
+        task.examples(tmp_path, "test")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    lines = [{**LINE, "id": f"d{n}", "subtasks": LINE["subtasks"][:1]} for n in range(3)]
+    files = {"test.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode()}
+    task = tasks.get("jsonl")
+    outcomes = mutations.read_mutated(lambda path: task.examples(path, "test"), files, tmp_path)
+    assert outcomes.total() == 500
+    assert outcomes["refused"] > 300
 
 
 def test_an_unusable_path_is_an_error(tmp_path):
@@ -254,6 +281,18 @@ def test_scores_are_means_over_subtasks():
         "f1": pytest.approx((1 + 2 / 3 + 1 + 0) / 4),
     }
     assert report.policy.keys() >= {"exact_match", "f1"}
+
+
+def test_other_scores_can_be_asked_for_by_name():
+    pytest.importorskip("rouge_score", reason="an optional requirement")
+    task = tasks.get("jsonl", metrics="rouge, exact_match, tests.tasks.own_scores:lengths")
+    example = Example("d1", "d", (Subtask("1", "p", "the sky"), Subtask("2", "p", "sea")))
+    report = task.score([example], {"d1": {"1": "the sky", "2": "a ship"}})
+    rouge = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.5)
+    assert report.metrics == {**rouge, "exact_match": 0.5, "longest": 7.0, "shortest": 6.0}
+    assert report.policy["lengths"] == "computed by tests.tasks.own_scores:lengths"
+    with pytest.raises(UserError, match="unknown metric 'bleu': choose from exact_match, f1, r"):
+        tasks.get("jsonl", metrics="bleu")
 
 
 def test_a_missing_prediction_is_an_error():

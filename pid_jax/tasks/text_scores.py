@@ -1,0 +1,98 @@
+"""Scores of predicted texts, chosen by name: built in, or a function of the user's own."""
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from pid_jax.errors import UserError
+from pid_jax.metrics.rouge import rouge
+from pid_jax.metrics.squad import token_f1
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    pairs = zip(predictions, references, strict=True)
+    return sum(said.strip() == gold.strip() for said, gold in pairs) / len(references)
+
+
+def f1(predictions: Sequence[str], references: Sequence[str]) -> float:
+    return sum(map(token_f1, predictions, references)) / len(references)
+
+
+_BUILT_IN: dict[str, tuple[Callable[..., Any], str]] = {
+    "exact_match": (exact_match, "equal strings, white space at the ends aside"),
+    "f1": (f1, "SQuAD: words in common, without case, punctuation and articles"),
+    "rouge": (rouge, "rouge_score, F-measure, no stemming"),
+}
+
+
+class TextScores:
+    """Functions of (predictions, references), two lists of equal length, one text a subtask.
+
+    `names` are separated by commas: exact_match, f1, rouge (rouge1, rouge2, rougeL, rougeLsum),
+    or "module:function" for one's own, imported here. That returns a number, which is reported
+    under the function's name, or a dict from names to numbers.
+
+    Raises UserError for a name that is not known, a module that cannot be imported and a
+    function that is not there or does not take two arguments.
+    """
+
+    def __init__(self, names: str) -> None:
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self.policy: dict[str, str] = {}
+        for name in [name.strip() for name in names.split(",")]:
+            if name in _BUILT_IN:
+                self._functions[name], self.policy[name] = _BUILT_IN[name]
+            elif ":" in name:
+                self._functions[name] = _imported(name)
+                self.policy[name.partition(":")[2]] = f"computed by {name}"
+            else:
+                raise UserError(
+                    f"unknown metric {name!r}: choose from {', '.join(_BUILT_IN)}, or name a "
+                    "function of your own, module:function"
+                )
+
+    def __call__(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """All scores by name. Raises UserError for a function that returns anything else."""
+        scores: dict[str, float] = {}
+        for name, function in self._functions.items():
+            result = function(list(predictions), list(references))
+            if not isinstance(result, Mapping):
+                result = {name.rpartition(":")[2]: result}
+            for key, value in result.items():
+                if not isinstance(key, str) or not isinstance(value, Real):
+                    raise UserError(
+                        f"metric {name} must return a number, or a dict from names to numbers; "
+                        f"it returned {value!r} for {key!r}"
+                    )
+                if not math.isfinite(value):
+                    raise UserError(f"metric {name} returned {value} for {key!r}: no number")
+                if key in scores:
+                    raise UserError(f"metric {name}: there is a score called {key!r} already")
+                scores[key] = float(value)
+        return scores
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError, TypeError) as error:  # also of names like "" and ".x"
+        raise UserError(
+            f"metric {name}: the module {module_name!r} cannot be imported ({error}): put the "
+            "folder that holds it on PYTHONPATH"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"metric {name}: {module_name} has no function {function_name!r}")
+    try:
+        inspect.signature(function).bind([], [])
+    except TypeError as error:
+        raise UserError(
+            f"metric {name}: it must take two lists, predictions and references ({error})"
+        ) from error
+    except ValueError:  # some functions written in C do not say what they take
+        pass
+    return function
