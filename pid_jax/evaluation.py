@@ -178,7 +178,7 @@ def table(evaluation: Evaluation) -> str:
 
 def _figure(evaluation: Evaluation, name: str) -> str:
     value = evaluation.report.metrics[name]
-    if value == int(value) > 1:
+    if name.endswith("total"):  # of questions
         return f"{int(value):,}"
     if evaluation.baseline is None or name not in evaluation.baseline.metrics:
         return f"{value:.4f}"

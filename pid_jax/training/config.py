@@ -76,7 +76,7 @@ def default() -> ConfigDict:
     config.tokenizer.vocab_size = 4096
 
     config.data = ConfigDict()
-    # A task of pid_jax.tasks: synthetic_dst, multiwoz20 to multiwoz24, sgd, jsonl.
+    # One of pid_jax.tasks.names().
     config.data.task = "synthetic_dst"
     # Where the task's data lies (file, directory or zip). "" where the task needs none.
     config.data.path = ""

@@ -243,7 +243,7 @@ def test_a_split_lies_in_the_directory_itself_or_somewhere_below_or_in_a_zip(tmp
         archive.write(tmp_path / "old/test.jsonl", "data/test.jsonl")
     assert [example.id for example in task.examples(tmp_path / "data.zip", "test")] == ["old"]
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(UserError, match="test.jsonl is there more than once"):
+    with pytest.raises(UserError, match=r"test.jsonl is there more than once"):
         task.examples(tmp_path, "test")
 
 
