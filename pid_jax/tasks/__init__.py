@@ -6,14 +6,24 @@ from typing import Any
 
 from pid_jax.errors import UserError
 from pid_jax.tasks.aci_bench import AciBench
+from pid_jax.tasks.imported import imported
 from pid_jax.tasks.jsonl import JsonLines
 from pid_jax.tasks.multiwoz import MultiWoz20, MultiWoz21, MultiWoz23, MultiWoz24
 from pid_jax.tasks.schema_guided import MultiWoz22, SchemaGuidedDialogue
 from pid_jax.tasks.squad import RadQa, Squad1, Squad2
 from pid_jax.tasks.synthetic_dst import SyntheticDialogueState
-from pid_jax.tasks.task import SPLITS, Predictions, Report, Task
+from pid_jax.tasks.task import SPLITS, Predictions, Report, Task, prediction_for, target_of
 
-__all__ = ["SPLITS", "Predictions", "Report", "Task", "get", "names"]
+__all__ = [
+    "SPLITS",
+    "Predictions",
+    "Report",
+    "Task",
+    "get",
+    "names",
+    "prediction_for",
+    "target_of",
+]
 
 _TASKS: dict[str, Callable[..., Task]] = {
     "aci_bench": AciBench,
@@ -30,6 +40,8 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "synthetic_dst": SyntheticDialogueState,
 }
 
+_PARTS = ("name", "negative_target", "examples", "score")
+
 
 def names() -> tuple[str, ...]:
     """The names that `get` knows."""
@@ -37,17 +49,30 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str, **options: Any) -> Task:
-    """Makes the task called `name`.
+    """Makes the task called `name`, or, for "module:Class", one of your own.
 
     `options` are the task's own (for MultiWOZ `prompts` and `any_of`). Raises
     UserError for a name, an option or an option's value that is not known.
     """
-    if name not in _TASKS:
-        raise UserError(f"unknown task {name!r}: choose from {', '.join(names())}")
-    known = sorted(inspect.signature(_TASKS[name]).parameters)
+    if ":" in name:
+        make = imported(name, "task")
+    elif name in _TASKS:
+        make = _TASKS[name]
+    else:
+        raise UserError(
+            f"unknown task {name!r}: choose from {', '.join(names())}, or name a class of your "
+            "own, module:Class"
+        )
+    known = sorted(inspect.signature(make).parameters)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
             f"task {name} has no option {', '.join(unknown)}: it has {', '.join(known) or 'none'}"
         )
-    return _TASKS[name](**options)
+    task = make(**options)
+    lacking = [part for part in _PARTS if not hasattr(task, part)]
+    if lacking:
+        raise UserError(
+            f"{name} is no task: it has no {', '.join(lacking)} (see pid_jax.tasks.Task)"
+        )
+    return task

@@ -1,6 +1,5 @@
 """Scores of predicted texts, chosen by name: built in, or a function of the user's own."""
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from pid_jax.errors import UserError
 from pid_jax.metrics.rouge import rouge
 from pid_jax.metrics.squad import token_f1
+from pid_jax.tasks.imported import imported
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
@@ -46,7 +46,7 @@ class TextScores:
             if name in _BUILT_IN:
                 self._functions[name], self.policy[name] = _BUILT_IN[name]
             elif ":" in name:
-                self._functions[name] = _imported(name)
+                self._functions[name] = _own(name)
                 self.policy[name.partition(":")[2]] = f"computed by {name}"
             else:
                 raise UserError(
@@ -75,18 +75,8 @@ class TextScores:
         return scores
 
 
-def _imported(name: str) -> Callable[..., Any]:
-    module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # also of names like "" and ".x"
-        raise UserError(
-            f"metric {name}: the module {module_name!r} cannot be imported ({error}): put the "
-            "folder that holds it on PYTHONPATH"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"metric {name}: {module_name} has no function {function_name!r}")
+def _own(name: str) -> Callable[..., Any]:
+    function = imported(name, "metric")
     try:
         inspect.signature(function).bind([], [])
     except TypeError as error:

@@ -27,6 +27,23 @@ def test_an_unknown_name_lists_the_known_ones():
         tasks.get("multiwoz")
 
 
+def test_a_task_of_one_s_own_is_named_by_its_module():
+    task = tasks.get("pid_jax.tasks.squad:Squad2", no_answer="none")
+    assert (task.name, task.negative_target) == ("squad2", "none")
+    with pytest.raises(UserError, match="task no_such:Task: the module 'no_such' cannot be imp"):
+        tasks.get("no_such:Task")
+    with pytest.raises(UserError, match=r"squad:Squad3: .* has no class or function 'Squad3'"):
+        tasks.get("pid_jax.tasks.squad:Squad3")
+    with pytest.raises(UserError, match="squad:Squad2 has no option no_anser: it has no_answer"):
+        tasks.get("pid_jax.tasks.squad:Squad2", no_anser="none")
+    with pytest.raises(UserError, match=r"is no task: it has no name, .*examples, score"):
+        tasks.get("tests.tasks.test_registry:NoTask")
+
+
+class NoTask:
+    pass
+
+
 def test_an_unknown_option_lists_the_known_ones():
     with pytest.raises(UserError, match="multiwoz21 has no option promts: it has any_of, prompts"):
         tasks.get("multiwoz21", promts="slot")

@@ -26,9 +26,9 @@ def test_scores_are_reported_under_their_names():
         ("no_such_module:score", "the module 'no_such_module' cannot be imported .*PYTHONPATH"),
         (":score", "the module '' cannot be imported"),
         (".a:score", "the module '.a' cannot be imported"),
-        (f"{OWN}:scores", "tests.tasks.own_scores has no function 'scores'"),
-        (f"{OWN}:score", "has no function 'score'"),
-        (f"{OWN}:", "has no function ''"),
+        (f"{OWN}:scores", "tests.tasks.own_scores has no class or function 'scores'"),
+        (f"{OWN}:score", "has no class or function 'score'"),
+        (f"{OWN}:", "has no class or function ''"),
         (f"{OWN}:one_argument", "it must take two lists, predictions and references"),
     ],
 )
