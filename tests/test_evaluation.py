@@ -12,10 +12,11 @@ import pytest
 import eval as eval_command
 from pid_jax import evaluation
 from pid_jax.data.examples import Example, Subtask
-from pid_jax.data.tokenizing import Limits
+from pid_jax.data.tokenizing import Limits, TruncationReport
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
+from pid_jax.tasks import Report
 from pid_jax.tasks.dialogue_state import DialogueStateTask
 from tests import tiny_checkpoint
 
@@ -238,3 +239,22 @@ def test_multiwoz_24_is_read_and_named(
     assert "joint_goal_accuracy" in printed
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["documents"], metrics["prompts"]) == (3, 90)
+
+
+def test_the_table_prints_counts_whole_and_scores_beside_those_of_the_baseline() -> None:
+    report = Report({"exact": 60.0, "total": 1045, "own": 0.5})
+    result = evaluation.Evaluation(
+        examples=[],
+        answers=[],
+        report=report,
+        negative_target="none",
+        baseline=Report({"exact": 52.5, "total": 1045}),  # a score of one's own may be undefined
+        method="pid",
+        seconds=1.0,
+        seconds_per_document=0.1,
+        truncation=TruncationReport(LIMITS, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    )
+    rows = [row.split(maxsplit=1) for row in evaluation.table(result).splitlines()]
+    assert ["exact", '60.0000  (always "none": 52.5000)'] in rows
+    assert ["total", "1,045"] in rows
+    assert ["own", "0.5000"] in rows

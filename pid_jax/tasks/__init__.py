@@ -63,12 +63,17 @@ def get(name: str, **options: Any) -> Task:
             f"unknown task {name!r}: choose from {', '.join(names())}, or name a class of your "
             "own, module:Class"
         )
-    known = sorted(inspect.signature(make).parameters)
+    signature = inspect.signature(make)
+    known = sorted(signature.parameters)
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UserError(
             f"task {name} has no option {', '.join(unknown)}: it has {', '.join(known) or 'none'}"
         )
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise UserError(f"task {name}: {error}: give it as an option") from error
     task = make(**options)
     lacking = [part for part in _PARTS if not hasattr(task, part)]
     if lacking:

@@ -99,8 +99,10 @@ def joined(texts: Mapping[str, str]) -> str:
     return note
 
 
-def note_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE of full notes ("rouge1", ...) and of each division ("subjective_rouge1", ...).
+def note_scores(
+    predictions: Sequence[str], references: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """ROUGE of full notes, under "note", and of each division, under its name.
 
     Both sides are cut by `divisions`. In a division's score line breaks are the word `lf1`, so
     its rougeLsum is its rougeL, and a division that a side does not have is the word `empty`.
@@ -109,15 +111,14 @@ def note_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[s
 
     Defined by evaluation/evaluate_fullnote.py of wyim/aci-bench.
     """
-    scores = rouge(predictions, references)
+    scores = {"note": rouge(predictions, references)}
     predicted = [_for_scoring(note) for note in predictions]
     gold = [_for_scoring(note) for note in references]
     for division in DIVISIONS:
-        of_division = rouge(
+        scores[division] = rouge(
             [note.get(division, EMPTY) for note in predicted],
             [note.get(division, EMPTY) for note in gold],
         )
-        scores |= {f"{division}_{kind}": score for kind, score in of_division.items()}
     return scores
 
 
@@ -161,7 +162,10 @@ class AciBench:
         return map(self._example, notes)
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """ROUGE of the notes that the divisions make up, whole and by division, in [0, 1]."""
+        """ROUGE of the notes that the divisions make up, in [0, 1].
+
+        Of whole notes ("rouge1", ...) and of each division ("subjective_rouge1", ...).
+        """
         gold = []
         predicted = []
         for example in examples:
@@ -169,8 +173,20 @@ class AciBench:
             texts = {s.id: prediction_for(predictions, example.id, s.id) for s in example.subtasks}
             gold.append(self._note(targets))
             predicted.append(self._note(texts))
+        scores = note_scores(predicted, gold)
         return Report(
-            metrics=note_scores(predicted, gold),
+            metrics=scores["note"]
+            | {
+                f"{division}_{kind}": score
+                for division in DIVISIONS
+                for kind, score in scores[division].items()
+            },
+            tables={
+                f"{kind} of the note and its divisions": {
+                    part: of_part[kind] for part, of_part in scores.items()
+                }
+                for kind in scores["note"]
+            },
             policy={
                 "data": f"ACI-Bench; the split test is {_TEST_SETS[self.test_set]}",
                 "rouge": "rouge_score, F-measure, no stemming, mean over notes",

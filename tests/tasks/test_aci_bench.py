@@ -199,13 +199,14 @@ def test_a_division_s_score_counts_line_breaks_and_missing_divisions_as_words():
     pytest.importorskip("rouge_score", reason="an optional requirement")
     scores = note_scores(["CC: cough\nPLAN\nrest"], ["CC: cough\nEXAM\nclear"])
     # "cc cough lf1" on both sides.
-    assert scores["subjective_rouge2"] == 1.0
+    assert scores["subjective"]["rouge2"] == 1.0
     # "exam lf1 clear" against "empty".
-    assert scores["objective_exam_rouge1"] == 0.0
+    assert scores["objective_exam"]["rouge1"] == 0.0
     # "empty" on both sides: one word, no pair of words.
-    assert (scores["objective_results_rouge1"], scores["objective_results_rouge2"]) == (1.0, 0.0)
+    results = scores["objective_results"]
+    assert (results["rouge1"], results["rouge2"]) == (1.0, 0.0)
     # The note: 2 of 4 words are shared.
-    assert scores["rouge1"] == pytest.approx(0.5)
+    assert scores["note"]["rouge1"] == pytest.approx(0.5)
 
 
 def test_scores_are_those_of_rouge_score_called_directly(tmp_path):
@@ -237,8 +238,13 @@ def test_scores_are_those_of_rouge_score_called_directly(tmp_path):
         "objective_exam": mean((exam, exam), (exam, EMPTY)),
         "objective_results": mean((EMPTY, EMPTY), (EMPTY, results)),
     }
-    scores = task.score(examples, predictions).metrics
+    report = task.score(examples, predictions)
+    scores = report.metrics
     assert {kind: scores[kind] for kind in kinds} == expected
+    assert report.tables["rouge1 of the note and its divisions"] == {
+        "note": scores["rouge1"],
+        **{division: scores[f"{division}_rouge1"] for division in DIVISIONS},
+    }
     for division, of_division in by_division.items():
         assert {kind: scores[f"{division}_{kind}"] for kind in kinds} == of_division
 

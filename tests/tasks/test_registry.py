@@ -37,11 +37,14 @@ def test_a_task_of_one_s_own_is_named_by_its_module():
     with pytest.raises(UserError, match="squad:Squad2 has no option no_anser: it has no_answer"):
         tasks.get("pid_jax.tasks.squad:Squad2", no_anser="none")
     with pytest.raises(UserError, match=r"is no task: it has no name, .*examples, score"):
+        tasks.get("tests.tasks.test_registry:NoTask", size=3)
+    with pytest.raises(UserError, match="NoTask: missing a required argument: 'size'"):
         tasks.get("tests.tasks.test_registry:NoTask")
 
 
 class NoTask:
-    pass
+    def __init__(self, size):
+        self.size = size
 
 
 def test_an_unknown_option_lists_the_known_ones():
