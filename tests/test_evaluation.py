@@ -17,7 +17,7 @@ from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
 from pid_jax.tasks import Report
-from pid_jax.tasks.dialogue_state import DialogueStateTask
+from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot
 from tests import tiny_checkpoint
 
 LIMITS = Limits(document_tokens=64, prompt_tokens=16, target_tokens=8)
@@ -27,7 +27,7 @@ class TwoSlots(DialogueStateTask):
     """Two turns, of which the first mentions nothing."""
 
     name = "two_slots"
-    descriptions = MappingProxyType({"hotel-area": "area", "hotel-stars": "stars"})
+    slots = MappingProxyType({"hotel-area": Slot("area"), "hotel-stars": Slot("stars")})
     data_policy = MappingProxyType({"data": "hand-made"})
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
@@ -32,15 +33,26 @@ def document_text(utterances: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"[{speaker}] {text}" for speaker, text in said if text)
 
 
+class Slot(NamedTuple):
+    """What a schema says of a slot."""
+
+    description: str
+    values: tuple[str, ...] = ()
+    """All that it can have, of a categorical slot."""
+
+
 @dataclass(frozen=True)
 class DialogueStateTask(ABC):
     """A Task whose subtasks are slots, called "domain-slot".
 
     `prompts` says what a slot is asked by: "slot" (its name, "hotel-area"), "description" (a
-    phrase in plain English) or "both" ("hotel-area: ...").
+    phrase in plain English) or "both" ("hotel-area: ..."). `closed` holds the answers about
+    categorical slots to their values, "dontcare" and "none": labels outside of these, of which
+    data sets have some, are then out of reach.
     """
 
     prompts: str = "slot"
+    closed: bool = False
 
     negative_target = NONE
 
@@ -56,8 +68,8 @@ class DialogueStateTask(ABC):
 
     @property
     @abstractmethod
-    def descriptions(self) -> Mapping[str, str]:
-        """Slot to description, in the order in which the slots are asked.
+    def slots(self) -> Mapping[str, Slot]:
+        """The slots by name, in the order in which they are asked.
 
         Empty where each example has its own.
         """
@@ -79,19 +91,19 @@ class DialogueStateTask(ABC):
         example_id: str,
         document: str,
         state: Mapping[str, str | Sequence[str]],
-        descriptions: Mapping[str, str] | None = None,
+        slots: Mapping[str, Slot] | None = None,
     ) -> Example:
         """One user turn.
 
         `state` leaves out the absent slots. Of several values the first is the target, and any is
-        right. `descriptions` are the slots to ask, if not the task's.
+        right. `slots` are those to ask, if not the task's.
         """
-        asked = self.descriptions if descriptions is None else descriptions
+        asked = self.slots if slots is None else slots
         return Example(
             id=example_id,
             document=document,
             subtasks=tuple(
-                self._subtask(slot, text, state.get(slot, NONE)) for slot, text in asked.items()
+                self._subtask(name, slot, state.get(name, NONE)) for name, slot in asked.items()
             ),
         )
 
@@ -120,6 +132,7 @@ class DialogueStateTask(ABC):
                 **self.data_policy,
                 "none": "absent on both sides; empty states are scored",
                 "dontcare": "a value that must be predicted",
+                **({"answers": "categorical slots held to their values"} if self.closed else {}),
             },
             tables={
                 PER_SLOT: accuracy_per_slot(predicted, gold),
@@ -133,18 +146,20 @@ class DialogueStateTask(ABC):
         return description if self.prompts == "description" else f"{slot}: {description}"
 
     @cached_property
-    def _subtasks(self) -> dict[tuple[str, str, tuple[str, ...]], Subtask]:
+    def _subtasks(self) -> dict[tuple[str, Slot, tuple[str, ...]], Subtask]:
         return {}
 
-    def _subtask(self, slot: str, description: str, values: str | Sequence[str]) -> Subtask:
+    def _subtask(self, name: str, slot: Slot, values: str | Sequence[str]) -> Subtask:
         # Most turns repeat most slot values: sharing the objects keeps a corpus small.
         right = (values,) if isinstance(values, str) else tuple(values)
-        key = (slot, description, right)
+        key = (name, slot, right)
         if key not in self._subtasks:
+            held = self.closed and slot.values
             self._subtasks[key] = Subtask(
-                id=slot,
-                prompt=self._prompt(slot, description),
+                id=name,
+                prompt=self._prompt(name, slot.description),
                 target=right[0],
+                allowed=tuple(dict.fromkeys((*slot.values, DONTCARE, NONE))) if held else None,
                 references=right if len(right) > 1 else None,
             )
         return self._subtasks[key]

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.tasks.dialogue_state import DialogueStateTask, document_text
+from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
 from pid_jax.tasks.multiwoz_layouts import dialogues
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import check_split
 
-DESCRIPTIONS = {
+_DESCRIPTIONS = {
     "attraction-area": "part of town the attraction should be in",
     "attraction-name": "name of the attraction",
     "attraction-type": "kind of attraction, such as museum, park or theatre",
@@ -49,6 +49,47 @@ DESCRIPTIONS = {
     "train-destination": "station the train goes to",
     "train-leaveat": "time after which the train leaves",
 }
+_AREAS = ("centre", "east", "north", "south", "west")
+_PRICES = ("cheap", "moderate", "expensive")
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_EIGHT = ("1", "2", "3", "4", "5", "6", "7", "8")
+# Those that MultiWOZ 2.2's schema.json calls categorical, but for the train's stations, whose
+# labels have more names than it lists; spelt as TRADE's labels are.
+_VALUES = {
+    "attraction-area": _AREAS,
+    "attraction-type": (
+        "architecture",
+        "boat",
+        "cinema",
+        "college",
+        "concert hall",
+        "entertainment",
+        "museum",
+        "multiple sports",
+        "nightclub",
+        "park",
+        "swimming pool",
+        "theatre",
+    ),
+    "hotel-area": _AREAS,
+    "hotel-book day": _DAYS,
+    "hotel-book people": _EIGHT,
+    "hotel-book stay": _EIGHT,
+    "hotel-internet": ("yes", "no", "free"),
+    "hotel-parking": ("yes", "no", "free"),
+    "hotel-pricerange": _PRICES,
+    "hotel-stars": ("0", "1", "2", "3", "4", "5"),
+    "hotel-type": ("hotel", "guest house"),
+    "restaurant-area": _AREAS,
+    "restaurant-book day": _DAYS,
+    "restaurant-book people": _EIGHT,
+    "restaurant-pricerange": _PRICES,
+    "train-book people": ("0", *_EIGHT, "9", "10", "15"),
+    "train-day": _DAYS,
+}
+SLOTS = {
+    name: Slot(description, _VALUES.get(name, ())) for name, description in _DESCRIPTIONS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +109,8 @@ class MultiWoz(DialogueStateTask):
         return f"multiwoz{self.version.replace('.', '')}"
 
     @property
-    def descriptions(self) -> Mapping[str, str]:
-        return DESCRIPTIONS
+    def slots(self) -> Mapping[str, Slot]:
+        return SLOTS
 
     @property
     def data_policy(self) -> dict[str, str]:
@@ -101,7 +142,7 @@ class MultiWoz(DialogueStateTask):
     def _examples(self, source: SourceFiles, split: str) -> Iterator[Example]:
         identifiers: set[str] = set()
         for dialogue in dialogues(
-            source, split, slots=DESCRIPTIONS, guest_houses_apart=self.version == "2.4"
+            source, split, slots=SLOTS, guest_houses_apart=self.version == "2.4"
         ):
             if dialogue.identifier in identifiers:
                 raise UserError(f"{dialogue.where}: a second dialogue has this name")

@@ -9,7 +9,8 @@ A directory or a .zip with folders train, dev and test of dialogues_001.json, ..
 
 and a schema.json, in each of the folders or beside them:
 
-    [{"service_name": "Restaurants_2", "slots": [{"name": "time", "description": "..."}]}, ...]
+    [{"service_name": "Restaurants_2", "slots": [
+      {"name": "time", "description": "...", "is_categorical": false}, ...]}, ...]
 
 States are cumulative. Of the values of a slot, which are spellings of one, any is right.
 """
@@ -23,7 +24,7 @@ from typing import Any, ClassVar
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
 from pid_jax.metrics.joint_goal_accuracy import ABSENT_VALUES
-from pid_jax.tasks.dialogue_state import DialogueStateTask, document_text
+from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
 from pid_jax.tasks.fields import checked, field
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import check_split
@@ -31,15 +32,15 @@ from pid_jax.tasks.task import check_split
 _FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 _FILES = "dialogues_*.json"
 
-# Service to its slots, each with its description. A slot is called "service-slot".
-Schema = Mapping[str, Mapping[str, str]]
+# Service to its slots. A slot is called "service-slot".
+Schema = Mapping[str, Mapping[str, Slot]]
 
 
 class SchemaGuidedTask(DialogueStateTask):
     """What is laid out as Schema-Guided Dialogue. The schema's descriptions ask for the slots."""
 
     @property
-    def descriptions(self) -> Mapping[str, str]:
+    def slots(self) -> Mapping[str, Slot]:
         return {}
 
     asks_all_services: ClassVar[bool]
@@ -95,10 +96,10 @@ class SchemaGuidedTask(DialogueStateTask):
                 continue
             services, state = _state(turn, schema, turn_where)
             asked = {
-                slot: description
+                name: slot
                 for service, slots in tracked.items()
                 if self.asks_all_services or service in services
-                for slot, description in slots.items()
+                for name, slot in slots.items()
             }
             if asked:
                 yield self.example(
@@ -153,7 +154,7 @@ class MultiWoz22(SchemaGuidedTask):
                 f"{where}: there is no slot {', '.join(sorted(missing))}: is it MultiWOZ 2.2's?"
             )
         return {
-            service: {slot: text for slot, text in slots.items() if slot in MULTIWOZ_22_SLOTS}
+            service: {name: slot for name, slot in slots.items() if name in MULTIWOZ_22_SLOTS}
             for service, slots in schema.items()
         }
 
@@ -201,7 +202,7 @@ def _schema_file(source: SourceFiles, folder: PurePosixPath) -> str:
 
 
 def _read_schema(source: SourceFiles, name: str) -> Schema:
-    schema: dict[str, dict[str, str]] = {}
+    schema: dict[str, dict[str, Slot]] = {}
     for number, entry in enumerate(source.read_json_list(name), start=1):
         where = f"{source.where(name)}, service number {number}"
         service = field(entry, "service_name", str, where)
@@ -211,8 +212,19 @@ def _read_schema(source: SourceFiles, name: str) -> Schema:
         slots = schema[service] = {}
         for slot in field(entry, "slots", list, where):
             full_name = _full_name(service, field(slot, "name", str, f'{where}, "slots"'))
-            slots[full_name] = field(slot, "description", str, f"{where}, slot {full_name}")
+            slots[full_name] = _slot(slot, f"{where}, slot {full_name}")
     return schema
+
+
+def _slot(entry: Any, where: str) -> Slot:
+    values: list[str] = []
+    if "is_categorical" in entry and field(entry, "is_categorical", bool, where):
+        values = [
+            _normalized(checked(value, str, "a possible value", where))
+            for value in field(entry, "possible_values", list, where)
+        ]
+    present = [value for value in values if value and value not in ABSENT_VALUES]
+    return Slot(field(entry, "description", str, where), tuple(dict.fromkeys(present)))
 
 
 def _state(turn: Any, schema: Schema, where: str) -> tuple[set[str], dict[str, list[str]]]:

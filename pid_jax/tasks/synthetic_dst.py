@@ -18,7 +18,7 @@ from zlib import crc32
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
 from pid_jax.tasks import synthetic_language as language
-from pid_jax.tasks.dialogue_state import DONTCARE, DialogueStateTask, document_text
+from pid_jax.tasks.dialogue_state import DONTCARE, DialogueStateTask, Slot, document_text
 from pid_jax.tasks.task import check_split
 
 # Which domains a dialogue goes through, and how often. A taxi comes last, for it may refer to
@@ -64,8 +64,8 @@ class SyntheticDialogueState(DialogueStateTask):
         return "synthetic_dst"
 
     @property
-    def descriptions(self) -> Mapping[str, str]:
-        return language.DESCRIPTIONS
+    def slots(self) -> Mapping[str, Slot]:
+        return {name: Slot(text) for name, text in language.DESCRIPTIONS.items()}
 
     @property
     def data_policy(self) -> dict[str, str]:

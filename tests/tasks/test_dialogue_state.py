@@ -35,12 +35,24 @@ def test_slots_outside_the_state_are_none():
     assert len(example.subtasks) == 30
 
 
+def test_closed_holds_categorical_slots_to_their_values():
+    price, taxi = (
+        subtask
+        for subtask in tasks.get("multiwoz21", closed=True).example("id", "[user] hi", {}).subtasks
+        if subtask.id in ("hotel-pricerange", "taxi-departure")
+    )
+    assert price.allowed == ("cheap", "moderate", "expensive", "dontcare", "none")
+    assert taxi.allowed is None
+    open_task = tasks.get("multiwoz21").example("id", "[user] hi", {})
+    assert all(subtask.allowed is None for subtask in open_task.subtasks)
+
+
 def turn(task, identifier, state):
     return task.example(identifier, "[user] hi", state)
 
 
 def predicted(task, state):
-    return {slot: state.get(slot, "none") for slot in task.descriptions}
+    return {slot: state.get(slot, "none") for slot in task.slots}
 
 
 def test_a_report_scores_turns_and_names_its_policy():
@@ -75,7 +87,7 @@ def test_tables_split_the_score_by_slot_and_by_domain():
     }
     tables = task.score(examples, predictions).tables
     per_slot = tables[PER_SLOT]
-    assert list(per_slot) == sorted(task.descriptions)
+    assert list(per_slot) == sorted(task.slots)
     wrong = {slot: figure for slot, figure in per_slot.items() if figure != 1.0}
     assert wrong == {"hotel-stars": 0.75, "taxi-leaveat": 0.75, "train-day": 0.75}
     # Hotel: right in a, not in b, absent from c and d. The others come up once, wrongly.

@@ -7,7 +7,7 @@ import pytest
 from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.evaluation import negative_baseline
-from pid_jax.tasks.multiwoz import DESCRIPTIONS
+from pid_jax.tasks.multiwoz import SLOTS as TRACKED
 from pid_jax.tasks.multiwoz_labels import corrected_label
 from pid_jax.tasks.multiwoz_text import normalized
 from tests.tasks import mutations
@@ -77,8 +77,20 @@ def state_of(example):
 
 
 def test_there_are_thirty_described_slots():
-    assert list(DESCRIPTIONS) == [f"{domain}-{slot}" for domain in SLOTS for slot in SLOTS[domain]]
-    assert len(DESCRIPTIONS) == len(set(DESCRIPTIONS.values())) == 30
+    assert list(TRACKED) == [f"{domain}-{slot}" for domain in SLOTS for slot in SLOTS[domain]]
+    assert len(TRACKED) == len({slot.description for slot in TRACKED.values()}) == 30
+
+
+def test_nearly_every_label_of_a_categorical_slot_is_one_of_its_values(real_data):
+    source = real_data / "multiwoz" / "derived_trade_layout" / "mwz2.1.zip"
+    labels = outside = 0
+    for example in tasks.get("multiwoz21", closed=True).examples(source, "test"):
+        for subtask in example.subtasks:
+            if subtask.allowed is not None:
+                labels += subtask.target != "none"
+                outside += subtask.target not in subtask.allowed
+    assert labels > 20_000
+    assert outside < 0.002 * labels
 
 
 def test_each_user_turn_is_an_example_with_the_dialogue_so_far_and_its_state(tmp_path):

@@ -13,7 +13,12 @@ SCHEMA = [
         "service_name": "Restaurants_2",
         "slots": [
             {"name": "time", "description": "Tentative time of the reservation"},
-            {"name": "location", "description": "City of the restaurant"},
+            {
+                "name": "location",
+                "description": "City of the restaurant",
+                "is_categorical": True,
+                "possible_values": ["Oakland", "San Jose", "oakland"],
+            },
         ],
     },
     {"service_name": "Alarm_1", "slots": [{"name": "alarm_time", "description": "Alarm's time"}]},
@@ -219,3 +224,12 @@ def test_real_2_2_samples_are_read_and_score_one(real_data, tmp_path):
             )
             assert len(examples) == len(samples) == files
             assert gold_scores_one(task, examples)
+
+
+def test_closed_holds_categorical_slots_to_the_schemas_values(tmp_path):
+    example = read(layout(tmp_path), closed=True)[1]
+    allowed = {subtask.id: subtask.allowed for subtask in example.subtasks}
+    assert allowed == {
+        "Restaurants_2-time": None,
+        "Restaurants_2-location": ("oakland", "san jose", "dontcare", "none"),
+    }
