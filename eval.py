@@ -78,7 +78,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"--limit={options.limit}: it must be at least 1")
     keep_compiled_programs()
     task = assembly.task_of(config)
-    examples = list(islice(task.examples(config.data.path or None, options.split), options.limit))
+    examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
     try:  # before the work, not after it
         options.output.mkdir(parents=True, exist_ok=True)

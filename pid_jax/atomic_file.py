@@ -1,4 +1,4 @@
-"""Files that are either complete or not there."""
+"""Files and directories that are either complete or not there."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +36,66 @@ def replacing(path: str | Path) -> Iterator[Path]:
         (folder / path.name).replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `path` only if the block ends without an error.
+
+    By then everything in it is on disk. Other processes that would make a directory beside it
+    are kept out meanwhile (where the file system has locks), and what a killed one left there is
+    removed. Raises UserError where nothing can be written, or where `path` is there already.
+    """
+    path = Path(path)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if stack.enter_context(_locked_directory(path.parent)):
+                for left_behind in path.parent.glob(f"{_BUILDING}*"):
+                    shutil.rmtree(left_behind)
+            if path.exists():
+                raise UserError(f"cannot write {path}: it is there already")
+            place = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=path.parent))
+            stack.callback(shutil.rmtree, place, ignore_errors=True)
+            # Inside, for mkdtemp's own directories are closed to others.
+            directory = place / path.name
+            directory.mkdir()
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        yield directory
+        try:
+            for folder, _, files in os.walk(directory):
+                for name in files:
+                    with (Path(folder) / name).open("rb") as file:
+                        os.fsync(file.fileno())
+                _sync_directory(Path(folder))
+            directory.rename(path)
+            _sync_directory(path.parent)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+
+_BUILDING = ".building-"
+
+
+@contextmanager
+def _locked_directory(directory: Path) -> Iterator[bool]:
+    """Keeps other processes out; False where the file system has no locks."""
+    if sys.platform == "win32":
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = True
+        except BlockingIOError:
+            raise UserError(f"{directory}: another process is writing there") from None
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(descriptor)
 
 
 class ResumableFile:

@@ -8,3 +8,7 @@ class UserError(ValueError):
     configurations, tensor name for checkpoints) and what to do about it. Command lines
     print it without a traceback.
     """
+
+
+class MissingData(UserError):
+    """Raised where a source lacks what was asked for: the file of a split, mostly."""

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
@@ -152,25 +153,23 @@ class TokenizedExamples(Sequence[TokenizedExample]):
         self.limits = limits
         self.ids: list[str] = []
         counts: list[int] = []
-        documents: list[str] = []
         prompts: dict[str, int] = {}
         targets: dict[str, int] = {}
         prompt_rows: list[int] = []
         target_rows: list[int] = []
-        for example in examples:
-            self.ids.append(example.id)
-            documents.append(example.document)
-            counts.append(len(example.subtasks))
-            for subtask in example.subtasks:
-                prompt_rows.append(prompts.setdefault(subtask.prompt, len(prompts)))
-                target_rows.append(
-                    _NO_TARGET
-                    if subtask.target is None
-                    else targets.setdefault(subtask.target, len(targets))
-                )
-        self._starts = _starts(counts)
-        self._prompt_rows = np.array(prompt_rows, np.int64)
-        self._target_rows = np.array(target_rows, np.int64)
+
+        def documents() -> Iterator[str]:
+            for example in examples:
+                self.ids.append(example.id)
+                counts.append(len(example.subtasks))
+                for subtask in example.subtasks:
+                    prompt_rows.append(prompts.setdefault(subtask.prompt, len(prompts)))
+                    target_rows.append(
+                        _NO_TARGET
+                        if subtask.target is None
+                        else targets.setdefault(subtask.target, len(targets))
+                    )
+                yield example.document
 
         edges = _special_tokens_around(tokenizer)
         if limits.document_tokens <= sum(edges):
@@ -179,18 +178,19 @@ class TokenizedExamples(Sequence[TokenizedExample]):
                 f"the tokenizer adds {sum(edges)} special tokens to every document"
             )
         self._documents = _Rows(
-            _encode(tokenizer, documents, special_tokens=True),
+            _encode(tokenizer, documents(), special_tokens=True),
             lambda ids: _cut_document(ids, limits, edges),
         )
+        # Now every example has been read, once, and no more than a portion of them was held.
+        self._starts = _starts(counts)
+        self._prompt_rows = np.array(prompt_rows, np.int64)
+        self._target_rows = np.array(target_rows, np.int64)
         self._prompts = _Rows(
-            _encode(tokenizer, list(prompts), special_tokens=False),
+            _encode(tokenizer, prompts, special_tokens=False),
             lambda ids: ids[: limits.prompt_tokens],
         )
         self._targets = _Rows(
-            (
-                [*ids, end_token_id]
-                for ids in _encode(tokenizer, list(targets), special_tokens=False)
-            ),
+            ([*ids, end_token_id] for ids in _encode(tokenizer, targets, special_tokens=False)),
             lambda ids: _cut_target(ids, limits),
         )
 
@@ -356,12 +356,13 @@ def _starts(lengths: Sequence[int]) -> Int[np.ndarray, " rows_and_end"]:
 
 
 def _encode(
-    tokenizer: Tokenizer, texts: Sequence[str], *, special_tokens: bool
+    tokenizer: Tokenizer, texts: Iterable[str], *, special_tokens: bool
 ) -> Iterator[list[int]]:
     """In portions: a fast tokenizer spreads each over the cores, and none is very large."""
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+    texts = iter(texts)
+    while portion := list(islice(texts, _TEXTS_AT_ONCE)):
         yield from tokenizer(
-            list(texts[start : start + _TEXTS_AT_ONCE]),
+            portion,
             add_special_tokens=special_tokens,
             return_attention_mask=False,
             return_token_type_ids=False,

@@ -12,7 +12,15 @@ from pid_jax.tasks.multiwoz import MultiWoz20, MultiWoz21, MultiWoz23, MultiWoz2
 from pid_jax.tasks.schema_guided import MultiWoz22, SchemaGuidedDialogue
 from pid_jax.tasks.squad import RadQa, Squad1, Squad2
 from pid_jax.tasks.synthetic_dst import SyntheticDialogueState
-from pid_jax.tasks.task import SPLITS, Predictions, Report, Task, prediction_for, target_of
+from pid_jax.tasks.task import (
+    SPLITS,
+    Predictions,
+    Report,
+    Task,
+    prediction_for,
+    reading_options,
+    target_of,
+)
 
 __all__ = [
     "SPLITS",
@@ -22,6 +30,7 @@ __all__ = [
     "get",
     "names",
     "prediction_for",
+    "reading_options",
     "target_of",
 ]
 

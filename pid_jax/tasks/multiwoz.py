@@ -15,7 +15,7 @@ from pid_jax.errors import UserError
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
 from pid_jax.tasks.multiwoz_layouts import dialogues
 from pid_jax.tasks.source_files import SourceFiles
-from pid_jax.tasks.task import check_split
+from pid_jax.tasks.task import check_split, scoring_option
 
 _DESCRIPTIONS = {
     "attraction-area": "part of town the attraction should be in",
@@ -100,7 +100,7 @@ class MultiWoz(DialogueStateTask):
     the whole string is right.
     """
 
-    any_of: bool = False
+    any_of: bool = scoring_option(False)
 
     version: ClassVar[str]
 

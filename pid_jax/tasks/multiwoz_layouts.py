@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pid_jax.errors import UserError
+from pid_jax.errors import MissingData, UserError
 from pid_jax.tasks.dialogue_state import NONE
 from pid_jax.tasks.fields import checked, field
 from pid_jax.tasks.multiwoz_labels import corrected_label
@@ -204,7 +204,7 @@ def _chooser(source: SourceFiles, split: str) -> Callable[[str], bool]:
 def _listed(source: SourceFiles, split: str) -> set[str]:
     files = [_LISTS[split] + ending for ending in _LIST_ENDINGS]
     if not source.named(*files):
-        raise UserError(
+        raise MissingData(
             f"{source.path}: {_LISTS[split]} (.txt, .json or without ending) is missing, which "
             "says what belongs to which split; put that of MultiWOZ 2.1 beside data.json if your "
             f"release has none; {source.contents()}"

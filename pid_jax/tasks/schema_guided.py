@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from pid_jax.data.examples import Example
-from pid_jax.errors import UserError
+from pid_jax.errors import MissingData, UserError
 from pid_jax.metrics.joint_goal_accuracy import ABSENT_VALUES
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
 from pid_jax.tasks.fields import checked, field
@@ -183,7 +183,7 @@ def _dialogue_files(source: SourceFiles, split: str) -> list[str]:
         if PurePosixPath(name).parent.name == folder and fnmatch(PurePosixPath(name).name, _FILES)
     ]
     if not names:
-        raise UserError(f"{source.path}: there is no {folder}/{_FILES}; {source.contents()}")
+        raise MissingData(f"{source.path}: there is no {folder}/{_FILES}; {source.contents()}")
     folders = sorted({str(PurePosixPath(name).parent) for name in names})
     if len(folders) > 1:
         raise UserError(

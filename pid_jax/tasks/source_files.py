@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from pid_jax.errors import UserError
+from pid_jax.errors import MissingData, UserError
 from pid_jax.tasks.json_stream import JsonStream
 
 # What is this far below a directory is not looked for: the directory is the wrong one.
@@ -82,7 +82,7 @@ class SourceFiles:
         return [name for name in self.names if PurePosixPath(name).name in file_names]
 
     def only(self, *file_names: str) -> str:
-        """The one name that ends in one of `file_names`."""
+        """The one name that ends in one of `file_names`. Raises MissingData where there is none."""
         matches = self.named(*file_names)
         if len(matches) == 1:
             return matches[0]
@@ -92,7 +92,7 @@ class SourceFiles:
                 f"{self.path}: {wanted} is there more than once: {', '.join(matches)}; name the "
                 "folder that is meant"
             )
-        raise UserError(f"{self.path}: there is no {wanted}; {self.contents()}")
+        raise MissingData(f"{self.path}: there is no {wanted}; {self.contents()}")
 
     def contents(self) -> str:
         """What is there, for messages."""

@@ -1,12 +1,17 @@
 """What every benchmark offers: examples to read, and a score for predictions."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
+
+T = TypeVar("T")
+
+_SCORING = "decides how predictions are scored"
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,10 +44,34 @@ class Task(Protocol):
         """The target that says "nothing here" ("none" for dialogue states), if there is one."""
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
-        """Reads one of the splits "train", "validation", "test", in the order of the source."""
+        """Reads one of the splits "train", "validation", "test", in the order of the source.
+
+        Raises MissingData, when it is called or for the first example, if the source has no such
+        split.
+        """
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
         """Scores predictions[example id][subtask id]. One that is missing is a UserError."""
+
+
+def scoring_option(default: T) -> T:
+    """A field of a task that decides how it is scored; its examples are the same whatever it is."""
+    value: T = dataclasses.field(default=default, metadata={_SCORING: True})
+    return value
+
+
+def reading_options(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a task's examples depend on, defaults included.
+
+    Of a task that is no dataclass, those `given` to make it.
+    """
+    if not dataclasses.is_dataclass(task):
+        return dict(given)
+    return {
+        option.name: getattr(task, option.name)
+        for option in dataclasses.fields(task)
+        if _SCORING not in option.metadata
+    }
 
 
 def check_split(split: str) -> None:

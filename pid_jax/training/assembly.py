@@ -1,7 +1,8 @@
 """What a run is made of, put together from its configuration: data, model, first state."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
 from pid_jax.checkpoints import huggingface
-from pid_jax.data import pipeline
+from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import (
@@ -26,6 +27,8 @@ from pid_jax.model import PidModel
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 
+log = logging.getLogger(__name__)
+
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -34,9 +37,24 @@ def task_of(config: ConfigDict) -> tasks.Task:
     return tasks.get(config.data.task, **config.data.options.to_dict())
 
 
-def read_examples(config: ConfigDict, split: str) -> list[Example]:
+def examples_of(config: ConfigDict, split: str) -> Iterable[Example]:
+    """The examples of a split, from the source or the prepared data set at config.data.path.
+
+    Those of a data set are a sequence, read when they are asked for.
+    """
+    task = task_of(config)
+    options = tasks.reading_options(task, config.data.options.to_dict())
+    data = prepared.find(config.data.path, config.data.task, options)
+    if data is None:
+        return task.examples(config.data.path or None, split)
+    log.info("%s: read from %s", split, data.directory)
+    return prepared.PreparedExamples(data, split)
+
+
+def read_examples(config: ConfigDict, split: str) -> Sequence[Example]:
     """All examples of a split. Raises UserError for an empty one."""
-    examples = list(task_of(config).examples(config.data.path or None, split))
+    found = examples_of(config, split)
+    examples = found if isinstance(found, Sequence) else list(found)
     if not examples:
         raise UserError(f"task {config.data.task}: the split {split!r} has no examples")
     return examples
@@ -155,10 +173,10 @@ def evaluation_batches(
     )
 
 
-def evenly_spaced(examples: Sequence[Example], number: int) -> list[Example]:
+def evenly_spaced(examples: Sequence[Example], number: int) -> Sequence[Example]:
     """`number` of the examples from all over the sequence; all of them for 0."""
     if number == 0 or number >= len(examples):
-        return list(examples)
+        return examples
     return [examples[i * len(examples) // number] for i in range(number)]
 
 

@@ -78,7 +78,8 @@ def default() -> ConfigDict:
     config.data = ConfigDict()
     # One of pid_jax.tasks.names().
     config.data.task = "synthetic_dst"
-    # Where the task's data lies (file, directory or zip). "" where the task needs none.
+    # Where the task's data lies: the source (file, directory or zip), or what
+    # pid_jax.data.prepare made of it. "" where the task needs none.
     config.data.path = ""
     # The task's own options, passed on by name.
     config.data.options = ConfigDict()

@@ -1,0 +1,237 @@
+"""Makes a data set that is read at random of a task's source: `python -m pid_jax.data.prepare`."""
+
+import argparse
+import ast
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pid_jax import tasks
+from pid_jax.atomic_file import new_directory
+from pid_jax.command_line import user_errors
+from pid_jax.data import prepared
+from pid_jax.data.examples import Example
+from pid_jax.data.prepared import Origin, PreparedData
+from pid_jax.errors import MissingData, UserError
+
+DESCRIPTION = """\
+Reads a task's source once, checks it from end to end, and writes its examples as a data set of
+tensorflow_datasets (ArrayRecord; TensorFlow is not needed), which train.py and eval.py read at
+random:
+
+  python -m pid_jax.data.prepare --task=multiwoz24 --source=MULTIWOZ2.4.zip --data_dir=prepared
+  python train.py --config=configs/multiwoz24_scratch.py --workdir=runs/multiwoz24 \\
+      --config.data.path=prepared
+
+The data set is DATA_DIR/TASK/VERSION. A version appears once it is complete and on disk, and is
+never changed: of a source that has changed, or with other options, the next one is made; where
+there is one of the same source and options, it is checked and kept. Stopped or killed, the same
+command starts over. Splits that the source lacks are named and left out.
+"""
+EXIT_STATUS = """\
+exit status: 0 the data set is there; 2 a mistake in the command or the data; 130 stopped by Ctrl-C.
+"""
+SECONDS_BETWEEN_REPORTS = 5.0
+
+log = logging.getLogger("pid_jax.data.prepare")  # also where it runs as __main__
+
+
+def prepare(
+    task_name: str,
+    source: str | Path | None,
+    data_dir: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    splits: Sequence[str] | None = None,
+) -> PreparedData:
+    """Makes the data set, or finds it made. `splits`: those that must be there; None: any.
+
+    Raises UserError for what the task's reader refuses, and for a version that is damaged.
+    """
+    options = options or {}
+    task = tasks.get(task_name, **options)
+    folder = Path(data_dir) / prepared.folder_name(task_name)
+    origin = Origin(
+        task_name,
+        prepared.as_json(tasks.reading_options(task, options)),
+        _checksums(source, leaving_out=Path(data_dir)),
+    )
+    present = prepared.versions(folder)
+    for data in reversed(present):
+        if (data.format, data.origin) == (prepared.FORMAT, origin) and (
+            splits is None or set(splits) == set(data.splits)
+        ):
+            data.check_content()
+            log.info("%s is there already, made of the same, and as it was written", data.directory)
+            return data
+    for line in _changes(present, origin):
+        log.info("%s", line)
+
+    directory = folder / _next_version(present)
+    with new_directory(directory) as building:
+        found, left_out = _open_splits(task, source, splits)
+        prepared.write(building, directory.name, origin, found, left_out)
+    [data] = [data for data in prepared.versions(folder) if data.directory == directory]
+    for split, reason in left_out.items():
+        log.warning("left out: %s (%s)", split, reason)
+    return data
+
+
+def _open_splits(
+    task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
+) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
+    """Those that are there, with their examples, and those that are not, with the reason."""
+    found: dict[str, Iterable[Example]] = {}
+    left_out = {}
+    for split in splits or tasks.SPLITS:
+        try:
+            examples = iter(task.examples(source, split))
+            first = next(examples, None)
+        except MissingData as error:
+            if splits:
+                raise
+            left_out[split] = str(error)
+            continue
+        if first is None:
+            raise UserError(f"task {task.name}: the split {split!r} has no examples")
+        found[split] = _with_progress(chain([first], examples), split)
+    if not found:
+        raise UserError("; ".join(left_out.values()))
+    return found, left_out
+
+
+def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:
+    """Says on standard error how far it is: a bar on a terminal, elsewhere a line now and then."""
+    count = 0
+    started = reported = time.monotonic()
+    with tqdm(desc=split, unit=" examples", disable=not sys.stderr.isatty()) as bar:
+        for example in examples:
+            yield example
+            count += 1
+            bar.update()
+            if bar.disable and time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                log.info("%s: %s examples so far", split, f"{count:,}")
+    log.info("%s: %s examples in %.1f s", split, f"{count:,}", time.monotonic() - started)
+
+
+def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:
+    """The SHA-256 of every file that the source is made of, but for hidden ones."""
+    if source is None or not str(source):
+        return {}
+    source = Path(source)
+    try:
+        if not source.is_dir():
+            return {source.name: prepared.sha256(source)}
+        checksums = {}
+        for folder, folders, files in os.walk(source):
+            here = Path(folder)
+            folders[:] = [
+                name
+                for name in folders
+                if not name.startswith(".") and (here / name).resolve() != leaving_out.resolve()
+            ]
+            for name in files:
+                path = here / name
+                if not name.startswith(".") and path.is_file():
+                    checksums[path.relative_to(source).as_posix()] = prepared.sha256(path)
+        return dict(sorted(checksums.items()))
+    except OSError as error:
+        raise UserError(f"{error.filename or source}: cannot be read ({error.strerror})") from error
+
+
+def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
+    """What differs from the newest version with the same options."""
+    for data in reversed(present):
+        if data.origin.options != origin.options:
+            continue
+        before, now = data.origin.sources, origin.sources
+        for name in sorted({*before, *now}):
+            if name not in now:
+                yield f"the source of {data.directory} had {name}, which is gone"
+            elif name not in before:
+                yield f"the source of {data.directory} had no {name}"
+            elif before[name] != now[name]:
+                yield f"{name} is not what {data.directory} was made of: it has changed"
+        return
+
+
+def _next_version(present: Sequence[PreparedData]) -> str:
+    of_format = [data.version[1] for data in present if data.version[0] == prepared.FORMAT]
+    return f"{prepared.FORMAT}.{max(of_format, default=-1) + 1}.0"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pid_jax.data.prepare",
+        description=DESCRIPTION,
+        epilog=EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--task", required=True, help=f"one of {', '.join(tasks.names())}, or your own"
+    )
+    parser.add_argument(
+        "--source", metavar="PATH", help="the files as they were downloaded, if the task reads any"
+    )
+    parser.add_argument(
+        "--data_dir",
+        required=True,
+        metavar="DIRECTORY",
+        type=Path,
+        help="where data sets are; made if missing",
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        choices=tasks.SPLITS,
+        help="only this split, which must be there; may be given more than once",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, as config.data.options has it; may be given more than once",
+    )
+    options = parser.parse_args(arguments)
+
+    package_log = logging.getLogger("pid_jax")
+    package_log.setLevel(logging.INFO)
+    package_log.addHandler(logging.StreamHandler())
+    package_log.propagate = False  # absl, imported on the way, would write the lines again
+    with user_errors():
+        try:
+            data = prepare(
+                options.task,
+                options.source,
+                options.data_dir,
+                options=dict(map(_option, options.option)),
+                splits=options.split,
+            )
+        except KeyboardInterrupt:
+            print("stopped: nothing was kept", file=sys.stderr)
+            sys.exit(130)
+    print(f"{data.directory}: {', '.join(data.splits)}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UserError(f"--option={text}: expected NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Examples on disk as a data set of `tensorflow_datasets`: written once, read at random.
+
+    DATA_DIR/multiwoz24/1.0.0/
+        multiwoz24-train.array_record-00000, ...    the examples, in the order of the source
+        dataset_info.json, features.json            what tensorflow_datasets reads them by
+        metadata.json                               what they were made from; their checksums
+
+A record has the keys of a JSON line: `id`, `document` and `subtasks`. The last is JSON in turn:
+without TensorFlow, tensorflow_datasets stores neither lists of lists nor what is absent.
+
+Of a version the first number is the layout's (`FORMAT`); the second counts what was read. No
+version is ever changed.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+from pid_jax.data.examples import Example, Subtask
+from pid_jax.errors import MissingData, UserError
+
+FORMAT = 1
+_EXAMPLES_PER_FILE = 2**17
+_EXAMPLES_AT_ONCE = 256
+_METADATA = "metadata.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a data set is made from: the same again makes the same data set."""
+
+    task: str
+    options: Mapping[str, Any]
+    """Those of the task that its examples depend on."""
+    sources: Mapping[str, str]
+    """The files of the source, each with its SHA-256."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """One version, and what its metadata.json says of it."""
+
+    directory: Path
+    format: int
+    origin: Origin
+    left_out: Mapping[str, str]
+    """The splits that the source lacks, each with what its reader said."""
+    splits: Mapping[str, Mapping[str, "RecordFile"]]
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(map(int, self.directory.name.split(".")))
+
+    def check_sizes(self, split: str) -> None:
+        """Raises UserError for a file that is gone or has another size than when it was written."""
+        for name, record_file in self.splits[split].items():
+            path = self.directory / name
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise _damaged(path, error.strerror) from error
+            if size != record_file.bytes:
+                raise _damaged(path, f"it has {size:,} bytes, not {record_file.bytes:,}")
+
+    def check_content(self) -> None:
+        """Raises UserError for a file that is not what was written. Reads them all."""
+        for split, files in self.splits.items():
+            self.check_sizes(split)
+            for name, record_file in files.items():
+                if sha256(self.directory / name) != record_file.sha256:
+                    raise _damaged(self.directory / name, "its checksum is another")
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file of examples, as it was written."""
+
+    bytes: int
+    sha256: str
+
+
+class PreparedExamples(Sequence[Example]):
+    """The examples of one split, read when they are asked for: a source for Grain.
+
+    Raises UserError for a split that is not there and for files that are damaged.
+    """
+
+    def __init__(self, data: PreparedData, split: str) -> None:
+        import tensorflow_datasets as tfds  # here, for it takes a second
+
+        self._data = data
+        self._split = split
+        if split not in data.splits:
+            reason = data.left_out.get(split, "it was not prepared")
+            raise MissingData(
+                f"{data.directory}: there is no split {split!r} ({reason}); it has "
+                f"{', '.join(data.splits)}"
+            )
+        data.check_sizes(split)
+        with _damage_found(data.directory):
+            self._records = tfds.builder_from_directory(data.directory).as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        with _damage_found(self._data.directory):
+            record = self._records[index]
+            return Example(
+                id=record["id"].decode(),
+                document=record["document"].decode(),
+                subtasks=tuple(map(_subtask, json.loads(record["subtasks"]))),
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedExamples, (self._data, self._split)
+
+    def __repr__(self) -> str:
+        return f"PreparedExamples({str(self._data.directory)!r}, {self._split!r})"
+
+
+def write(
+    directory: Path,
+    version: str,
+    origin: Origin,
+    splits: Mapping[str, Iterable[Example]],
+    left_out: Mapping[str, str],
+) -> None:
+    """Fills an empty directory. What it holds is a data set only once this has returned."""
+    import tensorflow_datasets as tfds
+
+    text = tfds.features.Text()
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=folder_name(origin.task),
+            version=tfds.core.Version(version),
+            data_dir=str(directory),
+            module_name=__name__,
+        ),
+        description=f"Examples of the task {origin.task}, as pid_jax reads them.",
+        features=tfds.features.FeaturesDict({"id": text, "document": text, "subtasks": text}),
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(),
+    )
+    writer = tfds.core.SequentialWriter(info, _EXAMPLES_PER_FILE, file_format="array_record")
+    writer.initialize_splits(list(splits))
+    for split, examples in splits.items():
+        records = map(_record, examples)
+        while portion := list(islice(records, _EXAMPLES_AT_ONCE)):
+            writer.add_examples({split: portion})
+        writer.close_splits([split])
+    info.metadata["pid_jax"] = {
+        "format": FORMAT,
+        **asdict(origin),
+        "left_out": dict(left_out),
+        "splits": {
+            split: {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+                for path in map(Path, info.splits[split].filepaths)
+            }
+            for split in splits
+        },
+    }
+    info.write_to_directory(directory)
+
+
+def find(path: str | Path | None, task: str, options: Mapping[str, Any]) -> PreparedData | None:
+    """The newest data set of a task at `path`; None where nothing is prepared.
+
+    `path` is what was given as `--data_dir`, the task's folder in it, or one version. Raises
+    UserError if there are data sets, but none made with these options by this layout.
+    """
+    if path is None or not str(path) or not Path(path).is_dir():
+        return None
+    path = Path(path)
+    itself = _read(path)
+    found = [itself] if itself else versions(path) or versions(path / folder_name(task))
+    if not found:
+        return None
+    wanted = (FORMAT, task, as_json(options))
+    suited = [
+        data for data in found if (data.format, data.origin.task, data.origin.options) == wanted
+    ]
+    if not suited:
+        there = "; ".join(
+            f"{data.directory.name} is of {data.origin.task}, {_listed(data.origin.options)}, "
+            f"in format {data.format}"
+            for data in found
+        )
+        raise UserError(
+            f"{path}: nothing there was prepared for task {task}, {_listed(options)}, in format "
+            f"{FORMAT}: {there}; run python -m pid_jax.data.prepare for it, or name the source"
+        )
+    return suited[-1]
+
+
+def versions(folder: Path) -> list[PreparedData]:
+    """Every version in the folder of a task, the oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [data for path in folder.iterdir() if (data := _read(path)) is not None]
+    return sorted(found, key=lambda data: data.version)
+
+
+def folder_name(task: str) -> str:
+    """What tensorflow_datasets can call it: own tasks are named "module:Class"."""
+    return re.sub(r"\W", "_", task)
+
+
+def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as they come back from a JSON file."""
+    back: dict[str, Any] = json.loads(json.dumps(dict(options), default=str))
+    return back
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(directory: Path) -> PreparedData | None:
+    """None for anything but a version that was prepared here."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", directory.name):
+        return None
+    try:
+        about = json.loads((directory / _METADATA).read_bytes())["pid_jax"]
+        return PreparedData(
+            directory=directory,
+            format=about["format"],
+            origin=Origin(about["task"], about["options"], about["sources"]),
+            left_out=about["left_out"],
+            splits={
+                split: {name: RecordFile(**entry) for name, entry in files.items()}
+                for split, files in about["splits"].items()
+            },
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _record(example: Example) -> dict[str, str]:
+    # As in a JSON line, what is None is not there.
+    subtasks = [
+        {key: value for key, value in asdict(subtask).items() if value is not None}
+        for subtask in example.subtasks
+    ]
+    return {"id": example.id, "document": example.document, "subtasks": json.dumps(subtasks)}
+
+
+def _subtask(entry: Mapping[str, Any]) -> Subtask:
+    allowed, references = entry.get("allowed"), entry.get("references")
+    return Subtask(
+        id=entry["id"],
+        prompt=entry["prompt"],
+        target=entry.get("target"),
+        allowed=None if allowed is None else tuple(allowed),
+        references=None if references is None else tuple(references),
+    )
+
+
+def _listed(options: Mapping[str, Any]) -> str:
+    if not options:
+        return "without options"
+    return "with " + ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+@contextmanager
+def _damage_found(directory: Path) -> Iterator[None]:
+    """What tensorflow_datasets and ArrayRecord raise for files that are not what was written."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
+        raise _damaged(directory, error) from error
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path}: damaged ({reason}): delete this version, and prepare it again")
