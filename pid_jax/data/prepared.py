@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -29,6 +29,7 @@ FORMAT = 1
 _EXAMPLES_PER_FILE = 2**17
 _EXAMPLES_AT_ONCE = 256
 _METADATA = "metadata.json"
+_PARTS = tuple(field.name for field in fields(Subtask))
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _read(directory: Path) -> PreparedData | None:
 def _record(example: Example) -> dict[str, str]:
     # As in a JSON line, what is None is not there.
     subtasks = [
-        {key: value for key, value in asdict(subtask).items() if value is not None}
+        {key: value for key in _PARTS if (value := getattr(subtask, key)) is not None}
         for subtask in example.subtasks
     ]
     return {"id": example.id, "document": example.document, "subtasks": json.dumps(subtasks)}

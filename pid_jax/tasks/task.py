@@ -65,11 +65,12 @@ def reading_options(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Of a task that is no dataclass, those `given` to make it.
     """
-    if not dataclasses.is_dataclass(task):
+    made: Any = task  # mypy knows of no Task that is a dataclass
+    if not dataclasses.is_dataclass(made):
         return dict(given)
     return {
         option.name: getattr(task, option.name)
-        for option in dataclasses.fields(task)
+        for option in dataclasses.fields(made)
         if _SCORING not in option.metadata
     }
 
