@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pid_jax.atomic_file import ResumableFile, partial_path, replacing
+from pid_jax.atomic_file import ResumableFile, new_directory, partial_path, replacing
 from pid_jax.errors import UserError
 
 
@@ -203,3 +203,52 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=message):
             ResumableFile(tmp_path / name)
+
+
+def test_a_directory_appears_when_the_block_ends_with_all_that_is_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "1.0.0"
+    with new_directory(target) as directory:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "file.txt").write_text("content")
+        assert not target.exists()
+    assert (target / "inner" / "file.txt").read_text() == "content"
+    assert list(target.parent.iterdir()) == [target]
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
+def test_an_error_leaves_no_directory(tmp_path: Path) -> None:
+    def half_done() -> None:
+        with new_directory(tmp_path / "1") as directory:
+            (directory / "file.txt").write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        half_done()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_never_replaced_and_what_was_left_behind_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / ".building-abc").mkdir()
+    (tmp_path / ".building-abc" / "file.txt").write_text("of a process that was killed")
+    with pytest.raises(UserError, match="it is there already"), new_directory(tmp_path / "1"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "1"]
+
+
+def test_two_directories_are_not_made_beside_each_other_at_once(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "1"):
+        with pytest.raises(UserError, match="another process"), new_directory(tmp_path / "2"):
+            pass
+        assert not (tmp_path / "2").exists()
+    with new_directory(tmp_path / "2"):
+        pass
+    assert (tmp_path / "1").is_dir()
+
+
+def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), new_directory(tmp_path / "file" / "1"):
+        pass

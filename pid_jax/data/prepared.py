@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -140,7 +141,10 @@ def write(
     splits: Mapping[str, Iterable[Example]],
     left_out: Mapping[str, str],
 ) -> None:
-    """Fills an empty directory. What it holds is a data set only once this has returned."""
+    """Fills an empty directory. What it holds is a data set only once this has returned.
+
+    Raises UserError where it cannot be written.
+    """
     import tensorflow_datasets as tfds
 
     text = tfds.features.Text()
@@ -161,8 +165,10 @@ def write(
     for split, examples in splits.items():
         records = map(_record, examples)
         while portion := list(islice(records, _EXAMPLES_AT_ONCE)):
-            writer.add_examples({split: portion})
-        writer.close_splits([split])
+            with _failing_disk():
+                writer.add_examples({split: portion})
+        with _failing_disk():
+            writer.close_splits([split])
     info.metadata["pid_jax"] = {
         "format": FORMAT,
         **asdict(origin),
@@ -175,7 +181,8 @@ def write(
             for split in splits
         },
     }
-    info.write_to_directory(directory)
+    with _failing_disk():
+        info.write_to_directory(directory)
 
 
 def find(path: str | Path | None, task: str, options: Mapping[str, Any]) -> PreparedData | None:
@@ -264,19 +271,31 @@ def _record(example: Example) -> dict[str, str]:
 
 def _subtask(entry: Mapping[str, Any]) -> Subtask:
     allowed, references = entry.get("allowed"), entry.get("references")
-    return Subtask(
-        id=entry["id"],
-        prompt=entry["prompt"],
-        target=entry.get("target"),
-        allowed=None if allowed is None else tuple(allowed),
-        references=None if references is None else tuple(references),
+    return _shared_subtask(
+        entry["id"],
+        entry["prompt"],
+        entry.get("target"),
+        None if allowed is None else tuple(allowed),
+        None if references is None else tuple(references),
     )
+
+
+# Most documents are asked the same, and most answers repeat: making each anew is half of reading.
+_shared_subtask = lru_cache(maxsize=4096)(Subtask)
 
 
 def _listed(options: Mapping[str, Any]) -> str:
     if not options:
         return "without options"
     return "with " + ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+@contextmanager
+def _failing_disk() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises the latter
+        raise UserError(f"the data set cannot be written ({error}): is the disk full?") from error
 
 
 @contextmanager

@@ -272,6 +272,27 @@ def test_of_two_builds_at_once_the_second_is_told(source, data_dir):
         assert prepared.find(data_dir, "jsonl", {}) is None
 
 
+def test_a_full_disk_is_an_error_that_leaves_nothing(source, data_dir):
+    write_lines(source, train=20_000)
+    program = (
+        "import resource, signal, sys; from pid_jax.data import prepare;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5));"
+        "prepare.main(sys.argv[1:])"
+    )
+    options = ("--task=jsonl", f"--source={source}", f"--data_dir={data_dir}")
+    result = subprocess.run(
+        [sys.executable, "-c", program, *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "error: the data set cannot be written" in result.stderr
+    assert what_is_in(data_dir / "jsonl") == []
+
+
 # As the command, but for a source that never ends once it has been read for a while.
 ENDLESS = """
 import sys, time
