@@ -19,7 +19,14 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.tasks.fields import checked, field, kind_of
 from pid_jax.tasks.source_files import SourceFiles
-from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for, target_of
+from pid_jax.tasks.task import (
+    Predictions,
+    Report,
+    check_split,
+    prediction_for,
+    scoring_option,
+    target_of,
+)
 from pid_jax.tasks.text_scores import TextScores
 
 log = logging.getLogger(__name__)
@@ -35,7 +42,7 @@ class JsonLines:
     """
 
     negative_target: str | None = None
-    metrics: str = "exact_match,f1"
+    metrics: str = scoring_option("exact_match,f1")
 
     def __post_init__(self) -> None:
         self._scores()  # before the work, not after it

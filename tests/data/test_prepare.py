@@ -210,8 +210,8 @@ def test_options_that_change_examples_choose_the_version(tmp_path, data_dir):
 def test_options_of_the_score_alone_change_no_examples():
     strict, any_of = (tasks.get("multiwoz24", any_of=value) for value in (False, True))
     assert strict != any_of
-    assert tasks.reading_options(strict, {}) == {"prompts": "slot"}
-    assert tasks.reading_options(any_of, {"any_of": True}) == {"prompts": "slot"}
+    assert tasks.reading_options(strict, {}) == {"prompts": "slot", "closed": False}
+    assert tasks.reading_options(any_of, {"any_of": True}) == {"prompts": "slot", "closed": False}
 
 
 def test_what_is_prepared_for_another_task_is_refused(source, data_dir):
