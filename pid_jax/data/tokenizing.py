@@ -250,8 +250,20 @@ class TokenizedExamples(Sequence[TokenizedExample]):
         """Which subtasks of all examples have no target."""
         return self._target_rows == _NO_TARGET
 
+    def lengths_before_cutting(self) -> dict[str, Int[np.ndarray, " texts"]]:
+        """Of all "documents", "prompts" and "targets", special and end tokens included."""
+        return {
+            "documents": self._documents.lengths_before,
+            "prompts": self._prompts.lengths_before[self._prompt_rows],
+            "targets": self._targets.lengths_before[self._targets_asked],
+        }
+
+    @property
+    def _targets_asked(self) -> Int[np.ndarray, " subtasks_with_target"]:
+        return self._target_rows[self._target_rows != _NO_TARGET]
+
     def truncation_report(self) -> TruncationReport:
-        asked = self._target_rows[self._target_rows != _NO_TARGET]
+        asked = self._targets_asked
         return TruncationReport(
             limits=self.limits,
             documents=len(self),
@@ -340,11 +352,15 @@ class _Rows:
         self._tokens = np.array(tokens, np.int32)
         self._starts = _starts(lengths)
         self.lengths = np.array(lengths, np.int64)
-        self.cut = self.lengths < np.array(lengths_before, np.int64)
-        self.longest_before: int = max(lengths_before, default=0)
+        self.lengths_before = np.array(lengths_before, np.int64)
+        self.cut = self.lengths < self.lengths_before
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def longest_before(self) -> int:
+        return int(self.lengths_before.max(initial=0))
 
     def __getitem__(self, row: int) -> list[int]:
         tokens: list[int] = self._tokens[self._starts[row] : self._starts[row + 1]].tolist()

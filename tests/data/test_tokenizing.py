@@ -194,6 +194,8 @@ def test_the_truncation_report_counts_every_document_and_subtask_once(byt5):
     assert (report.prompts_cut, report.prompts, report.longest_prompt) == (2, 4, 3)
     assert (report.targets_cut, report.targets, report.longest_target) == (2, 3, 5)
     assert report.anything_cut
+    lengths = {kind: list(of) for kind, of in tokenized.lengths_before_cutting().items()}
+    assert lengths == {"documents": [7, 3], "prompts": [3, 1, 3, 1], "targets": [5, 2, 5]}
     assert str(report) == (
         "cut 1 of 2 documents on the left to 4 tokens (longest 7), "
         "2 of 4 prompts to 2 tokens (longest 3), 2 of 3 targets to 3 tokens (longest 5)"
