@@ -14,8 +14,9 @@ the version of the data and the rules that they follow.
   python eval.py --config=configs/multiwoz21_scratch.py --checkpoint=WORKDIR --output=OUTPUT \\
       --config.data.task=multiwoz24 --config.data.path=mwz2.4.zip --limit=200
 
-Writes OUTPUT/metrics.json (scores, rules, speed, versions) and OUTPUT/predictions.jsonl (every
-document with its predictions). Any key of the config file can be overridden as shown.
+Writes OUTPUT/metrics.json (scores, rules, speed, versions), OUTPUT/predictions.jsonl (every
+document with its predictions) and OUTPUT/report.html (both for reading, in one file, with charts
+and the worst examples). Any key of the config file can be overridden as shown.
 """
 
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from pid_jax import evaluation
+    from pid_jax import evaluation, scoring
     from pid_jax.compilation_cache import keep_compiled_programs
     from pid_jax.errors import UserError
     from pid_jax.model import PidModel
@@ -105,8 +106,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         result,
         {"task": task.name, "split": options.split, "checkpoint": str(options.checkpoint)},
     )
-    print(f"{task.name}, {options.split}\n{evaluation.table(result)}")
-    print(f"Written to {options.output}: metrics.json, predictions.jsonl")
+    print(f"{task.name}, {options.split}\n{scoring.table(result)}")
+    print(f"Written to {options.output}: {', '.join(evaluation.FILES)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, get_args
@@ -87,6 +87,31 @@ def _documentation(options: type) -> dict[str, str]:
             ):
                 texts[name] = " ".join(text.split())
     return texts
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --option NAME=VALUE, as often as there are options of a task to give."""
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, as config.data.options has it; may be given more than once",
+    )
+
+
+def task_options(given: Iterable[str]) -> dict[str, Any]:
+    """What --option was given: values are read as Python writes them, or else are texts."""
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UserError(f"--option={text}: expected NAME=VALUE")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options
 
 
 @contextmanager

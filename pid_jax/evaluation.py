@@ -1,48 +1,49 @@
-"""A task's score over a checkpoint: generate every answer, score them, time it."""
+"""A task's score over a checkpoint, or over predictions made elsewhere.
 
-import importlib.metadata
+`python eval.py` does the first, `python -m pid_jax.evaluation` the second; see their --help.
+"""
+
+import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from pid_jax.answering import answered
+from pid_jax import html_report, tasks
 from pid_jax.atomic_file import replacing
+from pid_jax.command_line import add_task_options, task_options, user_errors
 from pid_jax.data.examples import Example
-from pid_jax.data.tokenizing import Limits, TokenizedExamples, TruncationReport
+from pid_jax.data.tokenizing import Limits, TokenizedExamples
 from pid_jax.errors import UserError
 from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
-from pid_jax.tasks import Report, Task
+from pid_jax.scoring import Answer, Evaluation, Lengths, Run, scored, summary, table
+from pid_jax.tasks import Task, jsonl
+from pid_jax.tasks.fields import field, kind_of
 
-# Distributions whose versions change figures or speed.
-_VERSIONED = ("pid_jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
+FILES = METRICS, PREDICTIONS, REPORT = ("metrics.json", "predictions.jsonl", "report.html")
 
+DESCRIPTION = """\
+Scores predictions that were made elsewhere, and prints the scores with the version of the data
+and the rules that they follow.
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found. `answers` is nested and ordered as `examples` and their subtasks."""
+  python -m pid_jax.evaluation --predictions=mine.jsonl --task=multiwoz24 --path=MULTIWOZ2.4.zip
 
-    examples: Sequence[Example]
-    answers: Sequence[Sequence[Generation]]
-    report: Report
-    negative_target: str | None
-    """The task's answer for "nothing here", if it has one."""
-    baseline: Report | None
-    """The score of giving that answer to everything."""
-    method: str
-    seconds: float
-    """Of generation as a whole, compilation included."""
-    seconds_per_document: float
-    """Median over batches, in which the few that compile do not show."""
-    truncation: TruncationReport
+Each line has the predictions of one document, under the ids that the task gives:
+
+  {"id": "MUL0003.json:0", "subtasks": [{"id": "hotel-area", "prediction": "north"}, ...]}
+
+The lines may be in any order; a subtask may have a "score", the natural logarithm of its
+prediction's probability; other keys, as eval.py writes them, are ignored. Every subtask of the
+split needs its prediction.
+"""
 
 
 def evaluate(
@@ -61,8 +62,7 @@ def evaluate(
     is called with a batch's number of documents and its seconds. Raises UserError if there is
     nothing to score or no tokenizer to read it with.
     """
-    if not examples:
-        raise UserError(f"task {task.name}: no examples to evaluate")
+    _check_any(examples, task)
     if model.tokenizer is None:
         raise UserError("the checkpoint has no tokenizer: an evaluation needs one to read text")
     tokenized = TokenizedExamples(
@@ -77,7 +77,7 @@ def evaluate(
 
     inputs = [tokenized[i] for i in range(len(examples))]
     started = time.perf_counter()
-    answers = model.generate(
+    generated = model.generate(
         [example.document for example in inputs],
         [example.prompts for example in inputs],
         batch_size=batch_size,
@@ -88,17 +88,24 @@ def evaluate(
         method=method,
     )
     seconds = time.perf_counter() - started
-    return Evaluation(
-        examples=examples,
-        answers=answers,
-        report=task.score(examples, _by_id(examples, answers)),
-        negative_target=task.negative_target,
-        baseline=negative_baseline(task, examples),
-        method=method,
-        seconds=seconds,
-        seconds_per_document=statistics.median(per_document),
-        truncation=tokenized.truncation_report(),
+    return scored(
+        task,
+        examples,
+        [[Answer(one.text or "", one.score) for one in row] for row in generated],
+        lengths=_lengths(tokenized, generated),
+        run=Run(
+            method=method,
+            device=_device(),
+            seconds=seconds,
+            seconds_per_document=statistics.median(per_document),
+            truncation=tokenized.truncation_report(),
+        ),
     )
+
+
+def _check_any(examples: Sequence[Example], task: Task) -> None:
+    if not examples:
+        raise UserError(f"task {task.name}: no examples to evaluate")
 
 
 def _allowed(examples: Sequence[Example]) -> list[list[tuple[str, ...] | None]] | None:
@@ -107,103 +114,13 @@ def _allowed(examples: Sequence[Example]) -> list[list[tuple[str, ...] | None]] 
     return lists if any(one is not None for row in lists for one in row) else None
 
 
-def negative_baseline(task: Task, examples: Sequence[Example]) -> Report | None:
-    """The score of a model that always answers the negative target: what any model must beat."""
-    if task.negative_target is None:
-        return None
-    always = {
-        example.id: {subtask.id: task.negative_target for subtask in example.subtasks}
-        for example in examples
-    }
-    return task.score(examples, always)
-
-
-def write(directory: str | Path, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
-    """Writes metrics.json and predictions.jsonl, each complete or not at all.
-
-    `about` (task, split, checkpoint, ...) is added to metrics.json.
-    """
-    directory = Path(directory)
-    lines = [
-        json.dumps(answered(_line(example), answers), ensure_ascii=False) + "\n"
-        for example, answers in zip(evaluation.examples, evaluation.answers, strict=True)
-    ]
-    with replacing(directory / "predictions.jsonl") as path:
-        path.write_text("".join(lines), encoding="utf-8")
-    with replacing(directory / "metrics.json") as path:
-        content = json.dumps({**about, **summary(evaluation)}, indent=2, ensure_ascii=False)
-        path.write_text(content + "\n", encoding="utf-8")
-
-
-def summary(evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json says of an evaluation: scores, the policy they follow, speed, setting."""
-    baseline = None
-    if evaluation.baseline is not None:
-        baseline = {
-            "always": evaluation.negative_target,
-            "metrics": evaluation.baseline.metrics,
-        }
-    return {
-        "metrics": evaluation.report.metrics,
-        "tables": evaluation.report.tables,
-        "baseline": baseline,
-        "policy": evaluation.report.policy,
-        "documents": len(evaluation.examples),
-        "prompts": sum(len(example.subtasks) for example in evaluation.examples),
-        "truncation": asdict(evaluation.truncation),
-        "method": evaluation.method,
-        "seconds": round(evaluation.seconds, 3),
-        "seconds_per_document": round(evaluation.seconds_per_document, 6),
-        "device": _device(),
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
-
-
-def table(evaluation: Evaluation) -> str:
-    """The scores beside the baseline's, the rules that they follow, and the speed, for people."""
-    rows = [
-        ("documents", f"{len(evaluation.examples):,}"),
-        *((name, _figure(evaluation, name)) for name in evaluation.report.metrics),
-        *evaluation.report.policy.items(),
-        ("truncation", str(evaluation.truncation)),
-        (
-            "speed",
-            f"{evaluation.seconds_per_document:.4f} s per document ({evaluation.method}, median "
-            f"over batches), {evaluation.seconds:.1f} s in all",
-        ),
-    ]
-    width = 2 + max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}{text}" for name, text in rows)
-
-
-def _figure(evaluation: Evaluation, name: str) -> str:
-    value = evaluation.report.metrics[name]
-    if name.endswith("total"):  # of questions
-        return f"{int(value):,}"
-    if evaluation.baseline is None or name not in evaluation.baseline.metrics:
-        return f"{value:.4f}"
-    baseline = evaluation.baseline.metrics[name]
-    return f'{value:.4f}  (always "{evaluation.negative_target}": {baseline:.4f})'
-
-
-def _by_id(
-    examples: Sequence[Example], answers: Sequence[Sequence[Generation]]
-) -> dict[str, dict[str, str]]:
-    return {
-        example.id: {
-            subtask.id: answer.text or ""
-            for subtask, answer in zip(example.subtasks, example_answers, strict=True)
-        }
-        for example, example_answers in zip(examples, answers, strict=True)
-    }
-
-
-def _line(example: Example) -> dict[str, Any]:
-    subtasks = [
-        {"id": subtask.id, "prompt": subtask.prompt, "target": subtask.target}
-        for subtask in example.subtasks
-    ]
-    return {"id": example.id, "document": example.document, "subtasks": subtasks}
+def _lengths(tokenized: TokenizedExamples, generated: Sequence[Sequence[Generation]]) -> Lengths:
+    # An answer that reached the limit has no end token; any other has one, as targets have.
+    longest = tokenized.limits.target_tokens
+    predictions = [min(len(one.tokens) + 1, longest) for row in generated for one in row]
+    return Lengths(
+        "tokens", {**tokenized.lengths_before_cutting(), "predictions": np.array(predictions)}
+    )
 
 
 def _device() -> str:
@@ -211,11 +128,152 @@ def _device() -> str:
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
-            continue
-    return versions
+def write(directory: str | Path, evaluation: Evaluation, about: Mapping[str, str]) -> None:
+    """Writes metrics.json, predictions.jsonl and report.html, each complete or not at all.
+
+    `about` (task, split, checkpoint, ...) is added to metrics.json and report.html.
+    """
+    lines = (
+        _json(_line(example, answers))
+        for example, answers in zip(evaluation.examples, evaluation.answers, strict=True)
+    )
+    directory = Path(directory)
+    _write(directory / METRICS, _json({**about, **summary(evaluation)}, indent=2))
+    _write(directory / PREDICTIONS, "".join(lines))
+    _write(directory / REPORT, html_report.page(evaluation, about))
+
+
+def _write(path: Path, content: str) -> None:
+    with replacing(path) as written:
+        written.write_text(content, encoding="utf-8", newline="\n")
+
+
+def _line(example: Example, answers: Sequence[Answer]) -> dict[str, Any]:
+    subtasks: list[dict[str, Any]] = []
+    for subtask, answer in zip(example.subtasks, answers, strict=True):
+        asked = {"id": subtask.id, "prompt": subtask.prompt, "target": subtask.target}
+        score = {} if answer.score is None else {"score": answer.score}
+        subtasks.append({**asked, "prediction": answer.text, **score})
+    return {"id": example.id, "document": example.document, "subtasks": subtasks}
+
+
+def _json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, from a task of one's own
+        return json.dumps(content, indent=indent) + "\n"
+    return text
+
+
+def read_predictions(path: str | Path, examples: Sequence[Example]) -> list[list[Answer]]:
+    """The answers to `examples` that a file in the layout of predictions.jsonl holds.
+
+    Raises UserError, naming the line and the id, for a malformed line, for ids that `examples`
+    do not have or that come twice, and for a missing prediction.
+    """
+    expected = {example.id: example for example in examples}
+    found: dict[str, list[Answer]] = {}
+    with jsonl.opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not JSON that can be read: {error}") from error
+            identifier = field(entry, "id", str, where)
+            if identifier not in expected:
+                raise UserError(
+                    f"{where}: no example of the split has the id {identifier!r}: the ids are "
+                    f"such as {next(iter(expected))!r}"
+                )
+            if identifier in found:
+                raise UserError(f"{where}: a second line has the id {identifier!r}")
+            found[identifier] = _answers(entry, expected[identifier], f"{where}, {identifier!r}")
+    missing = [identifier for identifier in expected if identifier not in found]
+    if missing:
+        raise UserError(
+            f"{path}: no predictions for {len(missing):,} of {len(expected):,} examples, the first "
+            f"of them {missing[0]!r}: every example must have some"
+        )
+    return [found[identifier] for identifier in expected]
+
+
+def _answers(entry: Mapping[str, Any], example: Example, where: str) -> list[Answer]:
+    expected = {subtask.id for subtask in example.subtasks}
+    found: dict[str, Answer] = {}
+    for number, subtask in enumerate(field(entry, "subtasks", list, where), start=1):
+        here = f"{where}, subtask {number}"
+        identifier = field(subtask, "id", str, here)
+        if identifier not in expected:
+            raise UserError(f"{here}: the example has no subtask with the id {identifier!r}")
+        if identifier in found:
+            raise UserError(f"{here}: a second subtask has the id {identifier!r}")
+        here = f"{here}, {identifier!r}"
+        score = subtask.get("score")
+        if not (score is None or type(score) in (int, float)):
+            raise UserError(f'{here}: "score" must be a number, got {kind_of(score)}')
+        found[identifier] = Answer(field(subtask, "prediction", str, here), score)
+    for subtask in example.subtasks:
+        if subtask.id not in found:
+            raise UserError(f"{where}: no prediction for the subtask {subtask.id!r}")
+    return [found[subtask.id] for subtask in example.subtasks]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    with user_errors():
+        _score_file(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pid_jax.evaluation",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--predictions", required=True, metavar="FILE", type=Path, help="JSON lines to score"
+    )
+    parser.add_argument(
+        "--task",
+        required=True,
+        metavar="NAME",
+        help=f"one of {', '.join(tasks.names())}, or your own",
+    )
+    parser.add_argument(
+        "--path", metavar="PATH", help="the files as they were downloaded, if the task reads any"
+    )
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    add_task_options(parser)
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="score only the first N documents (dialogue turns)"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIRECTORY",
+        type=Path,
+        help=f"where to write {', '.join(FILES)} (default: only print the scores)",
+    )
+    return parser
+
+
+def _score_file(options: argparse.Namespace) -> None:
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit={options.limit}: it must be at least 1")
+    task = tasks.get(options.task, **task_options(options.option))
+    examples = list(islice(task.examples(options.path, options.split), options.limit))
+    _check_any(examples, task)
+    result = scored(task, examples, read_predictions(options.predictions, examples))
+    print(f"{task.name}, {options.split}\n{table(result)}")
+    if options.output is not None:
+        about = {"task": task.name, "split": options.split, "predictions": str(options.predictions)}
+        write(options.output, result, about)
+        print(f"Written to {options.output}: {', '.join(FILES)}")
+
+
+if __name__ == "__main__":
+    main()

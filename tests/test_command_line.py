@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from pid_jax.command_line import add_fields, user_errors
+from pid_jax.command_line import add_fields, add_task_options, task_options, user_errors
 from pid_jax.errors import UserError
 
 
@@ -67,3 +67,19 @@ def test_the_text_below_a_field_is_the_help_of_its_option(
     assert "--longest-answer N How many words, at 100% of speed. (default: 32)" in text
     assert "--share X (default: 0.5)" in text
     assert "--loud Says it. --patience {true,false,never} (default: false)" in text
+
+
+def test_options_of_a_task_are_values_as_python_writes_them_or_texts() -> None:
+    parser = argparse.ArgumentParser()
+    add_task_options(parser)
+    assert parser.parse_args([]).option == []
+    given = parser.parse_args(
+        ["--option", "any_of=True", "--option=prompts=both", "--option=a=1=2"]
+    )
+    assert task_options(given.option) == {"any_of": True, "prompts": "both", "a": "1=2"}
+
+
+@pytest.mark.parametrize("text", ["any_of", "=True"])
+def test_an_option_of_a_task_has_a_name_and_a_value(text: str) -> None:
+    with pytest.raises(UserError, match=f"--option={text}: expected NAME=VALUE"):
+        task_options([text])

@@ -1,7 +1,7 @@
 """Evaluation: every answer generated once, scored by the task, written with its rules."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,13 +10,12 @@ import jax
 import pytest
 
 import eval as eval_command
-from pid_jax import evaluation
+from pid_jax import evaluation, scoring, tasks
 from pid_jax.data.examples import Example, Subtask
-from pid_jax.data.tokenizing import Limits, TruncationReport
+from pid_jax.data.tokenizing import Limits
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
-from pid_jax.tasks import Report
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot
 from tests import tiny_checkpoint
 
@@ -110,8 +109,28 @@ def test_generation_gets_the_limits_the_method_and_the_batch_size(scripted: Scri
     [call] = scripted.calls
     assert (call["method"], call["batch_size"], call["max_new_tokens"]) == ("pie", 1, 8)
     assert max(len(document) for document in call["documents"]) == 5
-    assert result.truncation.documents_cut >= 1
-    assert "of 2 documents" in str(result.truncation)
+    assert result.run is not None
+    assert result.run.truncation.documents_cut >= 1
+    assert "of 2 documents" in str(result.run.truncation)
+
+
+def test_lengths_are_tokens_before_anything_is_cut(scripted: Scripted) -> None:
+    task = TwoSlots()
+    examples = list(task.examples(None, "test"))
+    short = Limits(document_tokens=5, prompt_tokens=1, target_tokens=1)
+    scripted.answers = {scripted.tokenizer.decode(ids[:1]): "none" for ids in _prompt_ids(scripted)}
+    lengths = evaluation.evaluate(scripted, task, examples, limits=short).lengths
+    assert lengths.unit == "tokens"
+    documents = [len(scripted.tokenizer(example.document)["input_ids"]) for example in examples]
+    assert list(lengths.of["documents"]) == documents
+    assert min(documents) > 2
+    assert list(lengths.of["prompts"]) == [len(ids) for ids in _prompt_ids(scripted)] * 2
+    # One token, at the limit: the end token did not come.
+    assert list(lengths.of["predictions"]) == [1] * 4
+
+
+def _prompt_ids(model: PidModel) -> list[list[int]]:
+    return [model.tokenizer(slot)["input_ids"][:-1] for slot in TwoSlots.slots]
 
 
 def test_no_examples_and_no_tokenizer_are_errors(scripted: Scripted, real: PidModel) -> None:
@@ -151,6 +170,20 @@ def test_the_files_hold_scores_rules_speed_and_every_answer(
         for slot, value in (("hotel-area", "north"), ("hotel-stars", "none"))
     ]
 
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>two_slots, test</h1>" in report
+    assert "0.7500" in report
+
+
+def test_what_no_file_can_hold_is_written_escaped(scripted: Scripted, tmp_path: Path) -> None:
+    task = TwoSlots()
+    examples = [task.example("d:0", "half a pair: \ud800", {})]
+    answers = [[scoring.Answer("none"), scoring.Answer("none")]]
+    evaluation.write(tmp_path, scoring.scored(task, examples, answers), {"task": "\udcff"})
+    [line] = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["document"] == "half a pair: \ud800"
+    assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["task"] == "\udcff"
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, real: PidModel) -> Path:
@@ -179,6 +212,8 @@ def test_the_command_scores_the_first_turns_and_names_the_rules(
     printed = capsys.readouterr().out
     for expected in ("joint_goal_accuracy", "slot_accuracy", 'always "none"', "dontcare", "seed 0"):
         assert expected in printed
+    assert "metrics.json, predictions.jsonl, report.html" in printed
+    assert (tmp_path / "report.html").is_file()
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 5
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["split"], metrics["method"]) == ("test", "pid")
@@ -241,20 +276,163 @@ def test_multiwoz_24_is_read_and_named(
     assert (metrics["documents"], metrics["prompts"]) == (3, 90)
 
 
-def test_the_table_prints_counts_whole_and_scores_beside_those_of_the_baseline() -> None:
-    report = Report({"exact": 60.0, "total": 1045, "own": 0.5})
-    result = evaluation.Evaluation(
-        examples=[],
-        answers=[],
-        report=report,
-        negative_target="none",
-        baseline=Report({"exact": 52.5, "total": 1045}),  # a score of one's own may be undefined
-        method="pid",
-        seconds=1.0,
-        seconds_per_document=0.1,
-        truncation=TruncationReport(LIMITS, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+TWO_DIALOGUES = ("--task=synthetic_dst", "--option", "test_dialogues=2")
+
+
+@pytest.fixture
+def gold() -> list[dict[str, Any]]:
+    """The right predictions of two dialogues, in the least that a line must have."""
+    task = tasks.get("synthetic_dst", test_dialogues=2)
+    return [
+        {
+            "id": example.id,
+            "subtasks": [{"id": one.id, "prediction": one.target} for one in example.subtasks],
+        }
+        for example in task.examples(None, "test")
+    ]
+
+
+def predictions_file(directory: Path, lines: list[Any]) -> Path:
+    path = directory / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n", encoding="utf-8")
+    return path
+
+
+def test_predictions_made_elsewhere_are_scored_in_any_order(
+    tmp_path: Path, gold: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = gold[0]["subtasks"][0]
+    wrong["prediction"] = f"not {wrong['prediction']}"
+    wrong["score"] = -3
+    path = predictions_file(tmp_path, gold[::-1])
+    out = tmp_path / "out"
+    evaluation.main([*TWO_DIALOGUES, f"--predictions={path}", f"--output={out}"])
+
+    right = (len(gold) - 1) / len(gold)
+    printed = capsys.readouterr().out
+    assert f"{right:.4f}" in printed
+    assert "seed 0" in printed
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["metrics"]["joint_goal_accuracy"] == right
+    assert (metrics["task"], metrics["predictions"]) == ("synthetic_dst", str(path))
+    assert "made elsewhere" in (out / "report.html").read_text(encoding="utf-8")
+    first, second = map(json.loads, (out / "predictions.jsonl").read_text().splitlines()[:2])
+    assert first["id"] == gold[0]["id"]
+    assert first["subtasks"][0]["score"] == -3
+    assert "score" not in second["subtasks"][0]
+
+
+def test_what_an_evaluation_wrote_scores_the_same_again(tmp_path: Path) -> None:
+    task = tasks.get("synthetic_dst", test_dialogues=2)
+    examples = list(task.examples(None, "test"))
+    answers = [[scoring.Answer("none", -0.5)] * len(example.subtasks) for example in examples]
+    evaluation.write(tmp_path / "first", scoring.scored(task, examples, answers), {})
+    path = tmp_path / "first" / "predictions.jsonl"
+    evaluation.main([*TWO_DIALOGUES, f"--predictions={path}", f"--output={tmp_path / 'second'}"])
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("first", "second")
     )
-    rows = [row.split(maxsplit=1) for row in evaluation.table(result).splitlines()]
-    assert ["exact", '60.0000  (always "none": 52.5000)'] in rows
-    assert ["total", "1,045"] in rows
-    assert ["own", "0.5000"] in rows
+    assert first == {key: value for key, value in second.items() if key in first}
+    assert path.read_bytes() == (tmp_path / "second" / "predictions.jsonl").read_bytes()
+
+
+def missing_example(lines: list[Any]) -> None:
+    del lines[1:3]
+
+
+def missing_subtask(lines: list[Any]) -> None:
+    del lines[1]["subtasks"][0]
+
+
+def unknown_example(lines: list[Any]) -> None:
+    lines[1]["id"] = "nobody:0"
+
+
+def unknown_subtask(lines: list[Any]) -> None:
+    lines[1]["subtasks"][2]["id"] = "hotel-colour"
+
+
+def repeated_example(lines: list[Any]) -> None:
+    lines.append(lines[0])
+
+
+def repeated_subtask(lines: list[Any]) -> None:
+    lines[1]["subtasks"].append(lines[1]["subtasks"][0])
+
+
+def no_prediction(lines: list[Any]) -> None:
+    lines[1]["subtasks"][2]["prediction"] = None
+
+
+def worded_score(lines: list[Any]) -> None:
+    lines[1]["subtasks"][2]["score"] = "high"
+
+
+def list_for_a_line(lines: list[Any]) -> None:
+    lines[1] = []
+
+
+def text_for_a_subtask(lines: list[Any]) -> None:
+    lines[1]["subtasks"][2] = "north"
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (missing_example, r"mine.jsonl: no predictions for 2 of \d+ examples, .* 'test-00000:1'"),
+        (missing_subtask, "line 2, 'test-00000:1': no prediction for the subtask"),
+        (unknown_example, "line 2: no example .* 'nobody:0': .* such as 'test-00000:0'"),
+        (unknown_subtask, "line 2, 'test-00000:1', subtask 3: .* no subtask .* 'hotel-colour'"),
+        (repeated_example, "line \\d+: a second line has the id 'test-00000:0'"),
+        (repeated_subtask, "line 2, 'test-00000:1', subtask \\d+: a second subtask"),
+        (no_prediction, "line 2, 'test-00000:1', subtask 3, .* must be a string, got null"),
+        (worded_score, "line 2, .*subtask 3, .* must be a number, got a string"),
+        (list_for_a_line, "line 2: expected an object"),
+        (text_for_a_subtask, "line 2, 'test-00000:1', subtask 3: expected an object"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused_by_line_and_id(
+    tmp_path: Path, gold: list[dict[str, Any]], damage: Callable[[list[Any]], None], expected: str
+) -> None:
+    examples = list(tasks.get("synthetic_dst", test_dialogues=2).examples(None, "test"))
+    damage(gold)
+    with pytest.raises(UserError, match=expected):
+        evaluation.read_predictions(predictions_file(tmp_path, gold), examples)
+
+
+@pytest.mark.parametrize("damaged", [b'{"id": ', b"\xff\xfe\x00", b"[" * 100_000, b"nonsense\n"])
+def test_a_line_that_is_no_json_is_refused_by_number(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b"\n" + damaged)
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        evaluation.read_predictions(path, [Example("a", "b", ())])
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--predictions=nowhere.jsonl", "nowhere.jsonl"),
+        ("--task=nonsense", "nonsense"),
+        ("--option=any_of", "--option=any_of"),
+        ("--option=colour=red", "colour"),
+        ("--split=dev", "dev"),
+        ("--limit=0", "--limit=0"),
+        ("--path=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_in_the_second_command_are_one_sentence_and_status_2(
+    tmp_path: Path,
+    gold: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    expected: str,
+) -> None:
+    path = predictions_file(tmp_path, gold)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stopped:
+        evaluation.main([*TWO_DIALOGUES, f"--predictions={path}", f"--output={out}", option])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not out.exists()

@@ -1,5 +1,6 @@
 """Answers scored by a task, wherever they come from."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_the_table_has_scores_rules_and_speed() -> None:
         "data hand-made",
     ]
     assert rows[-1] == "speed 0.1250 s per document (pid, median over batches), 12.5 s in all"
+
+
+def test_what_the_baseline_does_not_have_stands_alone() -> None:
+    evaluation = dataclasses.replace(
+        evaluations.dialogues(),
+        report=Report({"exact": 60.0, "total": 1045, "own": 0.5}),
+        baseline=Report({"exact": 52.5, "total": 1045}),  # a score of one's own may be undefined
+    )
+    rows = [row.split(maxsplit=1) for row in scoring.table(evaluation).splitlines()]
+    assert rows[1:4] == [
+        ["exact", '60.0000  (always "none": 52.5000)'],
+        ["total", "1,045"],
+        ["own", "0.5000"],
+    ]
 
 
 def test_of_answers_from_elsewhere_no_speed_is_told() -> None:

@@ -1,7 +1,6 @@
 """Makes a data set that is read at random of a task's source: `python -m pid_jax.data.prepare`."""
 
 import argparse
-import ast
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from pid_jax import tasks
 from pid_jax.atomic_file import new_directory
-from pid_jax.command_line import user_errors
+from pid_jax.command_line import add_task_options, task_options, user_errors
 from pid_jax.data import prepared
 from pid_jax.data.examples import Example
 from pid_jax.data.prepared import Origin, PreparedData
@@ -195,13 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=tasks.SPLITS,
         help="only this split, which must be there; may be given more than once",
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option of the task, as config.data.options has it; may be given more than once",
-    )
+    add_task_options(parser)
     options = parser.parse_args(arguments)
 
     package_log = logging.getLogger("pid_jax")
@@ -214,23 +207,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 options.task,
                 options.source,
                 options.data_dir,
-                options=dict(map(_option, options.option)),
+                options=task_options(options.option),
                 splits=options.split,
             )
         except KeyboardInterrupt:
             print("stopped: nothing was kept", file=sys.stderr)
             sys.exit(130)
     print(f"{data.directory}: {', '.join(data.splits)}")
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UserError(f"--option={text}: expected NAME=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 if __name__ == "__main__":
