@@ -6,7 +6,7 @@ import pytest
 
 from pid_jax import tasks
 from pid_jax.errors import UserError
-from pid_jax.evaluation import negative_baseline
+from pid_jax.scoring import negative_baseline
 from pid_jax.tasks.multiwoz import SLOTS as TRACKED
 from pid_jax.tasks.multiwoz_labels import corrected_label
 from pid_jax.tasks.multiwoz_text import normalized
