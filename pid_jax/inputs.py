@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pid_jax import prompt_in_decoder
+from pid_jax import models, prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
@@ -54,6 +54,7 @@ class Inputs:
     def __init__(self, config: Config, tokenizer: Any | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self._unreadable = models.family_of(config.model_type).unreadable_tokens(config)
         self._automata: dict[tuple[Any, ...], stopping.StopAutomaton] = {}
         """The latest, which most calls ask for again."""
 
@@ -108,14 +109,18 @@ class Inputs:
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
-            return encode(self.tokenizer, text)
-        for token in text:
-            if not 0 <= token < self.config.vocab_size:
-                raise UserError(
-                    f"{where} holds the token id {token}, but ids go from 0 to "
-                    f"{self.config.vocab_size - 1}"
-                )
-        return text
+            tokens: Sequence[int] = encode(self.tokenizer, text)
+        else:
+            tokens = text
+            for token in tokens:
+                if not 0 <= token < self.config.vocab_size:
+                    raise UserError(
+                        f"{where} holds the token id {token}, but ids go from 0 to "
+                        f"{self.config.vocab_size - 1}"
+                    )
+        for token in self._unreadable.keys() & tokens if self._unreadable else ():
+            raise UserError(f"{where} holds the token id {token}, {self._unreadable[token]}")
+        return tokens
 
     def work(
         self,

@@ -87,13 +87,14 @@ def _match(
     Returns the configuration that fits the rest, and for each tensor name that the family
     knows the name under which the checkpoint has it.
     """
-    held = {name: name for name in tensors if name not in family.ignored}
+    known = {name: family.rename(name) for name in tensors if name not in family.ignored}
+    held = {ours: theirs for theirs, ours in known.items() if ours is not None}
     for alias, name in family.aliases.items():
         if alias not in held:
             continue
         if name not in held:
             held[name] = held.pop(alias)
-        elif np.array_equal(tensors[alias](), tensors[held[name]]()):
+        elif np.array_equal(tensors[held[alias]](), tensors[held[name]]()):
             del held[alias]
     return config.with_tensors(held), held
 

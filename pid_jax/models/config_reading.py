@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from types import UnionType
 from typing import Any, TypeVar, get_type_hints
 
 from pid_jax.errors import UserError
@@ -9,12 +10,15 @@ from pid_jax.errors import UserError
 ConfigT = TypeVar("ConfigT")
 
 
-def read_fields(cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any]) -> ConfigT:
+def read_fields(
+    cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any], within: str = ""
+) -> ConfigT:
     """Builds the dataclass `cls` from the keys of `config` that it has fields for.
 
     A key that is absent or null takes its value from `defaults`, else the field's own
     default. Keys without a field say nothing of the computation and are left aside. Raises
-    `UserError` for a value of another type than the field's.
+    `UserError` for a value of another type than the field's. within: where `config` is part of
+    another, its key there and a dot, for errors.
     """
     types = get_type_hints(cls)
     values = dict(defaults)
@@ -25,14 +29,27 @@ def read_fields(cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[st
         if isinstance(value, list) and len(value) == 1:  # one end token may stand in a list
             value = value[0]
         expected = types[field.name]
+        if isinstance(expected, UnionType):  # such as float | None
+            expected = expected.__args__[0]
         if expected is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise UserError(
-                f'config.json: "{field.name}" must be of type {expected.__name__}, but is {value!r}'
+                f'config.json: "{within}{field.name}" must be of type {expected.__name__}, '
+                f"but is {value!r}"
             )
         values[field.name] = value
     return cls(**values)
+
+
+def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The configuration within `config` at this key, empty where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f'config.json: "{key}" must be of type dict, but is {value!r}')
+    return value
 
 
 def check_supported(key: str, value: object, supported: Collection[object]) -> None:
@@ -42,8 +59,9 @@ def check_supported(key: str, value: object, supported: Collection[object]) -> N
         raise UserError(f'config.json: "{key}": {value!r} is not supported; supported: {listed}')
 
 
-def check_positive(config: object, *keys: str) -> None:
+def check_positive(config: object, *keys: str, within: str = "") -> None:
     """Raises `UserError` for the first of these fields that is not above zero."""
     for key in keys:
-        if getattr(config, key) <= 0:
-            raise UserError(f'config.json: "{key}" must be above 0, but is {getattr(config, key)}')
+        value = getattr(config, key)
+        if value <= 0:
+            raise UserError(f'config.json: "{within}{key}" must be above 0, but is {value}')

@@ -146,3 +146,7 @@ class Family:
     """Second names under which a checkpoint may repeat a tensor, and the first."""
     ignored: frozenset[str]
     """Tensors of published checkpoints that no computation reads."""
+    rename: Callable[[str], str | None] = lambda name: name
+    """The name in `tensors` or `aliases` of a checkpoint's tensor; None where it is left out."""
+    unreadable_tokens: Callable[[Any], Mapping[int, str]] = lambda config: {}
+    """For a configuration, token ids that stand for more than text, and why to refuse each."""
