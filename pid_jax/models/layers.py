@@ -366,6 +366,8 @@ class RelativePositionBias(nn.Module):
     max_distance: int
     bidirectional: bool
     stddev: float
+    starts_nearby: bool = True
+    """Whether a new table is `nearby_start`'s, or noise of `stddev` alone, as T5's are."""
 
     def bucket_of(self, relative_position: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """`relative_position_bucket` with this table's sizes."""
@@ -377,9 +379,10 @@ class RelativePositionBias(nn.Module):
         )
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(
-            functools.partial(nearby_start, bias=self), ("buckets", "heads")
-        )
+        start = nn.initializers.normal(self.stddev)
+        if self.starts_nearby:
+            start = functools.partial(nearby_start, bias=self)
+        init = nn.with_logical_partitioning(start, ("buckets", "heads"))
         self.embedding = self.param("embedding", init, (self.buckets, self.heads), jnp.float32)
 
     def __call__(
