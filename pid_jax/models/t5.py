@@ -7,7 +7,7 @@ Raffel et al., arXiv 1910.10683 (T5); Shazeer, arXiv 2002.05202 (the gated feed-
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -63,6 +63,10 @@ class T5Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    max_document_tokens: ClassVar[None] = None
+    max_decoder_tokens: ClassVar[None] = None
 
     @property
     def gated(self) -> bool:
