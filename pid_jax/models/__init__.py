@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from pid_jax.errors import UserError
-from pid_jax.models import longt5, t5
+from pid_jax.models import bart, led, longt5, mbart, pegasus, t5
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
 
-_FAMILIES = (t5.FAMILY, longt5.FAMILY)
+_FAMILIES = (t5.FAMILY, longt5.FAMILY, bart.FAMILY, mbart.FAMILY, pegasus.FAMILY, led.FAMILY)
 
 
 def supported() -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -102,20 +103,20 @@ def attend_by_blocks(
     query: Float[Array, "B H S K"],
     layer: KeyValue,
     mask: Bool[Array, "B S"],
-    distance_bias: Float[Array, "H D"],
+    distance_bias: Float[Array, "H D"] | None,
 ) -> Float[Array, "B H S K"]:
     """Self-attention of whole documents that never holds the scores of all of its queries.
 
     What `attend` gives for one source with `distance_bias[h, s - l + S - 1]` as its bias
-    (D = 2 S - 1), but one block of queries after another, each with the bias read from the
-    distances as it is needed: memory grows with S, not with its square (Rabe and Staats,
+    (D = 2 S - 1), if any, but one block of queries after another, each with the bias read from
+    the distances as it is needed: memory grows with S, not with its square (Rabe and Staats,
     arXiv 2112.05682, without their blocks of keys). On a CPU blocks are of one head. With 12 heads
     of 1,536 tokens that takes 0.4 of `attend`'s time there.
     """
     batch, heads, length, width = query.shape
 
     def on_cpu(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None
     ) -> jax.Array:
         block = min(CPU_BLOCK, length)
         blocks = -(-length // block)
@@ -133,7 +134,7 @@ def attend_by_blocks(
                 key[row, head][None],
                 value[row, head][None],
                 mask[row],
-                bias[head][None],
+                None if bias is None else bias[head][None],
                 start,
             )
 
@@ -141,7 +142,7 @@ def attend_by_blocks(
         return attended.reshape(batch, heads, blocks * block, width)[:, :, :length]
 
     def elsewhere(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array
+        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array | None
     ) -> jax.Array:
         block = min(length, max(BLOCK_SCORES // (batch * heads * length), 16))
         blocks = -(-length // block)
@@ -167,7 +168,7 @@ def _block(
     key: Float[Array, "H K S"],
     value: Float[Array, "H K S"],
     mask: Bool[Array, " S"],
-    distance_bias: Float[Array, "H D"],
+    distance_bias: Float[Array, "H D"] | None,
     start: Int[Array, ""],
 ) -> Float[Array, "H L K"]:
     """The queries from `start` on, of one document."""
@@ -176,9 +177,10 @@ def _block(
     scores = jnp.einsum(
         "hlk,hks->hls", query, key, precision=precision, preferred_element_type=jnp.float32
     )
-    distance = jnp.arange(keys)[None, :] - (start + jnp.arange(length))[:, None]
-    # Queries that only fill the last block have distances beyond the table; any will do.
-    scores = scores + distance_bias[:, jnp.maximum(distance + keys - 1, 0)]
+    if distance_bias is not None:
+        distance = jnp.arange(keys)[None, :] - (start + jnp.arange(length))[:, None]
+        # Queries that only fill the last block have distances beyond the table; any will do.
+        scores = scores + distance_bias[:, jnp.maximum(distance + keys - 1, 0)]
     scores = jnp.where(mask, scores, MASKED_SCORE)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     attended = jnp.einsum("hls,hks->hlk", weights.astype(query.dtype), value, precision=precision)
@@ -264,8 +266,24 @@ def with_transposes(params: Params) -> Params:
     }
 
 
+def with_decoder_transposes(decoder: Params) -> dict[str, Any]:
+    """A decoder's parameters with the transposes of the kernels that each of its steps reads.
+
+    Of its modules `layers_0`, `layers_1`, ... all but the projections of documents, which are
+    no part of a step, to keys and values.
+    """
+    changed = dict(decoder)
+    for name, layer in decoder.items():
+        if name.startswith("layers_"):
+            cross = layer["cross_attention"]
+            in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
+            others = {part: layer[part] for part in layer if part != "cross_attention"}
+            changed[name] = {"cross_attention": {**cross, **in_steps}, **with_transposes(others)}
+    return changed
+
+
 class Dense(nn.Module):
-    """A matrix product without bias; the kernel is stored `[in, out]`.
+    """A matrix product; the kernel is stored `[in, out]`.
 
     Where the parameters hold its transpose too (`with_transposes`), few rows are multiplied
     with that.
@@ -279,9 +297,20 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
     output_dtype: DTypeLike | None = None
     """What the product is accumulated and returned in, where that is not `dtype`."""
+    bias: bool = False
+    """Whether a vector, zero at first, is added to the product."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        product = self._product(x)
+        if not self.bias:
+            return product
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        return product + self.param("bias", init, (self.features,), jnp.float32).astype(
+            product.dtype
+        )
+
+    def _product(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         if self.has_variable("params", "transposed"):
@@ -309,6 +338,79 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., arXiv 1607.06450), in float32."""
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each position, to be added to a token's embedding."""
+
+    positions: int
+    features: int
+    stddev: float
+    offset: int = 0
+    """How many rows of the table stand before that of position 0."""
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.stddev), ("positions", "embed")
+        )
+        shape = (self.offset + self.positions, self.features)
+        table = self.param("embedding", init, shape, jnp.float32)
+        return _rows_of(table, positions + self.offset, self.dtype)
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines for each position (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    A table among the parameters, as checkpoints have it, which training leaves as it is.
+    """
+
+    positions: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            lambda _, shape: jnp.asarray(sinusoids(shape)), ("positions", "embed")
+        )
+        table = self.param("sinusoids", init, (self.positions, self.features))
+        return _rows_of(jax.lax.stop_gradient(table), positions, self.dtype)
+
+
+def sinusoids(shape: tuple[int, ...]) -> Float[np.ndarray, "positions D"]:
+    """The table of `SinusoidalPositions`: the sines of all frequencies, then their cosines."""
+    positions, features = shape
+    wavelengths = 10000 ** (2 * (np.arange(features) // 2) / features)
+    angles = np.arange(positions)[:, None] / wavelengths
+    halves = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def _rows_of(
+    table: Float[Array, "positions D"], rows: Int[Array, "B L"], dtype: DTypeLike
+) -> Float[Array, "B L D"]:
+    # Guessed tokens that are never kept may stand beyond the table: they must not be NaN there.
+    return jnp.take(table, rows, axis=0, mode="clip").astype(dtype)
 
 
 def relative_position_bucket(

@@ -28,6 +28,7 @@ from pid_jax.models.layers import (
     precision_of,
     split_heads,
     split_source_heads,
+    with_decoder_transposes,
     with_transposes,
 )
 from pid_jax.models.protocol import KeyValue, Params, Past, TensorPlace
@@ -58,7 +59,11 @@ class T5LikeConfig:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
 
+    max_document_tokens: ClassVar[None] = None
+    max_decoder_tokens: ClassVar[None] = None
     architecture: ClassVar[Mapping[str, str]]
     """The name of transformers' class, by model type."""
 
@@ -431,18 +436,7 @@ class T5Like(nn.Module):
 
     def decoding_params(self, params: Params) -> Params:
         """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        decoder = dict(params["decoder"])
-        for name, layer in params["decoder"].items():
-            if name.startswith("layers_"):
-                # Keys and values of documents are no part of a step.
-                cross = layer["cross_attention"]
-                in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
-                others = {part: layer[part] for part in layer if part != "cross_attention"}
-                decoder[name] = {
-                    "cross_attention": {**cross, **in_steps},
-                    **with_transposes(others),
-                }
-        changed = {**params, "decoder": decoder}
+        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
         if self.config.tie_word_embeddings:
             changed["transposed_head"] = params["shared"]["embedding"]  # the same array: no copy
         else:
