@@ -1,9 +1,9 @@
 """Reading a Hugging Face `config.json` into a family's dataclass, with errors that name the key."""
 
 import dataclasses
+import types
 from collections.abc import Collection, Mapping
-from types import UnionType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pid_jax.errors import UserError
 
@@ -11,31 +11,38 @@ ConfigT = TypeVar("ConfigT")
 
 
 def read_fields(
-    cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any], within: str = ""
+    cls: type[ConfigT],
+    config: Mapping[str, Any],
+    defaults: dict[str, Any],
+    keys: Mapping[str, str] = types.MappingProxyType({}),
+    within: str = "",
 ) -> ConfigT:
     """Builds the dataclass `cls` from the keys of `config` that it has fields for.
 
     A key that is absent or null takes its value from `defaults`, else the field's own
     default. Keys without a field say nothing of the computation and are left aside. Raises
-    `UserError` for a value of another type than the field's. within: where `config` is part of
-    another, its key there and a dot, for errors.
+    `UserError` for a value of another type than the field's.
+
+    keys: those of fields that are called otherwise. within: where `config` is part of another,
+    its key there and a dot, for errors.
     """
-    types = get_type_hints(cls)
+    hints = get_type_hints(cls)
     values = dict(defaults)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value = config.get(field.name)
+        key = keys.get(field.name, field.name)
+        value = config.get(key)
         if value is None:
             continue
         if isinstance(value, list) and len(value) == 1:  # one end token may stand in a list
             value = value[0]
-        expected = types[field.name]
-        if isinstance(expected, UnionType):  # such as float | None
-            expected = expected.__args__[0]
+        expected = hints[field.name]
+        if isinstance(expected, types.UnionType):  # with None, which is the absence of a value
+            [expected] = set(get_args(expected)) - {types.NoneType}
         if expected is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise UserError(
-                f'config.json: "{within}{field.name}" must be of type {expected.__name__}, '
+                f'config.json: "{within}{key}" must be of type {expected.__name__}, '
                 f"but is {value!r}"
             )
         values[field.name] = value

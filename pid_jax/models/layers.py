@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -318,8 +318,24 @@ def with_transposes(params: Params) -> Params:
     }
 
 
+def with_decoder_transposes(decoder: Params) -> dict[str, Any]:
+    """A decoder's parameters with the transposes of the kernels that each of its steps reads.
+
+    Of its modules `layers_0`, `layers_1`, ... all but the projections of documents, which are
+    no part of a step, to keys and values.
+    """
+    changed = dict(decoder)
+    for name, layer in decoder.items():
+        if name.startswith("layers_"):
+            cross = layer["cross_attention"]
+            in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
+            others = {part: layer[part] for part in layer if part != "cross_attention"}
+            changed[name] = {"cross_attention": {**cross, **in_steps}, **with_transposes(others)}
+    return changed
+
+
 class Dense(nn.Module):
-    """A matrix product without bias; the kernel is stored `[in, out]`.
+    """A matrix product; the kernel is stored `[in, out]`.
 
     Where the parameters hold its transpose too (`with_transposes`), few rows are multiplied
     with that.
@@ -333,9 +349,20 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
     output_dtype: DTypeLike | None = None
     """What the product is accumulated and returned in, where that is not `dtype`."""
+    bias: bool = False
+    """Whether a vector, zero at first, is added to the product."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        product = self._product(x)
+        if not self.bias:
+            return product
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        return product + self.param("bias", init, (self.features,), jnp.float32).astype(
+            product.dtype
+        )
+
+    def _product(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         if self.has_variable("params", "transposed"):
@@ -396,6 +423,79 @@ def rotate(
     return turned.astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., arXiv 1607.06450), in float32."""
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each position, to be added to a token's embedding."""
+
+    positions: int
+    features: int
+    stddev: float
+    offset: int = 0
+    """How many rows of the table stand before that of position 0."""
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.stddev), ("positions", "embed")
+        )
+        shape = (self.offset + self.positions, self.features)
+        table = self.param("embedding", init, shape, jnp.float32)
+        return _rows_of(table, positions + self.offset, self.dtype)
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines for each position (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    A table among the parameters, as checkpoints have it, which training leaves as it is.
+    """
+
+    positions: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            lambda _, shape: jnp.asarray(sinusoids(shape)), ("positions", "embed")
+        )
+        table = self.param("sinusoids", init, (self.positions, self.features))
+        return _rows_of(jax.lax.stop_gradient(table), positions, self.dtype)
+
+
+def sinusoids(shape: tuple[int, ...]) -> Float[np.ndarray, "positions D"]:
+    """The table of `SinusoidalPositions`: the sines of all frequencies, then their cosines."""
+    positions, features = shape
+    wavelengths = 10000 ** (2 * (np.arange(features) // 2) / features)
+    angles = np.arange(positions)[:, None] / wavelengths
+    halves = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def _rows_of(
+    table: Float[Array, "positions D"], rows: Int[Array, "B L"], dtype: DTypeLike
+) -> Float[Array, "B L D"]:
+    # Guessed tokens that are never kept may stand beyond the table: they must not be NaN there.
+    return jnp.take(table, rows, axis=0, mode="clip").astype(dtype)
+
+
 def relative_position_bucket(
     relative_position: Int[Array, "*any"], *, bidirectional: bool, buckets: int, max_distance: int
 ) -> Int[Array, "*any"]:
@@ -451,6 +551,8 @@ class RelativePositionBias(nn.Module):
     max_distance: int
     bidirectional: bool
     stddev: float
+    starts_nearby: bool = True
+    """Whether a new table is `nearby_start`'s, or noise of `stddev` alone, as T5's are."""
 
     def bucket_of(self, relative_position: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """`relative_position_bucket` with this table's sizes."""
@@ -462,9 +564,10 @@ class RelativePositionBias(nn.Module):
         )
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(
-            functools.partial(nearby_start, bias=self), ("buckets", "heads")
-        )
+        start = nn.initializers.normal(self.stddev)
+        if self.starts_nearby:
+            start = functools.partial(nearby_start, bias=self)
+        init = nn.with_logical_partitioning(start, ("buckets", "heads"))
         self.embedding = self.param("embedding", init, (self.buckets, self.heads), jnp.float32)
 
     def __call__(

@@ -5,7 +5,7 @@ Encoder and decoder may differ in size, down to the width of their layers.
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,7 +22,13 @@ from pid_jax.models.gemma_layers import (
     StackConfig,
     Visible,
 )
-from pid_jax.models.layers import Dense, Rotation, Source, with_transposes
+from pid_jax.models.layers import (
+    Dense,
+    Rotation,
+    Source,
+    with_decoder_transposes,
+    with_transposes,
+)
 from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
 
 _HEAD = "lm_head.out_proj.weight"
@@ -41,6 +47,10 @@ class T5GemmaConfig:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 2
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
+    max_document_tokens: ClassVar[None] = None
+    max_decoder_tokens: ClassVar[None] = None
 
     @property
     def vocab_size(self) -> int:
@@ -278,18 +288,7 @@ class T5Gemma(nn.Module):
 
     def decoding_params(self, params: Params) -> Params:
         """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        decoder = dict(params["decoder"])
-        for name, layer in params["decoder"].items():
-            if name.startswith("layers_"):
-                # Keys and values of documents are no part of a step.
-                cross = layer["cross_attention"]
-                in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
-                others = {part: layer[part] for part in layer if part != "cross_attention"}
-                decoder[name] = {
-                    "cross_attention": {**cross, **in_steps},
-                    **with_transposes(others),
-                }
-        changed = {**params, "decoder": decoder}
+        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
         if self.config.tie_word_embeddings:
             # The same array: no copy.
             changed["transposed_head"] = params["decoder_embedding"]["embedding"]
@@ -319,4 +318,5 @@ FAMILY = Family(
     tensors=_tensors,
     aliases={_HEAD: "model.decoder.embed_tokens.weight"},
     ignored=frozenset(),
+    prefix="model.",
 )

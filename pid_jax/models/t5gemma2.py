@@ -11,7 +11,7 @@ tokens that stand for images.
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -61,9 +61,13 @@ class T5Gemma2Config:
     pad_token_id: int = 0
     eos_token_id: int = 1
     decoder_start_token_id: int = 2
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     boi_token_index: int = 255999
     eoi_token_index: int = 256000
     image_token_index: int = 256001
+    max_document_tokens: ClassVar[None] = None
+    max_decoder_tokens: ClassVar[None] = None
 
     @property
     def vocab_size(self) -> int:
@@ -353,9 +357,9 @@ def _tensors(config: T5Gemma2Config) -> dict[str, TensorPlace]:
 
 def _rename(name: str) -> str | None:
     """transformers' modules have the encoder's layers in a `text_model`, its files have not."""
-    if name.startswith(("model.encoder.vision_tower.", "model.encoder.multi_modal_projector.")):
+    if "encoder.vision_tower." in name or "encoder.multi_modal_projector." in name:
         return None
-    return name.replace("model.encoder.text_model.", "model.encoder.", 1)
+    return name.replace("encoder.text_model.", "encoder.", 1)
 
 
 def _unreadable_tokens(config: T5Gemma2Config) -> dict[int, str]:
@@ -373,6 +377,7 @@ FAMILY = Family(
         "lm_head.out_proj.weight": "model.encoder.embed_tokens.weight",
     },
     ignored=frozenset(),
+    prefix="model.",
     rename=_rename,
     unreadable_tokens=_unreadable_tokens,
 )
