@@ -49,13 +49,16 @@ def read_fields(
     return cls(**values)
 
 
-def section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The configuration within `config` at this key, empty where it is absent or null."""
+def section(config: Mapping[str, Any], key: str, within: str = "") -> Mapping[str, Any]:
+    """The configuration within `config` at this key, empty where it is absent or null.
+
+    within: as in `read_fields`. Raises `UserError` for anything else.
+    """
     value = config.get(key)
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(f'config.json: "{key}" must be of type dict, but is {value!r}')
+        raise UserError(f'config.json: "{within}{key}" must be of type dict, but is {value!r}')
     return value
 
 

@@ -102,10 +102,12 @@ def read_stack(
         "full_rotation": rotations[0],
         "sliding_rotation": rotations[1],
     }
+    if config.get("sliding_window", 0) is None:
+        raise UserError(f'config.json: "{inside}sliding_window" must not be null')
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if name in scalars and scalars[name] is None:  # null is none, not the default
             special[name] = None
-    read = config_reading.read_fields(StackConfig, scalars, {**defaults, **special}, inside)
+    read = config_reading.read_fields(StackConfig, scalars, {**defaults, **special}, within=inside)
     config_reading.check_positive(
         read,
         "vocab_size",
@@ -135,7 +137,8 @@ def read_stack(
     )
     biased = config.get("attention_bias", False)
     config_reading.check_supported(f"{inside}attention_bias", biased, [False])
-    config_reading.check_supported(f"{inside}head_dim % 2", read.head_dim % 2, [0])
+    if read.head_dim % 2:
+        raise UserError(f'config.json: "{inside}head_dim" must be even, but is {read.head_dim}')
     return read
 
 

@@ -82,7 +82,7 @@ class T5Gemma2Config:
         """Reads a `config.json`. Raises `UserError` for a missing or unsupported value."""
         of_encoder = config_reading.section(config, "encoder")
         parts = {
-            "encoder": config_reading.section(of_encoder, "text_config"),
+            "encoder": config_reading.section(of_encoder, "text_config", "encoder."),
             "decoder": config_reading.section(config, "decoder"),
         }
         stacks = {}
@@ -164,9 +164,9 @@ class T5Gemma2Config:
 
 def _rotations(part: Mapping[str, Any], key: str) -> tuple[Rotation, Rotation]:
     """Those of full and of sliding layers, as transformers 5 writes them or as 4 did."""
-    written = config_reading.section(part, "rope_parameters")
-    scaled = config_reading.section(part, "rope_scaling")
-    full = {**config_reading.section(written, FULL), **scaled}
+    written = config_reading.section(part, "rope_parameters", f"{key}.")
+    scaled = config_reading.section(part, "rope_scaling", f"{key}.")
+    full = {**config_reading.section(written, FULL, f"{key}.rope_parameters."), **scaled}
     return (
         gemma_layers.read_rotation(
             full, f"{key}.rope_parameters.{FULL}", part.get("rope_theta", 1e6)
