@@ -97,7 +97,7 @@ def read_stack(
             f'config.json: "{inside}layer_types" must be a list of "{FULL}" and "{SLIDING}", '
             f"but is {types!r}"
         )
-    special = {
+    special: dict[str, Any] = {
         "layer_types": tuple(types),
         "full_rotation": rotations[0],
         "sliding_rotation": rotations[1],
