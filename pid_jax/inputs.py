@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pid_jax import prompt_in_decoder
+from pid_jax import models, prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
@@ -54,6 +54,7 @@ class Inputs:
     def __init__(self, config: Config, tokenizer: Any | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self._unreadable = models.family_of(config.model_type).unreadable_tokens(config)
         self._automata: dict[tuple[Any, ...], stopping.StopAutomaton] = {}
         """The latest, which most calls ask for again."""
 
@@ -108,14 +109,18 @@ class Inputs:
         if isinstance(text, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
-            return encode(self.tokenizer, text)
-        for token in text:
-            if not 0 <= token < self.config.vocab_size:
-                raise UserError(
-                    f"{where} holds the token id {token}, but ids go from 0 to "
-                    f"{self.config.vocab_size - 1}"
-                )
-        return text
+            tokens: Sequence[int] = encode(self.tokenizer, text)
+        else:
+            tokens = text
+            for token in tokens:
+                if not 0 <= token < self.config.vocab_size:
+                    raise UserError(
+                        f"{where} holds the token id {token}, but ids go from 0 to "
+                        f"{self.config.vocab_size - 1}"
+                    )
+        for token in self._unreadable.keys() & tokens if self._unreadable else ():
+            raise UserError(f"{where} holds the token id {token}, {self._unreadable[token]}")
+        return tokens
 
     def work(
         self,
@@ -158,7 +163,36 @@ class Inputs:
             each = max((len(example.prompts) for example in examples), default=1)
             examples = prompt_in_decoder.prompt_in_encoder(examples)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
+        self._check_positions(examples, places, options.max_new_tokens)
         return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
+
+    def _check_positions(
+        self,
+        examples: list[TokenizedExample],
+        places: list[list[tuple[int, int, int]]],
+        new_tokens: int,
+    ) -> None:
+        """Raises `UserError` for what is longer than the model has positions for."""
+        most = self.config.max_document_tokens
+        for example, row in zip(examples, places, strict=True):
+            if most is not None and row and len(example.document) > most:
+                raise UserError(
+                    f"documents[{row[0][0]}] has {len(example.document)} tokens (its prompt's "
+                    f'under "pie" counted), but the model has positions for {most}: shorten it'
+                )
+        most = self.config.max_decoder_tokens
+        if most is None:
+            return
+        for example, row in zip(examples, places, strict=True):
+            for place, prompt, target in zip(row, example.prompts, example.targets, strict=True):
+                answer = len(target) or new_tokens
+                # The start token is read, the answer's last token is not.
+                if len(prompt) + answer > most:
+                    raise UserError(
+                        f"prompts[{place[0]}][{place[1]}] has {len(prompt)} tokens and its answer "
+                        f"up to {answer}, but the model's decoder has positions for {most} in "
+                        "all: shorten the prompt, or the answer (max_new_tokens)"
+                    )
 
     def _forest(
         self,

@@ -285,7 +285,7 @@ class PidModel:
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
         examples = self._inputs.examples(documents, prompts, targets)
-        work, _ = self._inputs.work(examples, None, method, _options())
+        work, _ = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
         longest = max((len(t) for example in examples for t in example.targets), default=0)
         lengths = _options(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]

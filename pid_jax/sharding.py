@@ -19,6 +19,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("mlp", "tensor"),
     ("vocab", "tensor"),
     ("buckets", None),
+    ("positions", None),
     ("norm", None),
 )
 """Every axis that a parameter or a batch names, and the mesh axes that split it."""

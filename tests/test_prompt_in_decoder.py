@@ -162,9 +162,26 @@ WIDE = {
 }
 
 
-def shapes_of(documents: int, prompts: int) -> tuple[Any, Any, Any, Any]:
+_STACK = {
+    "vocab_size": 53,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "sliding_window": 2,
+    "sliding_window_pattern": 2,
+}
+MERGED = {"model_type": "t5gemma2", "encoder": {"text_config": _STACK}, "decoder": _STACK}
+"""Two heads read the same keys, and one softmax is over a document and the tokens decoded."""
+
+
+def shapes_of(
+    documents: int, prompts: int, description: dict[str, Any] = WIDE
+) -> tuple[Any, Any, Any, Any]:
     """A model, its parameters for decoding, and documents and prompts, all of them only shapes."""
-    model = models.build(WIDE)
+    model = models.build(description)
     params = jax.eval_shape(model.decoding_params, models.abstract_params(model))
     inputs = (
         jax.ShapeDtypeStruct((documents, DOCUMENT_TOKENS), jnp.int32),
@@ -178,10 +195,14 @@ def shapes_of(documents: int, prompts: int) -> tuple[Any, Any, Any, Any]:
 
 
 def decoding_array_sizes(
-    documents: int, prompts: int, kept_prompts: int, strategy: Strategy
+    documents: int,
+    prompts: int,
+    kept_prompts: int,
+    strategy: Strategy,
+    description: dict[str, Any] = WIDE,
 ) -> dict[str, list[int]]:
     """Element counts of every array in the three programs of decoding, fused ones included."""
-    model, params, inputs, controls = shapes_of(documents, prompts)
+    model, params, inputs, controls = shapes_of(documents, prompts, description)
     begin = functools.partial(loop.begin, model, strategy=strategy, room=NEW_TOKENS)
     arguments = (params, *inputs, None, None, controls)
     encoded, state = jax.eval_shape(begin, *arguments)
@@ -241,6 +262,15 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(st
     assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
     # Beams make the caches that it reads as large as five prompts' documents.
     assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
+
+
+def test_keys_that_heads_share_in_a_merged_softmax_are_not_held_per_prompt_either():
+    """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
+    per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, Strategy(), MERGED)
+    assert max(sizes["begin"] + sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)
+    assert min(max(sizes["begin"]), max(sizes["advance"])) >= DOCUMENTS * PROMPTS * per_document
 
 
 def test_the_same_search_finds_the_documents_of_prompt_in_encoder():

@@ -90,8 +90,9 @@ def beam_search(
 
 def start_of(model: Any) -> int:
     """The token that a decoder's input begins with."""
-    start: int = model.generation_config.decoder_start_token_id
-    return start
+    config = model.generation_config
+    start: int | None = config.decoder_start_token_id
+    return config.bos_token_id if start is None else start
 
 
 def _until_end(model: Any, tokens: list[int]) -> list[int]:

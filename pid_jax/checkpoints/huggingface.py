@@ -23,6 +23,8 @@ from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, Tens
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+_FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "*.model", "*.vocab")
 SHARD_BYTES = 5 * 10**9
@@ -55,8 +57,18 @@ def find(path_or_hub_id: str | Path) -> Path:
 
 
 def read_config(directory: Path) -> Config:
-    """The configuration in a directory's `config.json`."""
-    return models.config_from_hf(_read_json(directory / "config.json"))
+    """The configuration in a directory's `config.json` and `generation_config.json`.
+
+    As in transformers, the latter alone, where it is there, says which tokens are forced, and it
+    has the last word on the start token. Its other settings are left to the caller of `generate`.
+    """
+    content = _read_json(directory / "config.json")
+    if (directory / GENERATION).is_file():
+        generation = _read_json(directory / GENERATION)
+        content |= {key: generation.get(key) for key in _FORCED}
+        if generation.get("decoder_start_token_id") is not None:
+            content["decoder_start_token_id"] = generation["decoder_start_token_id"]
+    return models.config_from_hf(content)
 
 
 def load(
@@ -75,7 +87,7 @@ def load(
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         model = models.build(config, dtype)
-        params = _read_params(model, family.tensors(config), names, tensors, directory)
+        params = _read_params(model, family, names, tensors, directory)
     return model, params, load_tokenizer(directory)
 
 
@@ -87,31 +99,54 @@ def _match(
     Returns the configuration that fits the rest, and for each tensor name that the family
     knows the name under which the checkpoint has it.
     """
-    held = {name: name for name in tensors if name not in family.ignored}
+    known = family.tensors(config).keys() | family.aliases.keys() | family.ignored
+    held = {}
+    for name in tensors:
+        renamed = family.rename(name)
+        if renamed is None:
+            continue
+        prefixed = family.prefix + renamed
+        full = prefixed if renamed not in known and prefixed in known else renamed
+        if full not in family.ignored:
+            held[full] = name
     for alias, name in family.aliases.items():
         if alias not in held:
             continue
         if name not in held:
             held[name] = held.pop(alias)
-        elif np.array_equal(tensors[alias](), tensors[held[name]]()):
+        elif np.array_equal(tensors[held[alias]](), tensors[held[name]]()):
             del held[alias]
     return config.with_tensors(held), held
 
 
 def _read_params(
     model: EncoderDecoder,
-    places: Mapping[str, TensorPlace],
+    family: Family,
     names: Mapping[str, str],
     tensors: Mapping[str, Callable[[], np.ndarray]],
     directory: Path,
 ) -> Params:
+    places = family.tensors(model.config)
     expected = flatten_dict(models.abstract_params(model))
-    missing = sorted(places.keys() - names.keys())
+    problems = []
+    of_path: dict[tuple[str, ...], str] = {}
+    for name in sorted(places.keys() & names.keys()):
+        other = of_path.setdefault(places[name].path, name)
+        if other != name:
+            problems.append(f"{name} is not {other}, but the model has one tensor for both")
+    made = {
+        places[name].path: make
+        for name, make in family.defaults.items()
+        if places[name].path not in of_path
+    }
+    present = of_path.keys() | made.keys()
+    missing = sorted(name for name, place in places.items() if place.path not in present)
     extra = sorted(names.keys() - places.keys())
-    problems = [f"missing: {name}" for name in missing] + [f"not of this model: {n}" for n in extra]
+    problems += [f"missing: {name}" for name in missing]
+    problems += [f"not of this model: {name}" for name in extra]
     leaves = {}
-    for name in places.keys() & names.keys():
-        path, transposed = places[name]
+    for path, name in of_path.items():
+        transposed = places[name].transposed
         tensor = tensors[names[name]]()
         tensor = tensor.T if transposed else tensor
         wanted = expected[path].shape
@@ -120,6 +155,8 @@ def _read_params(
             problems.append(f"{name} has shape {shapes[0]}, but config.json asks for {shapes[1]}")
         elif not problems:
             leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), model.dtype)
+    for path, make in made.items():
+        leaves[path] = jnp.asarray(make(expected[path].shape), model.dtype)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise UserError(f"{directory}: tensors do not fit config.json:\n  " + "\n  ".join(shown))
@@ -256,7 +293,9 @@ def save_config(
         "eos_token_id": config.eos_token_id,
         "pad_token_id": config.pad_token_id,
     }
-    _write_json(directory / "generation_config.json", generation)
+    forced = {key: getattr(config, key) for key in _FORCED}
+    generation |= {key: token for key, token in forced.items() if token is not None}
+    _write_json(directory / GENERATION, generation)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
 

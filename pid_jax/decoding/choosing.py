@@ -150,6 +150,12 @@ def _ruled(
             ruled = rules.unless_all_barred(ruled, given)
     too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
     ruled = rules.bar_token(ruled, model.config.eos_token_id, too_early)
+    ruled = rules.force_first_and_last(
+        ruled,
+        model.config,
+        is_first=(step == 0) & (prompts.mask.sum(axis=-1, keepdims=True) == 1),
+        is_last=jnp.broadcast_to(step + 1 == controls.max_new_tokens, given.shape[:3]),
+    )
     if controls.forest is not None and prompts.node is not None:
         ruled = constraints.constrain(ruled, given, controls.forest, prompts.node[:, :, :rows])
     return ruled

@@ -176,6 +176,9 @@ def _greedy(
     """What plain greedy decoding chooses from these logits, at these places of the output."""
     too_early = places < controls.min_new_tokens
     ruled = rules.bar_token(logits, model.config.eos_token_id, too_early)
+    is_last = places + 1 == controls.max_new_tokens
+    # The first token is chosen before there are drafts.
+    ruled = rules.force_first_and_last(ruled, model.config, jnp.zeros_like(is_last), is_last)
     if controls.forest is not None and nodes is not None:
         ruled = constraints.constrain(ruled, logits, controls.forest, nodes)
     return rules.likeliest(ruled)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.data.batching import Arr
+from pid_jax.models.protocol import Config
 
 
 def penalise_repetition(
@@ -68,6 +69,32 @@ def bar_token(
     """Bars one token in the rows where `when` is True."""
     is_token = jnp.arange(logits.shape[-1]) == token
     return jnp.where(is_token & when[..., None], -jnp.inf, logits)
+
+
+def force_token(
+    logits: Float[Array, "*rows V"], token: int, when: Bool[Array, "*#rows"]
+) -> Float[Array, "*rows V"]:
+    """Bars all tokens but one in the rows where `when` is True, and takes that one for certain."""
+    forced = jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, -jnp.inf)
+    return jnp.where(when[..., None], forced, logits)
+
+
+def force_first_and_last(
+    logits: Float[Array, "*rows V"],
+    config: Config,
+    is_first: Bool[Array, "*#rows"],
+    is_last: Bool[Array, "*#rows"],
+) -> Float[Array, "*rows V"]:
+    """Forces the tokens that a model's configuration says outputs begin and end with.
+
+    is_first: whether nothing but the start token stands before the next token; after a prompt
+    transformers forces nothing. is_last: whether the next token is the last that may come.
+    """
+    if config.forced_bos_token_id is not None:
+        logits = force_token(logits, config.forced_bos_token_id, is_first)
+    if config.forced_eos_token_id is not None:
+        logits = force_token(logits, config.forced_eos_token_id, is_last)
+    return logits
 
 
 def keep_top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:

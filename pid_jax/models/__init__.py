@@ -9,10 +9,19 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from pid_jax.errors import UserError
-from pid_jax.models import t5
+from pid_jax.models import bart, led, longt5, mbart, pegasus, t5, t5gemma, t5gemma2
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
 
-_FAMILIES = (t5.FAMILY,)
+_FAMILIES = (
+    t5.FAMILY,
+    longt5.FAMILY,
+    bart.FAMILY,
+    mbart.FAMILY,
+    pegasus.FAMILY,
+    led.FAMILY,
+    t5gemma.FAMILY,
+    t5gemma2.FAMILY,
+)
 
 
 def supported() -> tuple[str, ...]:

@@ -1,38 +1,65 @@
 """Reading a Hugging Face `config.json` into a family's dataclass, with errors that name the key."""
 
 import dataclasses
+import types
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pid_jax.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
 
 
-def read_fields(cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any]) -> ConfigT:
+def read_fields(
+    cls: type[ConfigT],
+    config: Mapping[str, Any],
+    defaults: dict[str, Any],
+    keys: Mapping[str, str] = types.MappingProxyType({}),
+    within: str = "",
+) -> ConfigT:
     """Builds the dataclass `cls` from the keys of `config` that it has fields for.
 
     A key that is absent or null takes its value from `defaults`, else the field's own
     default. Keys without a field say nothing of the computation and are left aside. Raises
     `UserError` for a value of another type than the field's.
+
+    keys: those of fields that are called otherwise. within: where `config` is part of another,
+    its key there and a dot, for errors.
     """
-    types = get_type_hints(cls)
+    hints = get_type_hints(cls)
     values = dict(defaults)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        value = config.get(field.name)
+        key = keys.get(field.name, field.name)
+        value = config.get(key)
         if value is None:
             continue
         if isinstance(value, list) and len(value) == 1:  # one end token may stand in a list
             value = value[0]
-        expected = types[field.name]
+        expected = hints[field.name]
+        if isinstance(expected, types.UnionType):  # with None, which is the absence of a value
+            [expected] = set(get_args(expected)) - {types.NoneType}
         if expected is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
             raise UserError(
-                f'config.json: "{field.name}" must be of type {expected.__name__}, but is {value!r}'
+                f'config.json: "{within}{key}" must be of type {expected.__name__}, '
+                f"but is {value!r}"
             )
         values[field.name] = value
     return cls(**values)
+
+
+def section(config: Mapping[str, Any], key: str, within: str = "") -> Mapping[str, Any]:
+    """The configuration within `config` at this key, empty where it is absent or null.
+
+    within: as in `read_fields`. Raises `UserError` for anything else.
+    """
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise UserError(f'config.json: "{within}{key}" must be of type dict, but is {value!r}')
+    return value
 
 
 def check_supported(key: str, value: object, supported: Collection[object]) -> None:
@@ -42,8 +69,9 @@ def check_supported(key: str, value: object, supported: Collection[object]) -> N
         raise UserError(f'config.json: "{key}": {value!r} is not supported; supported: {listed}')
 
 
-def check_positive(config: object, *keys: str) -> None:
+def check_positive(config: object, *keys: str, within: str = "") -> None:
     """Raises `UserError` for the first of these fields that is not above zero."""
     for key in keys:
-        if getattr(config, key) <= 0:
-            raise UserError(f'config.json: "{key}" must be above 0, but is {getattr(config, key)}')
+        value = getattr(config, key)
+        if value <= 0:
+            raise UserError(f'config.json: "{within}{key}" must be above 0, but is {value}')

@@ -3,10 +3,11 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -20,9 +21,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
 }
-"""By the names of Hugging Face configurations; `gelu_new` is the tanh approximation."""
+"""By the names of Hugging Face configurations, two of which mean the tanh approximation."""
 
 
 def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
@@ -44,13 +46,21 @@ def attend(
     sources: Sequence[Source],
     scale: float = 1.0,
     dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B H L K"]:
     """Attention with a single softmax, in float32, over all sources together.
 
     A decoder attends at once to what it has cached and to the tokens at hand without
     copying either into one array first. `dropout` is applied to the softmax's output.
+
+    Sources may have fewer heads than the query, G: then each serves H / G consecutive heads of
+    the query (Ainslie et al., arXiv 2305.13245), which to the products are more rows of the
+    same head; keys and values are never repeated.
     """
     precision = precision_of(query.dtype)
+    batch, heads, length, width = query.shape
+    groups = sources[0].layer.key.shape[1]
+    query = query.reshape(batch, groups, heads // groups * length, width)
     scores = []
     for (key, _), mask, bias in sources:
         score = jnp.einsum(
@@ -60,8 +70,11 @@ def attend(
             precision=precision,
             preferred_element_type=jnp.float32,
         )
+        score = score.reshape(batch, heads, length, key.shape[3])
         if scale != 1.0:
             score = score * scale
+        if soft_cap is not None:
+            score = capped(score, soft_cap)
         if bias is not None:
             score = score + bias
         if mask is not None:
@@ -69,6 +82,7 @@ def attend(
         scores.append(score)
     joined = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     weights = dropout(jax.nn.softmax(joined, axis=-1).astype(query.dtype))
+    weights = weights.reshape(batch, groups, heads // groups * length, -1)
 
     outputs = []
     start = 0
@@ -77,7 +91,12 @@ def attend(
         part = weights[..., start:stop]
         outputs.append(_weighted(part, value, precision))
         start = stop
-    return sum(outputs[1:], start=outputs[0])
+    return sum(outputs[1:], start=outputs[0]).reshape(batch, heads, length, width)
+
+
+def capped(x: Float[Array, "*any"], bound: float) -> Float[Array, "*any"]:
+    """Soft-capping: bends what comes near to `bound`, so that nothing passes it."""
+    return jnp.tanh(x / bound) * bound
 
 
 def _weighted(
@@ -102,21 +121,26 @@ def attend_by_blocks(
     query: Float[Array, "B H S K"],
     layer: KeyValue,
     mask: Bool[Array, "B S"],
-    distance_bias: Float[Array, "H D"],
+    distance_bias: Float[Array, "H D"] | None = None,
+    *,
+    scale: float = 1.0,
+    soft_cap: float | None = None,
+    reach: tuple[int, int] | None = None,
 ) -> Float[Array, "B H S K"]:
     """Self-attention of whole documents that never holds the scores of all of its queries.
 
     What `attend` gives for one source with `distance_bias[h, s - l + S - 1]` as its bias
-    (D = 2 S - 1), but one block of queries after another, each with the bias read from the
-    distances as it is needed: memory grows with S, not with its square (Rabe and Staats,
-    arXiv 2112.05682, without their blocks of keys). On a CPU blocks are of one head. With 12 heads
-    of 1,536 tokens that takes 0.4 of `attend`'s time there.
+    (D = 2 S - 1) and `within(reach)` in its mask, but one block of queries after another, each
+    with the bias read from the distances as it is needed: memory grows with S, not with its
+    square (Rabe and Staats, arXiv 2112.05682, without their blocks of keys). On a CPU blocks are
+    of one head. With 12 heads of 1,536 tokens that takes 0.4 of `attend`'s time there. Where
+    `reach` is short, a block reads only the keys that its queries may look at.
     """
     batch, heads, length, width = query.shape
+    shared_by = heads // layer.key.shape[1]
+    attend_block = functools.partial(_block, scale=scale, soft_cap=soft_cap, reach=reach)
 
-    def on_cpu(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array
-    ) -> jax.Array:
+    def on_cpu(query: Array, key: Array, value: Array, mask: Array, bias: Array | None) -> Array:
         block = min(CPU_BLOCK, length)
         blocks = -(-length // block)
         padded = jnp.pad(query, ((0, 0), (0, 0), (0, blocks * block - length), (0, 0)))
@@ -128,28 +152,26 @@ def attend_by_blocks(
                 index % blocks * block,
             )
             part = jax.lax.dynamic_slice(padded, (row, head, start, 0), (1, 1, block, width))
-            return _block(
+            return attend_block(
                 part[0],
-                key[row, head][None],
-                value[row, head][None],
+                key[row, head // shared_by][None],
+                value[row, head // shared_by][None],
                 mask[row],
-                bias[head][None],
+                None if bias is None else bias[head][None],
                 start,
             )
 
         attended = jax.lax.map(one, jnp.arange(batch * heads * blocks))
         return attended.reshape(batch, heads, blocks * block, width)[:, :, :length]
 
-    def elsewhere(
-        query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array, bias: jax.Array
-    ) -> jax.Array:
+    def elsewhere(query: Array, key: Array, value: Array, mask: Array, bias: Array | None) -> Array:
         block = min(length, max(BLOCK_SCORES // (batch * heads * length), 16))
         blocks = -(-length // block)
         padded = jnp.pad(query, ((0, 0), (0, 0), (0, blocks * block - length), (0, 0)))
 
         def one(start: jax.Array) -> jax.Array:
             part = jax.lax.dynamic_slice_in_dim(padded, start, block, axis=2)
-            over_rows = jax.vmap(_block, in_axes=(0, 0, 0, 0, None, None))
+            over_rows = jax.vmap(attend_block, in_axes=(0, 0, 0, 0, None, None))
             return over_rows(part, key, value, mask, bias, start)
 
         if blocks == 1:
@@ -164,25 +186,57 @@ def attend_by_blocks(
 
 def _block(
     query: Float[Array, "H L K"],
-    key: Float[Array, "H K S"],
-    value: Float[Array, "H K S"],
+    key: Float[Array, "G K S"],
+    value: Float[Array, "G K S"],
     mask: Bool[Array, " S"],
-    distance_bias: Float[Array, "H D"],
+    distance_bias: Float[Array, "H D"] | None,
     start: Int[Array, ""],
+    *,
+    scale: float,
+    soft_cap: float | None,
+    reach: tuple[int, int] | None,
 ) -> Float[Array, "H L K"]:
     """The queries from `start` on, of one document."""
     precision = precision_of(query.dtype)
-    length, keys = query.shape[1], key.shape[2]
+    heads, length, width = query.shape
+    first: int | Array = 0
+    if reach is not None and length + sum(reach) < key.shape[2]:
+        visible = length + sum(reach)
+        first = jnp.clip(start - reach[0], 0, key.shape[2] - visible)
+        key = jax.lax.dynamic_slice_in_dim(key, first, visible, axis=2)
+        value = jax.lax.dynamic_slice_in_dim(value, first, visible, axis=2)
+        mask = jax.lax.dynamic_slice_in_dim(mask, first, visible)
+    groups, _, keys = key.shape
     scores = jnp.einsum(
-        "hlk,hks->hls", query, key, precision=precision, preferred_element_type=jnp.float32
-    )
-    distance = jnp.arange(keys)[None, :] - (start + jnp.arange(length))[:, None]
-    # Queries that only fill the last block have distances beyond the table; any will do.
-    scores = scores + distance_bias[:, jnp.maximum(distance + keys - 1, 0)]
-    scores = jnp.where(mask, scores, MASKED_SCORE)
+        "hlk,hks->hls",
+        query.reshape(groups, -1, width),
+        key,
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    ).reshape(heads, length, keys)
+    if scale != 1.0:
+        scores = scores * scale
+    if soft_cap is not None:
+        scores = capped(scores, soft_cap)
+    distance = first + jnp.arange(keys)[None, :] - (start + jnp.arange(length))[:, None]
+    if distance_bias is not None:
+        # Queries that only fill the last block have distances beyond the table; any will do.
+        scores = scores + distance_bias[:, jnp.maximum(distance + distance_bias.shape[1] // 2, 0)]
+    allowed = mask[None] if reach is None else mask[None] & within(reach, distance)
+    scores = jnp.where(allowed, scores, MASKED_SCORE)
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    attended = jnp.einsum("hls,hks->hlk", weights.astype(query.dtype), value, precision=precision)
+    attended = jnp.einsum(
+        "hls,hks->hlk",
+        weights.astype(query.dtype).reshape(groups, -1, keys),
+        value,
+        precision=precision,
+    ).reshape(heads, length, width)
     return (attended / weights.sum(axis=-1, keepdims=True)).astype(query.dtype)
+
+
+def within(reach: tuple[int, int], distance: Int[Array, "*any"]) -> Bool[Array, "*any"]:
+    """Whether a key at this distance from its query may be seen: so far before, so far after."""
+    return (distance >= -reach[0]) & (distance <= reach[1])
 
 
 def causal_mask(length: int) -> Bool[Array, "1 {length} {length}"]:
@@ -264,8 +318,24 @@ def with_transposes(params: Params) -> Params:
     }
 
 
+def with_decoder_transposes(decoder: Params) -> dict[str, Any]:
+    """A decoder's parameters with the transposes of the kernels that each of its steps reads.
+
+    Of its modules `layers_0`, `layers_1`, ... all but the projections of documents, which are
+    no part of a step, to keys and values.
+    """
+    changed = dict(decoder)
+    for name, layer in decoder.items():
+        if name.startswith("layers_"):
+            cross = layer["cross_attention"]
+            in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
+            others = {part: layer[part] for part in layer if part != "cross_attention"}
+            changed[name] = {"cross_attention": {**cross, **in_steps}, **with_transposes(others)}
+    return changed
+
+
 class Dense(nn.Module):
-    """A matrix product without bias; the kernel is stored `[in, out]`.
+    """A matrix product; the kernel is stored `[in, out]`.
 
     Where the parameters hold its transpose too (`with_transposes`), few rows are multiplied
     with that.
@@ -279,9 +349,20 @@ class Dense(nn.Module):
     dtype: DTypeLike = jnp.float32
     output_dtype: DTypeLike | None = None
     """What the product is accumulated and returned in, where that is not `dtype`."""
+    bias: bool = False
+    """Whether a vector, zero at first, is added to the product."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
+        product = self._product(x)
+        if not self.bias:
+            return product
+        init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        return product + self.param("bias", init, (self.features,), jnp.float32).astype(
+            product.dtype
+        )
+
+    def _product(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         if self.has_variable("params", "transposed"):
@@ -301,14 +382,118 @@ class RMSNorm(nn.Module):
 
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    around_one: bool = False
+    """Whether the parameter is what the scale has above one, as in Gemma."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        start = nn.initializers.zeros if self.around_one else nn.initializers.ones
+        init = nn.with_logical_partitioning(start, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+        if self.around_one:
+            scale = scale + 1.0
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale).astype(self.dtype)
+
+
+class Rotation(NamedTuple):
+    """The frequencies of rotary positions (Su et al., arXiv 2104.09864)."""
+
+    theta: float
+    factor: float = 1.0
+    """Positions are divided by it ("linear" scaling)."""
+
+
+def rotate(
+    x: Float[Array, "B H S K"], positions: Int[Array, "#B S"], rotation: Rotation
+) -> Float[Array, "B H S K"]:
+    """Turns each pair of a query's or key's numbers by an angle that its position gives.
+
+    Number i makes a pair with number i + K / 2. The product of a query and a key, both turned,
+    depends on the difference of their positions alone.
+    """
+    half = x.shape[-1] // 2
+    exponents = np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = 1 / np.float32(rotation.theta) ** exponents / np.float32(rotation.factor)
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al., arXiv 1607.06450), in float32."""
+
+    epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """A learned vector for each position, to be added to a token's embedding."""
+
+    positions: int
+    features: int
+    stddev: float
+    offset: int = 0
+    """How many rows of the table stand before that of position 0."""
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(self.stddev), ("positions", "embed")
+        )
+        shape = (self.offset + self.positions, self.features)
+        table = self.param("embedding", init, shape, jnp.float32)
+        return _rows_of(table, positions + self.offset, self.dtype)
+
+
+class SinusoidalPositions(nn.Module):
+    """Sines and cosines for each position (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    A table among the parameters, as checkpoints have it, which training leaves as it is.
+    """
+
+    positions: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        init = nn.with_logical_partitioning(
+            lambda _, shape: jnp.asarray(sinusoids(shape)), ("positions", "embed")
+        )
+        table = self.param("sinusoids", init, (self.positions, self.features))
+        return _rows_of(jax.lax.stop_gradient(table), positions, self.dtype)
+
+
+def sinusoids(shape: tuple[int, ...]) -> Float[np.ndarray, "positions D"]:
+    """The table of `SinusoidalPositions`: the sines of all frequencies, then their cosines."""
+    positions, features = shape
+    wavelengths = 10000 ** (2 * (np.arange(features) // 2) / features)
+    angles = np.arange(positions)[:, None] / wavelengths
+    halves = np.sin(angles[:, 0::2]), np.cos(angles[:, 1::2])
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def _rows_of(
+    table: Float[Array, "positions D"], rows: Int[Array, "B L"], dtype: DTypeLike
+) -> Float[Array, "B L D"]:
+    # Guessed tokens that are never kept may stand beyond the table: they must not be NaN there.
+    return jnp.take(table, rows, axis=0, mode="clip").astype(dtype)
 
 
 def relative_position_bucket(
@@ -366,6 +551,8 @@ class RelativePositionBias(nn.Module):
     max_distance: int
     bidirectional: bool
     stddev: float
+    starts_nearby: bool = True
+    """Whether a new table is `nearby_start`'s, or noise of `stddev` alone, as T5's are."""
 
     def bucket_of(self, relative_position: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """`relative_position_bucket` with this table's sizes."""
@@ -377,9 +564,10 @@ class RelativePositionBias(nn.Module):
         )
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(
-            functools.partial(nearby_start, bias=self), ("buckets", "heads")
-        )
+        start = nn.initializers.normal(self.stddev)
+        if self.starts_nearby:
+            start = functools.partial(nearby_start, bias=self)
+        init = nn.with_logical_partitioning(start, ("buckets", "heads"))
         self.embedding = self.param("embedding", init, (self.buckets, self.heads), jnp.float32)
 
     def __call__(

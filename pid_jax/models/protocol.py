@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -49,7 +50,15 @@ class Config(Protocol):
     pad_token_id: int
     eos_token_id: int
     decoder_start_token_id: int
+    forced_bos_token_id: int | None
+    """The first token of every output whose prompt is empty; None: whichever is chosen."""
+    forced_eos_token_id: int | None
+    """The last token of every output that reaches its greatest length; None: whichever."""
     dropout_rate: float
+    max_document_tokens: int | None
+    """The most tokens of a document for which there are positions; None: no such limit."""
+    max_decoder_tokens: int | None
+    """The same of the start token, a prompt and the answer but its last token."""
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
@@ -146,3 +155,13 @@ class Family:
     """Second names under which a checkpoint may repeat a tensor, and the first."""
     ignored: frozenset[str]
     """Tensors of published checkpoints that no computation reads."""
+    rename: Callable[[str], str | None] = lambda name: name
+    """The name in `tensors` or `aliases` of a checkpoint's tensor; None where it is left out."""
+    unreadable_tokens: Callable[[Any], Mapping[int, str]] = lambda config: {}
+    """For a configuration, token ids that stand for more than text, and why to refuse each."""
+    defaults: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Tensors that a checkpoint may lack, and what makes them in a given shape."""
+    prefix: str = ""
+    """What begins the names of most tensors, unless a checkpoint was saved without a head."""

@@ -6,33 +6,23 @@ Raffel et al., arXiv 1910.10683 (T5); Shazeer, arXiv 2002.05202 (the gated feed-
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from pid_jax.errors import UserError
-from pid_jax.models import config_reading
-from pid_jax.models.layers import (
-    ACTIVATIONS,
-    Dense,
-    RelativePositionBias,
-    RMSNorm,
-    Source,
-    attend,
-    attend_by_blocks,
-    causal_mask,
-    merge_heads,
-    multiply,
-    precision_of,
-    split_heads,
-    split_source_heads,
-    with_transposes,
+from pid_jax.models import t5_layers
+from pid_jax.models.protocol import Family
+from pid_jax.models.t5_layers import (
+    EncoderLayer,
+    T5Like,
+    T5LikeConfig,
+    norm,
+    relative_position_bias,
 )
-from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
 
 # What transformers 5 does with the decoder's output before the head, by model type, where
 # config.json has no `scale_decoder_outputs`. T5 scales by d_model**-0.5 unless
@@ -41,260 +31,30 @@ _SCALES_DECODER_OUTPUTS = {"t5": None, "mt5": False, "umt5": True}
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(T5LikeConfig):
     """The values of a T5 `config.json` that shape the computation, by their names there."""
 
     model_type: str = "t5"
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_decoder_layers: int = 6
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-6
-    initializer_factor: float = 1.0
-    feed_forward_proj: str = "relu"
-    tie_word_embeddings: bool = True
-    scale_decoder_outputs: bool = True
-    pad_token_id: int = 0
-    eos_token_id: int = 1
-    decoder_start_token_id: int = 0
+
+    architecture: ClassVar[Mapping[str, str]] = {
+        "t5": "T5ForConditionalGeneration",
+        "mt5": "MT5ForConditionalGeneration",
+        "umt5": "UMT5ForConditionalGeneration",
+    }
 
     @property
-    def gated(self) -> bool:
-        """Whether the feed-forward's first product is gated by a second one."""
-        return self.feed_forward_proj.startswith("gated-")
-
-    @property
-    def activation(self) -> str:
-        """A key of `layers.ACTIVATIONS`."""
-        if self.feed_forward_proj == "gated-gelu":
-            return "gelu_new"  # as transformers reads it
-        return self.feed_forward_proj.removeprefix("gated-")
+    def bias_in_every_layer(self) -> bool:
+        return self.model_type == "umt5"
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "T5Config":
-        """Reads a `config.json`, whose own `tie_word_embeddings` decides until weights are seen.
-
-        Raises `UserError` for a missing or unsupported value, by its key.
-        """
+        """Reads a `config.json`; raises `UserError` for an unsupported value, by its key."""
         model_type = config["model_type"]
-        defaults: dict[str, Any] = {"model_type": model_type}
+        defaults: dict[str, Any] = {}
         if model_type != "t5":
             defaults |= {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
             defaults["feed_forward_proj"] = "gated-gelu"
-        if "num_decoder_layers" not in config or config["num_decoder_layers"] is None:
-            layers = config.get("num_layers", defaults.get("num_layers", cls.num_layers))
-            defaults["num_decoder_layers"] = layers
-        tied = config.get("tie_word_embeddings") is not False
-        scales = _SCALES_DECODER_OUTPUTS[model_type]
-        defaults["scale_decoder_outputs"] = tied if scales is None else scales
-
-        read = config_reading.read_fields(cls, config, defaults)
-        buckets, distance = (
-            read.relative_attention_num_buckets,
-            read.relative_attention_max_distance,
-        )
-        if buckets < 4 or buckets % 2 or distance <= buckets // 2:
-            raise UserError(
-                'config.json: "relative_attention_num_buckets" must be even and at least 4, and '
-                '"relative_attention_max_distance" above half of it, not '
-                f"{buckets} and {distance}"
-            )
-        supported = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
-        config_reading.check_supported("feed_forward_proj", read.feed_forward_proj, supported)
-        encoder_decoder = config.get("is_encoder_decoder", True)
-        config_reading.check_supported("is_encoder_decoder", encoder_decoder, [True])
-        config_reading.check_positive(
-            read,
-            "vocab_size",
-            "d_model",
-            "d_kv",
-            "d_ff",
-            "num_layers",
-            "num_decoder_layers",
-            "num_heads",
-        )
-        return read
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `config.json` from which transformers builds the same model."""
-        values = dataclasses.asdict(self)
-        architecture = {
-            "t5": "T5ForConditionalGeneration",
-            "mt5": "MT5ForConditionalGeneration",
-            "umt5": "UMT5ForConditionalGeneration",
-        }
-        return values | {
-            "architectures": [architecture[self.model_type]],
-            "dense_act_fn": self.activation,
-            "is_gated_act": self.gated,
-            "is_encoder_decoder": True,
-        }
-
-    def with_tensors(self, names: Collection[str]) -> "T5Config":
-        """The configuration that fits a checkpoint holding these tensors.
-
-        A checkpoint with `lm_head.weight` is untied, whatever its `config.json` says.
-        """
-        return dataclasses.replace(self, tie_word_embeddings="lm_head.weight" not in names)
-
-
-class Attention(nn.Module):
-    """Multi-head attention in T5's manner: no biases, no scaling of the scores."""
-
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        config = self.config
-        width = config.num_heads * config.d_kv
-        factor = config.initializer_factor
-        into = ("embed", "heads")
-        query_stddev = factor * (config.d_model * config.d_kv) ** -0.5
-        stddev = factor * config.d_model**-0.5
-        self.query = Dense(width, into, query_stddev, self.dtype)
-        self.key = Dense(width, into, stddev, self.dtype)
-        self.value = Dense(width, into, stddev, self.dtype)
-        self.output = Dense(config.d_model, ("heads", "embed"), factor * width**-0.5, self.dtype)
-        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-
-    def project(self, x: Float[Array, "B S D"]) -> KeyValue:
-        """Keys and values of what is attended to."""
-        heads = self.config.num_heads
-        return KeyValue(
-            split_source_heads(self.key(x), heads), split_source_heads(self.value(x), heads)
-        )
-
-    def __call__(
-        self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
-    ) -> Float[Array, "B L D"]:
-        query = split_heads(self.query(x), self.config.num_heads)
-        attended = attend(
-            query, sources, dropout=lambda weights: self.dropout(weights, deterministic)
-        )
-        return self.output(merge_heads(attended))
-
-    def of_documents(
-        self,
-        x: Float[Array, "B S D"],
-        mask: Bool[Array, "B S"],
-        distance_bias: Float[Array, "H distances"],
-    ) -> Float[Array, "B S D"]:
-        """Self-attention of an encoder, without dropout."""
-        query = split_heads(self.query(x), self.config.num_heads)
-        return self.output(
-            merge_heads(attend_by_blocks(query, self.project(x), mask, distance_bias))
-        )
-
-
-class FeedForward(nn.Module):
-    """T5's feed-forward, gated in 1.1 and later."""
-
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        config = self.config
-        into = config.initializer_factor * config.d_model**-0.5
-        if config.gated:
-            self.wi_0 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
-            self.wi_1 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
-        else:
-            self.wi = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
-        out = config.initializer_factor * config.d_ff**-0.5
-        self.wo = Dense(config.d_model, ("mlp", "embed"), out, self.dtype)
-        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
-        activate = ACTIVATIONS[self.config.activation]
-        x = activate(self.wi_0(x)) * self.wi_1(x) if self.config.gated else activate(self.wi(x))
-        return self.wo(self.dropout(x, deterministic))
-
-
-def _norm(config: T5Config, dtype: DTypeLike) -> RMSNorm:
-    return RMSNorm(config.layer_norm_epsilon, dtype)
-
-
-def _relative_position_bias(config: T5Config, bidirectional: bool) -> RelativePositionBias:
-    return RelativePositionBias(
-        config.num_heads,
-        config.relative_attention_num_buckets,
-        config.relative_attention_max_distance,
-        bidirectional,
-        config.initializer_factor * config.d_model**-0.5,
-    )
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each added to what it read after normalising it."""
-
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        self.self_attention_norm = _norm(self.config, self.dtype)
-        self.self_attention = Attention(self.config, self.dtype)
-        self.feed_forward_norm = _norm(self.config, self.dtype)
-        self.feed_forward = FeedForward(self.config, self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(
-        self,
-        x: Float[Array, "B S D"],
-        mask: Bool[Array, "B S"],
-        bias: Float[Array, "1 H S S"] | Float[Array, "H distances"],
-        deterministic: bool,
-    ) -> Float[Array, "B S D"]:
-        normed = self.self_attention_norm(x)
-        if deterministic:
-            attended = self.self_attention.of_documents(normed, mask, bias)
-        else:
-            source = Source(self.self_attention.project(normed), mask[:, None, :], bias)
-            attended = self.self_attention(normed, [source], deterministic)
-        x = x + self.dropout(attended, deterministic)
-        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
-        return x + self.dropout(forwarded, deterministic)
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention to the document, feed-forward."""
-
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        self.self_attention_norm = _norm(self.config, self.dtype)
-        self.self_attention = Attention(self.config, self.dtype)
-        self.cross_attention_norm = _norm(self.config, self.dtype)
-        self.cross_attention = Attention(self.config, self.dtype)
-        self.feed_forward_norm = _norm(self.config, self.dtype)
-        self.feed_forward = FeedForward(self.config, self.dtype)
-        self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        present_mask: Bool[Array, "B L L"],
-        present_bias: Float[Array, "#B H L L"],
-        past: Source | None,
-        document: Source,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], KeyValue]:
-        normed = self.self_attention_norm(x)
-        present = self.self_attention.project(normed)
-        sources = [Source(present, present_mask, present_bias)]
-        if past is not None:
-            sources.insert(0, past)
-        x = x + self.dropout(self.self_attention(normed, sources, deterministic), deterministic)
-        normed = self.cross_attention_norm(x)
-        x = x + self.dropout(self.cross_attention(normed, [document], deterministic), deterministic)
-        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
-        return x + self.dropout(forwarded, deterministic), present
+        return cls.read(config, defaults, scales=_SCALES_DECODER_OUTPUTS[model_type])
 
 
 class Encoder(nn.Module):
@@ -304,9 +64,11 @@ class Encoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         self.layers = [EncoderLayer(config, self.dtype) for _ in range(config.num_layers)]
-        biases = config.num_layers if config.model_type == "umt5" else 1
-        self.relative_position_bias = [_relative_position_bias(config, True) for _ in range(biases)]
-        self.final_norm = _norm(config, self.dtype)
+        biases = config.num_layers if config.bias_in_every_layer else 1
+        self.relative_position_bias = [
+            relative_position_bias(config, bidirectional=True) for _ in range(biases)
+        ]
+        self.final_norm = norm(config, self.dtype)
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(
@@ -324,202 +86,18 @@ class Encoder(nn.Module):
         return self.dropout(self.final_norm(x), deterministic)
 
 
-class Decoder(nn.Module):
-    config: T5Config
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        config = self.config
-        self.layers = [DecoderLayer(config, self.dtype) for _ in range(config.num_decoder_layers)]
-        biases = config.num_decoder_layers if config.model_type == "umt5" else 1
-        self.relative_position_bias = [
-            _relative_position_bias(config, False) for _ in range(biases)
-        ]
-        self.final_norm = _norm(config, self.dtype)
-        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return tuple(layer.cross_attention.project(encoder_output) for layer in self.layers)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
-        biases = [bias(slots, slots) for bias in self.relative_position_bias]
-        if past is not None:
-            past_slots = jnp.arange(past.mask.shape[1])[None]
-            past_biases = [bias(slots, past_slots) for bias in self.relative_position_bias]
-        x = self.dropout(x, deterministic)
-        present = []
-        for i, layer in enumerate(self.layers):
-            shared = i % len(biases)
-            remembered = None
-            if past is not None:
-                remembered = Source(past.layers[i], past.mask[:, None, :], past_biases[shared])
-            document = Source(cross_attention[i], document_mask[:, None, :])
-            x, new = layer(x, mask, biases[shared], remembered, document, deterministic)
-            present.append(new)
-        return self.dropout(self.final_norm(x), deterministic), tuple(present)
-
-
-class T5(nn.Module):
-    """The family's module; `pid_jax.models.protocol.EncoderDecoder` documents its methods."""
+class T5(T5Like):
+    """The family's module."""
 
     config: T5Config
-    dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
-
-    def setup(self) -> None:
-        config = self.config
-        self.shared = nn.Embed(
-            config.vocab_size,
-            config.d_model,
-            dtype=self.dtype,
-            embedding_init=nn.with_logical_partitioning(
-                nn.initializers.normal(config.initializer_factor), ("vocab", "embed")
-            ),
-        )
-        self.encoder = Encoder(config, self.dtype)
-        self.decoder = Decoder(config, self.dtype)
-        if not config.tie_word_embeddings:
-            self.lm_head = Dense(
-                config.vocab_size,
-                ("embed", "vocab"),
-                config.initializer_factor * config.d_model**-0.5,
-                self.dtype,
-                output_dtype=jnp.float32,
-            )
-
-    def encode(
-        self,
-        documents: Int[Array, "B S"],
-        document_mask: Bool[Array, "B S"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
-        return self.encoder(self.shared(documents), document_mask, deterministic)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return self.decoder.project_cross_attention(encoder_output)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B L"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        del positions  # T5 knows distances alone, and those are differences of slots.
-        return self.decoder(
-            self.shared(tokens),
-            token_mask,
-            slots,
-            cross_attention,
-            document_mask,
-            past,
-            deterministic,
-        )
-
-    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        if self.config.scale_decoder_outputs:
-            hidden = hidden * self.config.d_model**-0.5
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(hidden)
-        kernel = self.shared.embedding.T.astype(self.dtype)
-        if self.has_variable("params", "transposed_head"):
-            transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return multiply(hidden, kernel, transposed)
-        return jnp.dot(
-            hidden,
-            kernel,
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-
-    def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        decoder = dict(params["decoder"])
-        for name, layer in params["decoder"].items():
-            if name.startswith("layers_"):
-                # Keys and values of documents are no part of a step.
-                cross = layer["cross_attention"]
-                in_steps = with_transposes({part: cross[part] for part in ("query", "output")})
-                others = {part: layer[part] for part in layer if part != "cross_attention"}
-                decoder[name] = {
-                    "cross_attention": {**cross, **in_steps},
-                    **with_transposes(others),
-                }
-        changed = {**params, "decoder": decoder}
-        if self.config.tie_word_embeddings:
-            changed["transposed_head"] = params["shared"]["embedding"]  # the same array: no copy
-        else:
-            changed["lm_head"] = with_transposes(params["lm_head"])
-        return changed
-
-
-def _tensors(config: T5Config) -> dict[str, TensorPlace]:
-    places = {"shared.weight": TensorPlace(("shared", "embedding"))}
-    if not config.tie_word_embeddings:
-        places["lm_head.weight"] = TensorPlace(("lm_head", "kernel"), transposed=True)
-    attention = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    forward = ("wi_0", "wi_1", "wo") if config.gated else ("wi", "wo")
-    stacks = {
-        "encoder": (config.num_layers, {"SelfAttention": "self_attention"}),
-        "decoder": (
-            config.num_decoder_layers,
-            {"SelfAttention": "self_attention", "EncDecAttention": "cross_attention"},
-        ),
-    }
-    for stack, (layers, attentions) in stacks.items():
-        places[f"{stack}.final_layer_norm.weight"] = TensorPlace((stack, "final_norm", "scale"))
-        for i in range(layers):
-            layer = (stack, f"layers_{i}")
-            for j, (theirs, ours) in enumerate(attentions.items()):
-                block = f"{stack}.block.{i}.layer.{j}"
-                norm = TensorPlace((*layer, f"{ours}_norm", "scale"))
-                places[f"{block}.layer_norm.weight"] = norm
-                for letter, name in attention.items():
-                    kernel = TensorPlace((*layer, ours, name, "kernel"), transposed=True)
-                    places[f"{block}.{theirs}.{letter}.weight"] = kernel
-            block = f"{stack}.block.{i}.layer.{len(attentions)}"
-            norm = TensorPlace((*layer, "feed_forward_norm", "scale"))
-            places[f"{block}.layer_norm.weight"] = norm
-            for name in forward:
-                kernel = TensorPlace((*layer, "feed_forward", name, "kernel"), transposed=True)
-                places[f"{block}.DenseReluDense.{name}.weight"] = kernel
-            if i == 0 or config.model_type == "umt5":
-                bias = f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
-                path = (stack, f"relative_position_bias_{i}", "embedding")
-                places[bias] = TensorPlace(path)
-    return places
+    encoder_class: ClassVar[type[nn.Module]] = Encoder
 
 
 FAMILY = Family(
     model_types=("t5", "mt5", "umt5"),
     config_from_hf=T5Config.from_hf,
     module=T5,
-    tensors=_tensors,
-    aliases={
-        "encoder.embed_tokens.weight": "shared.weight",
-        "decoder.embed_tokens.weight": "shared.weight",
-        "lm_head.weight": "shared.weight",
-    },
-    # The first T5 checkpoints carry a cross-attention bias that their model never used.
-    ignored=frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}),
+    tensors=t5_layers.tensors,
+    aliases=t5_layers.ALIASES,
+    ignored=t5_layers.IGNORED,
 )
