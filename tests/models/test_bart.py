@@ -92,6 +92,7 @@ def test_it_learns_and_the_bias_of_its_logits_stays(small):
 
 def test_layers_are_dropped_in_training_only():
     config = {**bart_checkpoints.SIZES, "model_type": "bart", "dropout": 0.0}
+    config |= {"encoder_layers": 1, "decoder_layers": 1}
     whole = models.build(config)
     params = models.init_params(whole, jax.random.key(0))
     dropping = models.build({**config, "encoder_layerdrop": 1.0, "decoder_layerdrop": 1.0})
