@@ -7,7 +7,7 @@ where norms stand, which positions there are, what an absent key of its `config.
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ class BartLikeConfig:
         return self.d_model**0.5 if self.scale_embedding else 1.0
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+    def from_hf(cls, config: Mapping[str, Any]) -> "BartLikeConfig":
         """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
         defaults: dict[str, Any] = {"model_type": config["model_type"]}
         if "forced_bos_token_id" not in config and config.get("force_bos_token_to_be_generated"):
@@ -127,7 +127,7 @@ class BartLikeConfig:
             "is_encoder_decoder": True,
         }
 
-    def with_tensors(self, names: Collection[str]) -> Self:
+    def with_tensors(self, names: Collection[str]) -> "BartLikeConfig":
         """The configuration that fits a checkpoint holding these tensors.
 
         A checkpoint with `lm_head.weight` is untied, whatever its `config.json` says.

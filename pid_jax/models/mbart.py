@@ -7,7 +7,7 @@ language that it is to write (mBART), or is made to write it first (mBART-50):
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pid_jax.models import bart_layers
 
@@ -24,7 +24,7 @@ class MBartConfig(bart_layers.BartLikeConfig):
     final_norm: ClassVar[bool] = True
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Self:
+    def from_hf(cls, config: Mapping[str, Any]) -> bart_layers.BartLikeConfig:
         """Where no language is set, decoders start with `bos_token_id`, as in transformers."""
         if config.get("decoder_start_token_id") is None:
             start = config.get("bos_token_id", cls.bos_token_id)
