@@ -23,7 +23,7 @@ from pid_jax.data.tokenizing import (
 )
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models.protocol import EncoderDecoder, Params
+from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -69,6 +69,8 @@ def new_model(
     if config.model.init:
         start = PidModel.from_pretrained(config.model.init)
         architecture, params, tokenizer = start.config, start.params, start.tokenizer
+        # Targets begin with the answer itself: nothing is to be forced before it.
+        architecture = dataclasses.replace(architecture, forced_bos_token_id=None)
         if config.tokenizer.path:
             tokenizer = _read_tokenizer(config)
         if tokenizer is None:
@@ -118,10 +120,30 @@ def save_model(directory: Path, model: EncoderDecoder, tokenizer: Tokenizer) -> 
 def tokenize(
     config: ConfigDict, examples: Sequence[Example], model: EncoderDecoder, tokenizer: Tokenizer
 ) -> TokenizedExamples:
-    """The examples in token ids, cut to the run's limits."""
-    return TokenizedExamples(
-        examples, tokenizer, limits(config), end_token_id=model.config.eos_token_id
-    )
+    """The examples in token ids, cut to the run's limits.
+
+    Raises UserError for limits beyond those of the model.
+    """
+    lengths = limits(config)
+    _check_positions(config.method, lengths, model.config)
+    return TokenizedExamples(examples, tokenizer, lengths, end_token_id=model.config.eos_token_id)
+
+
+def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
+    # Of what a decoder is given the start token counts, a target's last token is not read.
+    encoder, decoder = ["document_tokens"], ["prompt_tokens", "target_tokens"]
+    if method == "pie":
+        encoder, decoder = ["document_tokens", "prompt_tokens"], ["target_tokens"]
+    for stack, names, most in (
+        ("encoder", encoder, architecture.max_document_tokens),
+        ("decoder", decoder, architecture.max_decoder_tokens),
+    ):
+        if most is not None and sum(getattr(limits, name) for name in names) > most:
+            keys = " and ".join(f"config.data.{name}={getattr(limits, name)}" for name in names)
+            raise UserError(
+                f'{keys}: the model\'s {stack} has positions for {most} tokens under "{method}". '
+                "Make them smaller"
+            )
 
 
 def training_batches(
@@ -197,5 +219,5 @@ def _vocabulary(tokenizer: Any) -> int:
 def _special(tokenizer: Any, name: str) -> int:
     value = getattr(tokenizer, name, None)
     if value is None:
-        raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: a T5 needs one")
+        raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: a model needs one")
     return int(value)

@@ -80,13 +80,17 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def matrices(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: kernels and embeddings of tokens.
+    """True for the leaves that weight decay applies to: kernels and learned embeddings.
 
-    Norm scales have one dimension; a table of position biases is a bias all the same.
+    Norm scales have one dimension; a table of position biases is a bias all the same, and what
+    training does not change has no gradient to hold its own against the decay.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: (
-            jnp.ndim(leaf) >= 2 and "relative_position_bias" not in jax.tree_util.keystr(path)
-        ),
-        params,
-    )
+
+    def decays(path: Any, leaf: Any) -> bool:
+        name = jax.tree_util.keystr(path)
+        return jnp.ndim(leaf) >= 2 and not any(kept in name for kept in _NOT_DECAYED)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+_NOT_DECAYED = ("relative_position_bias", "sinusoids", "final_logits_bias")

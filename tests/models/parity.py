@@ -13,18 +13,26 @@ A family's test file makes pairs of models and inherits the rest:
         pass
 """
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from pid_jax.checkpoints import huggingface
+from pid_jax.data.batching import collate, shape_of
+from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.model import PidModel
+from pid_jax.training import config as configuration
+from pid_jax.training import optimizer, step
 from tests import transformers_models
 
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1], [50, 1]]
 PROMPTS = [[[3, 4, 5], [9]], [[60, 61, 62, 63, 64]], [[], [7, 7], [8, 9, 10, 11]]]
-NO_BROADCAST = {"umt5"}
+NO_BROADCAST = {"umt5", "bart", "mbart", "pegasus"}
 """Where transformers does not decode several prompts against one encoder output."""
 TARGETS = [[[5, 6, 1], [7]], [[90, 91, 92, 93, 94, 95, 1]], [[1], [2, 3], [20, 21, 22]]]
 
@@ -33,8 +41,73 @@ def assert_beams_equal_transformers(theirs, generation, document, prompt, **opti
     expected = transformers_models.beam_search(theirs, document, prompt, 4, **options)
     ours = [generation, *generation.alternatives]
     assert [output.tokens for output in ours] == [tokens for tokens, _ in expected]
+    if theirs.generation_config.forced_eos_token_id is not None:
+        return  # in transformers' scores, forced tokens cost nothing
     scores = [output.score for output in ours]
     np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-3)
+
+
+def assert_compaction_and_drafts_change_nothing(model):
+    """Documents that quote the outputs, so that some drafts are right."""
+    plain = model.generate(DOCUMENTS, PROMPTS, max_new_tokens=9, compact=False)
+    documents = [
+        [*document, *(token for generation in row for token in generation.tokens)]
+        for document, row in zip(DOCUMENTS, plain, strict=True)
+    ]
+    plain = model.generate(documents, PROMPTS, max_new_tokens=9, compact=False)
+    report = DecodingReport()
+    options = {"compact": True, "draft_tokens": 3, "report": report}
+    drafted = model.generate(documents, PROMPTS, max_new_tokens=9, **options)
+    assert [[one.tokens for one in row] for row in drafted] == [
+        [one.tokens for one in row] for row in plain
+    ]
+    scores = [[one.score for row in rows for one in row] for rows in (drafted, plain)]
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    assert report.accepted_tokens > 0
+
+
+def train_until_learned(model):
+    """Steps on one batch, with dropout: the first loss is what `score` says, the last far below.
+
+    Returns the parameters after them.
+    """
+    examples = [
+        TokenizedExample(str(i), *row)
+        for i, row in enumerate(zip(DOCUMENTS, PROMPTS, TARGETS, strict=True))
+    ]
+    config = model.config
+    batch = jax.device_put(
+        collate(
+            examples,
+            shape_of(examples),
+            pad_token_id=config.pad_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+        )
+    )
+    figures = jax.jit(functools.partial(step.evaluation_step, model=model.model))(
+        model.params, batch
+    )
+    scores = model.score(DOCUMENTS, PROMPTS, TARGETS)
+    assert float(figures.loss) == pytest.approx(-sum(map(sum, scores)), rel=1e-4)
+
+    settings = configuration.default()
+    settings.optimizer.update(warmup_steps=0, learning_rate=0.01, weight_decay=0.1)
+    update = optimizer.build(settings)
+    run = jax.jit(
+        functools.partial(
+            step.train_step,
+            model=model.model,
+            optimizer=update,
+            schedule=optimizer.learning_rate(settings),
+            label_smoothing=0.0,
+            z_loss=0.0,
+        )
+    )
+    state = step.initial_state(model.params, update, seed=0)
+    for _ in range(25):
+        state, metrics = run(state, batch)
+    assert float(metrics["loss"]) < 0.5 * float(figures.loss / figures.target_tokens)
+    return state.params
 
 
 class Parity:
