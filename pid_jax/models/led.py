@@ -61,7 +61,9 @@ class LEDConfig(bart_layers.BartLikeConfig):
         """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
         rest = {key: value for key, value in config.items() if key != "attention_window"}
         read = super().from_hf(rest)
-        windows = config.get("attention_window", 512)
+        windows = config.get("attention_window")
+        if windows is None:
+            windows = 512
         if isinstance(windows, int):
             windows = [windows] * read.encoder_layers
         if (

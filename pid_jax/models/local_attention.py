@@ -187,7 +187,8 @@ def _attend(
         score = jnp.dot(query, layer.key, precision=precision, preferred_element_type=jnp.float32)
         if bias is not None:
             score = score + bias
-        scores.append(jnp.where(mask, score, MASKED_SCORE))
+        # Added: differentiating a choice would keep it for every block.
+        scores.append(score + jnp.where(mask, 0.0, MASKED_SCORE))
     top = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - jax.lax.stop_gradient(top)) for score in scores]
     total = sum(weight.sum(-1, keepdims=True) for weight in weights)
@@ -206,4 +207,4 @@ def _attend(
 def _dropped(weights: Float[Array, "L W"], dropout: Dropout) -> Float[Array, "L W"]:
     queries = 1 if dropout.same_for_queries else len(weights)
     kept = jax.random.bernoulli(dropout.key, 1 - dropout.rate, (queries, weights.shape[1]))
-    return jnp.where(kept, weights / (1 - dropout.rate), 0.0)
+    return weights * (kept / (1 - dropout.rate))
