@@ -9,7 +9,7 @@ from pid_jax.errors import UserError
 from tests.conftest import TINY
 
 
-@pytest.mark.parametrize("model_type", models.supported())
+@pytest.mark.parametrize("model_type", models.model_types())
 def test_every_logical_axis_of_the_parameters_stands_in_the_table(model_type):
     named = {name for name, _ in sharding.LOGICAL_AXIS_RULES} | {None}
     small = TINY | {"encoder_layers": 1, "decoder_layers": 1, "tie_word_embeddings": False}

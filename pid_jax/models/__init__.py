@@ -1,5 +1,6 @@
 """Architecture families, by the `model_type` of a Hugging Face `config.json`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,31 @@ _FAMILIES = (
 )
 
 
-def supported() -> tuple[str, ...]:
+def supported() -> tuple[Family, ...]:
+    """The registry: every family that can be built, with what there is to say about it."""
+    return _FAMILIES
+
+
+def model_types() -> tuple[str, ...]:
     """Every `model_type` that can be built."""
     return tuple(name for family in _FAMILIES for name in family.model_types)
+
+
+def table() -> str:
+    """The registry as a Markdown table, with the parameters of each family's largest checkpoint.
+
+    Those are counted by shape: no weights are needed, nor memory for them.
+    """
+    rows = ["| family | `model_type` | checkpoints | largest tried by shape | parameters |"]
+    rows.append("|---|---|---|---|---|")
+    for family in _FAMILIES:
+        about = family.about
+        shapes = jax.tree.leaves(abstract_params(build(about.dimensions)))
+        millions = sum(math.prod(leaf.shape) for leaf in shapes) / 1e6
+        count = f"{millions:,.0f} million" if millions < 1e3 else f"{millions / 1e3:.1f} billion"
+        types = ", ".join(f"`{name}`" for name in family.model_types)
+        rows.append(f"| {about.name} | {types} | {about.checkpoints} | {about.largest} | {count} |")
+    return "\n".join(rows)
 
 
 def family_of(model_type: str) -> Family:
@@ -34,14 +57,14 @@ def family_of(model_type: str) -> Family:
     for family in _FAMILIES:
         if model_type in family.model_types:
             return family
-    listed = ", ".join(supported())
+    listed = ", ".join(model_types())
     raise UserError(f'config.json: "model_type": {model_type!r} is unknown; supported: {listed}')
 
 
 def config_from_hf(config: Mapping[str, Any]) -> Config:
     """Reads the content of a `config.json`; raises `UserError` naming what is not supported."""
     if "model_type" not in config:
-        listed = ", ".join(supported())
+        listed = ", ".join(model_types())
         raise UserError(f'config.json: "model_type" is missing; supported: {listed}')
     return family_of(config["model_type"]).config_from_hf(config)
 

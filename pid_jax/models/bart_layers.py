@@ -37,7 +37,7 @@ from pid_jax.models.layers import (
     with_decoder_transposes,
     with_transposes,
 )
-from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -561,7 +561,9 @@ def tensors(config: BartLikeConfig, prefix: str = "model.") -> dict[str, TensorP
     )
 
 
-def family(config: type[BartLikeConfig], *model_types: str, prefix: str = "model.") -> Family:
+def family(
+    config: type[BartLikeConfig], about: About, *model_types: str, prefix: str = "model."
+) -> Family:
     """The registry's entry of a family that differs from the others by its configuration alone.
 
     prefix: what begins the names of its tensors.
@@ -571,6 +573,7 @@ def family(config: type[BartLikeConfig], *model_types: str, prefix: str = "model
         for stack in ("encoder", "decoder"):
             defaults[f"{prefix}{stack}.embed_positions.weight"] = sinusoids
     return Family(
+        about=about,
         model_types=model_types,
         config_from_hf=config.from_hf,
         module=BartLike,

@@ -22,7 +22,7 @@ from pid_jax.models.layers import (
     split_source_heads,
 )
 from pid_jax.models.local_attention import Dropout, Everywhere, attend_nearby
-from pid_jax.models.protocol import KeyValue, TensorPlace
+from pid_jax.models.protocol import About, KeyValue, TensorPlace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +180,26 @@ def _tensors(config: LEDConfig) -> dict[str, TensorPlace]:
     return places
 
 
+_ABOUT = About(
+    "LED",
+    "LED; the first token is global",
+    "led-large-16384",
+    {
+        "model_type": "led",
+        "vocab_size": 50265,
+        "encoder_layers": 12,
+        "decoder_layers": 12,
+        "attention_window": 1024,
+        "max_encoder_position_embeddings": 16384,
+        "max_decoder_position_embeddings": 1024,
+        "d_model": 1024,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096,
+    },
+)
+
 FAMILY = dataclasses.replace(
-    bart_layers.family(LEDConfig, "led", prefix="led."), module=LED, tensors=_tensors
+    bart_layers.family(LEDConfig, _ABOUT, "led", prefix="led."), module=LED, tensors=_tensors
 )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from pid_jax.models import config_reading, t5_layers
 from pid_jax.models.layers import merge_heads, split_heads
 from pid_jax.models.local_attention import Dropout, Everywhere, attend_nearby
-from pid_jax.models.protocol import Family, TensorPlace
+from pid_jax.models.protocol import About, Family, TensorPlace
 from pid_jax.models.t5_layers import (
     Attention,
     EncoderLayer,
@@ -190,6 +190,24 @@ def _tensors(config: LongT5Config) -> dict[str, TensorPlace]:
 
 
 FAMILY = Family(
+    about=About(
+        "LongT5",
+        "local and transient-global attention",
+        "long-t5-tglobal-xl",
+        {
+            "model_type": "longt5",
+            "encoder_attention_type": "transient-global",
+            "vocab_size": 32128,
+            "d_model": 2048,
+            "d_kv": 64,
+            "d_ff": 5120,
+            "num_layers": 24,
+            "num_decoder_layers": 24,
+            "num_heads": 32,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+        },
+    ),
     model_types=("longt5",),
     config_from_hf=LongT5Config.from_hf,
     module=LongT5,

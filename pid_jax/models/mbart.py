@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pid_jax.models import bart_layers
+from pid_jax.models.protocol import About
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,4 +33,22 @@ class MBartConfig(bart_layers.BartLikeConfig):
         return super().from_hf(config)
 
 
-FAMILY = bart_layers.family(MBartConfig, "mbart")
+_ABOUT = About(
+    "mBART",
+    "mBART, mBART-50",
+    "mbart-large-50",
+    {
+        "model_type": "mbart",
+        "vocab_size": 250054,
+        "encoder_layers": 12,
+        "decoder_layers": 12,
+        "max_position_embeddings": 1024,
+        "d_model": 1024,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096,
+    },
+)
+
+FAMILY = bart_layers.family(MBartConfig, _ABOUT, "mbart")

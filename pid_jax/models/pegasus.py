@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from pid_jax.models import bart_layers
+from pid_jax.models.protocol import About
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,4 +23,22 @@ class PegasusConfig(bart_layers.BartLikeConfig):
     sinusoidal: ClassVar[bool] = True
 
 
-FAMILY = bart_layers.family(PegasusConfig, "pegasus")
+_ABOUT = About(
+    "PEGASUS",
+    "PEGASUS",
+    "pegasus-large",
+    {
+        "model_type": "pegasus",
+        "vocab_size": 96103,
+        "encoder_layers": 16,
+        "decoder_layers": 16,
+        "max_position_embeddings": 1024,
+        "d_model": 1024,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "encoder_ffn_dim": 4096,
+        "decoder_ffn_dim": 4096,
+    },
+)
+
+FAMILY = bart_layers.family(PegasusConfig, _ABOUT, "pegasus")

@@ -140,9 +140,23 @@ class TensorPlace(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class About:
+    """What users are told of a family."""
+
+    name: str
+    checkpoints: str
+    """Which published ones it is, and what of them is left out."""
+    largest: str
+    """The name of the largest of them."""
+    dimensions: Mapping[str, Any]
+    """What that one's `config.json` says of its sizes: a test builds its shapes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """An architecture family as the registry in `pid_jax.models` knows it."""
 
+    about: About
     model_types: tuple[str, ...]
     """The values of `model_type` in a `config.json` that it reads."""
     config_from_hf: Callable[[Mapping[str, Any]], Any]

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pid_jax.models import t5_layers
-from pid_jax.models.protocol import Family
+from pid_jax.models.protocol import About, Family
 from pid_jax.models.t5_layers import (
     EncoderLayer,
     T5Like,
@@ -94,6 +94,21 @@ class T5(T5Like):
 
 
 FAMILY = Family(
+    about=About(
+        "T5",
+        "T5, T5 1.1, Flan-T5, ByT5, mT5, UMT5",
+        "mt5-xxl",
+        {
+            "model_type": "mt5",
+            "vocab_size": 250112,
+            "d_model": 4096,
+            "d_kv": 64,
+            "d_ff": 10240,
+            "num_layers": 24,
+            "num_heads": 64,
+            "tie_word_embeddings": False,
+        },
+    ),
     model_types=("t5", "mt5", "umt5"),
     config_from_hf=T5Config.from_hf,
     module=T5,

@@ -29,7 +29,7 @@ from pid_jax.models.layers import (
     with_decoder_transposes,
     with_transposes,
 )
-from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
 
 _HEAD = "lm_head.out_proj.weight"
 
@@ -311,7 +311,23 @@ def _tensors(config: T5GemmaConfig) -> dict[str, TensorPlace]:
     return places
 
 
+_9B = {
+    "vocab_size": 256000,
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+}
+
 FAMILY = Family(
+    about=About(
+        "T5Gemma",
+        "all sizes, balanced or not",
+        "t5gemma-9b-9b",
+        {"model_type": "t5gemma", "encoder": _9B, "decoder": _9B},
+    ),
     model_types=("t5gemma",),
     config_from_hf=T5GemmaConfig.from_hf,
     module=T5Gemma,

@@ -31,7 +31,7 @@ from pid_jax.models.gemma_layers import (
     Visible,
 )
 from pid_jax.models.layers import Rotation, Source, with_transposes
-from pid_jax.models.protocol import Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
 
 _NO_IMAGES = (
     "which stands for an image: of T5Gemma 2 only the text part is supported, not its vision tower"
@@ -366,7 +366,23 @@ def _unreadable_tokens(config: T5Gemma2Config) -> dict[int, str]:
     return {config.boi_token_index: _NO_IMAGES, config.image_token_index: _NO_IMAGES}
 
 
+_4B = {
+    "vocab_size": 262144,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+
 FAMILY = Family(
+    about=About(
+        "T5Gemma 2",
+        "text only",
+        "t5gemma-2-4b-4b",
+        {"model_type": "t5gemma2", "encoder": {"text_config": _4B}, "decoder": _4B},
+    ),
     model_types=("t5gemma2",),
     config_from_hf=T5Gemma2Config.from_hf,
     module=T5Gemma2,
