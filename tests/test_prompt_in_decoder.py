@@ -162,9 +162,25 @@ WIDE = {
 }
 
 
-def shapes_of(documents: int, prompts: int) -> tuple[Any, Any, Any, Any]:
+WIDE_BART = {
+    "model_type": "bart",
+    "vocab_size": 53,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def shapes_of(
+    documents: int, prompts: int, architecture: dict[str, Any]
+) -> tuple[Any, Any, Any, Any]:
     """A model, its parameters for decoding, and documents and prompts, all of them only shapes."""
-    model = models.build(WIDE)
+    model = models.build(architecture)
     params = jax.eval_shape(model.decoding_params, models.abstract_params(model))
     inputs = (
         jax.ShapeDtypeStruct((documents, DOCUMENT_TOKENS), jnp.int32),
@@ -178,10 +194,14 @@ def shapes_of(documents: int, prompts: int) -> tuple[Any, Any, Any, Any]:
 
 
 def decoding_array_sizes(
-    documents: int, prompts: int, kept_prompts: int, strategy: Strategy
+    documents: int,
+    prompts: int,
+    kept_prompts: int,
+    strategy: Strategy,
+    architecture: dict[str, Any] = WIDE,
 ) -> dict[str, list[int]]:
     """Element counts of every array in the three programs of decoding, fused ones included."""
-    model, params, inputs, controls = shapes_of(documents, prompts)
+    model, params, inputs, controls = shapes_of(documents, prompts, architecture)
     begin = functools.partial(loop.begin, model, strategy=strategy, room=NEW_TOKENS)
     arguments = (params, *inputs, None, None, controls)
     encoded, state = jax.eval_shape(begin, *arguments)
@@ -229,14 +249,21 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [Strategy(), Strategy(num_beams=4), Strategy(draft_tokens=2, draft_ngram=2)],
-    ids=["greedy", "beams", "drafts"],
+    ("architecture", "strategy"),
+    [
+        (WIDE, Strategy()),
+        (WIDE, Strategy(num_beams=4)),
+        (WIDE, Strategy(draft_tokens=2, draft_ngram=2)),
+        (WIDE_BART, Strategy()),
+    ],
+    ids=["greedy", "beams", "drafts", "bart"],
 )
-def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(strategy):
+def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
+    architecture, strategy
+):
     # One document's encoding, or one layer's keys for it, has S * D = S * H * K elements.
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
-    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy)
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
     assert max(sizes["begin"]) < DOCUMENTS * PROMPTS * per_document
     assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
     # Beams make the caches that it reads as large as five prompts' documents.

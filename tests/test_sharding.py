@@ -9,9 +9,11 @@ from pid_jax.errors import UserError
 from tests.conftest import TINY
 
 
-def test_every_logical_axis_of_the_parameters_stands_in_the_table():
-    named = {name for name, _ in sharding.LOGICAL_AXIS_RULES}
-    axes = models.logical_axes(models.build(TINY | {"tie_word_embeddings": False}))
+@pytest.mark.parametrize("model_type", models.supported())
+def test_every_logical_axis_of_the_parameters_stands_in_the_table(model_type):
+    named = {name for name, _ in sharding.LOGICAL_AXIS_RULES} | {None}
+    small = TINY | {"encoder_layers": 1, "decoder_layers": 1, "tie_word_embeddings": False}
+    axes = models.logical_axes(models.build(small | {"model_type": model_type}))
     leaves = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
     assert leaves
     assert {axis for spec in leaves for axis in spec} <= named

@@ -515,7 +515,7 @@ def norm_tensors(theirs: str, *ours: str) -> dict[str, TensorPlace]:
 
 def attention_tensors(theirs: str, *ours: str) -> dict[str, TensorPlace]:
     """All of one `Attention`."""
-    places = {}
+    places: dict[str, TensorPlace] = {}
     for projection, name in _PROJECTIONS.items():
         places |= linear_tensors(f"{theirs}.{projection}", *ours, name)
     return places

@@ -69,8 +69,6 @@ def new_model(
     if config.model.init:
         start = PidModel.from_pretrained(config.model.init)
         architecture, params, tokenizer = start.config, start.params, start.tokenizer
-        # Targets begin with the answer itself: nothing is to be forced before it.
-        architecture = dataclasses.replace(architecture, forced_bos_token_id=None)
         if config.tokenizer.path:
             tokenizer = _read_tokenizer(config)
         if tokenizer is None:
@@ -108,7 +106,11 @@ def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, To
 
 
 def _build(config: ConfigDict, architecture: Any) -> EncoderDecoder:
-    architecture = dataclasses.replace(architecture, dropout_rate=config.train.dropout_rate)
+    architecture = dataclasses.replace(
+        architecture,
+        dropout_rate=config.train.dropout_rate,
+        forced_bos_token_id=None,  # targets begin with the answer itself: so will outputs
+    )
     return models.build(architecture, activation_dtype(config))
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
@@ -73,6 +74,49 @@ def test_what_is_saved_of_a_model_comes_back(config, tmp_path):
     assert again == model
     text = examples[0].document
     assert same_tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+BART = {
+    "model_type": "bart",
+    "d_model": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 8,
+    "decoder_ffn_dim": 8,
+    "max_position_embeddings": 32,
+    "forced_bos_token_id": 2,
+    "forced_eos_token_id": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "limits", "message"),
+    [
+        ("pid", (32, 16, 16), None),
+        ("pie", (16, 16, 32), None),
+        ("pid", (33, 16, 16), "config.data.document_tokens=33: the model's encoder has"),
+        ("pid", (32, 17, 16), "prompt_tokens=17 and config.data.target_tokens=16: the model's dec"),
+        ("pie", (17, 16, 16), "document_tokens=17 and config.data.prompt_tokens=16: the model's e"),
+        ("pie", (16, 16, 33), "config.data.target_tokens=33: the model's decoder has positions"),
+    ],
+)
+def test_limits_beyond_a_models_positions_are_refused(config, method, limits, message):
+    config.model.architecture = ConfigDict(BART)
+    config.method = method
+    names = ("document_tokens", "prompt_tokens", "target_tokens")
+    config.data.update(dict(zip(names, limits, strict=True)))
+    examples = assembly.read_examples(config, "train")
+    model, _, tokenizer = assembly.new_model(config, examples)
+    assert model.config.forced_bos_token_id is None  # targets do not begin with it
+    assert model.config.forced_eos_token_id == 1
+    if message is None:
+        assert len(assembly.tokenize(config, examples, model, tokenizer)) == len(examples)
+        return
+    with pytest.raises(UserError) as error:
+        assembly.tokenize(config, examples, model, tokenizer)
+    assert message in str(error.value)
 
 
 def test_negative_targets_are_drawn_at_their_rate(config):

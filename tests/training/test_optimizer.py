@@ -1,5 +1,6 @@
 """Against torch's AdamW, transformers' Adafactor, and rates worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -117,11 +118,12 @@ def test_adafactor_equals_transformers(scale):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_weight_decay_spares_what_is_not_a_matrix(name):
-    params = {"kernel": jnp.ones((4, 4)), "scale": jnp.ones(4)}
-    nothing = {"kernel": jnp.zeros((4, 4)), "scale": jnp.zeros(4)}
+    params = {"kernel": jnp.ones((4, 4)), "scale": jnp.ones(4), "sinusoids": jnp.ones((4, 4))}
+    nothing = jax.tree.map(jnp.zeros_like, params)
     config = options(
         name=name, learning_rate=0.5, warmup_steps=0, schedule="constant", weight_decay=0.1
     )
     after = follow(config, params, [nothing])
     np.testing.assert_allclose(after["kernel"], 1 - 0.5 * 0.1, rtol=1e-6)
     np.testing.assert_array_equal(after["scale"], 1.0)
+    np.testing.assert_array_equal(after["sinusoids"], 1.0)
