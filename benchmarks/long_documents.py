@@ -1,0 +1,246 @@
+"""What longer documents cost: `python benchmarks/long_documents.py --help`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    # Run as a script: Python put this folder on its path, where the repository should be.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+DESCRIPTION = """\
+Times the encoding of one document, and a step of training on it, in small models of random
+weights that attend locally (LongT5, LED), and in T5, which attends to every token, for as long
+as its documents are. Memory is what the compiled program allocates beside its arguments.
+
+  python benchmarks/long_documents.py --output=runs/benchmarks
+
+OUTPUT then holds long_documents.json.
+"""
+EPILOG = """\
+exit status: 0; 1 if the memory of LongT5 or LED grows faster than the document; 2 a mistake in
+the command.
+"""
+PROMPTS, PROMPT_TOKENS, TARGET_TOKENS = 4, 8, 16
+VOCABULARY, WIDTH, HEADS, FEED_FORWARD = 4096, 128, 4, 256
+T5_LAYERS = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "d_kv": WIDTH // HEADS,
+    "d_ff": FEED_FORWARD,
+    "num_layers": 2,
+    "num_decoder_layers": 1,
+    "num_heads": HEADS,
+}
+LED_LAYERS = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "encoder_ffn_dim": FEED_FORWARD,
+    "decoder_ffn_dim": FEED_FORWARD,
+}
+# What is near is of the families' own sizes: 127 tokens on either side, and 256.
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "LongT5 local": {"model_type": "longt5", **T5_LAYERS},
+    "LongT5 transient-global": {
+        "model_type": "longt5",
+        "encoder_attention_type": "transient-global",
+        **T5_LAYERS,
+    },
+    "LED": {"model_type": "led", "attention_window": 512, **LED_LAYERS},
+    "T5": {"model_type": "t5", **T5_LAYERS},
+}
+SLACK = 1.05
+"""Memory may grow by so much more than documents: a program holds some of a fixed size, too."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/long_documents.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--tokens",
+        nargs="+",
+        type=_positive,
+        default=(1024, 4096, 16384),
+        metavar="N",
+        help="lengths of the document (default: 1024 4096 16384)",
+    )
+    parser.add_argument(
+        "--longest-for-t5",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="0 leaves T5 out (default: 4096)",
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, default=5, metavar="N", help="runs of each (default: 5)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        metavar="DIR",
+        help="default: runs/benchmarks",
+    )
+    return run(parser.parse_args(arguments))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """The benchmark that the options ask for; returns the exit status."""
+    from benchmarks import machine
+    from pid_jax.atomic_file import replacing
+    from pid_jax.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs()
+    lengths = sorted(set(options.tokens))
+    result: dict[str, Any] = {
+        "schema": 1,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine.commit(),
+        "machine": machine.describe(),
+        "models": {name: dict(config) for name, config in MODELS.items()},
+        "measured": measure(lengths, options.longest_for_t5, options.repeats),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    with replacing(options.output / "long_documents.json") as path:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(result["measured"]))
+    return 0 if passed(result["measured"]) else 1
+
+
+def measure(lengths: Sequence[int], longest_for_t5: int, repeats: int) -> list[dict[str, Any]]:
+    """One record per model, length and program; all programs are timed in turn."""
+    from benchmarks import timing
+
+    records, engines = [], {}
+    for name, config in MODELS.items():
+        for tokens in lengths:
+            if name == "T5" and tokens > longest_for_t5:
+                continue
+            for program, (compiled, call) in programs(config, tokens).items():
+                memory = compiled.memory_analysis()
+                records.append(
+                    {
+                        "model": name,
+                        "tokens": tokens,
+                        "program": program,
+                        "bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+                    }
+                )
+                engines[len(records) - 1] = timing.warm_up({program: call})
+    timing.in_turn({str(index): pair for index, pair in engines.items()}, repeats, budget=120.0)
+    for index, (timed, _) in engines.items():
+        records[index] |= {
+            "median": timed.summary()["median"],
+            "min": min(timed.seconds),
+            "max": max(timed.seconds),
+            "seconds": timed.seconds,
+        }
+    return records
+
+
+def programs(config: Mapping[str, Any], tokens: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
+    """The compiled encoding and training step for one document, and how to run each."""
+    import jax
+    import numpy as np
+
+    from pid_jax import models, prompt_in_decoder
+    from pid_jax.data.batching import Batch
+
+    if config["model_type"] == "led":
+        config = {**config, "max_encoder_position_embeddings": tokens}
+    model = models.build(config)
+    params = models.init_params(model, jax.random.key(0))
+    random = np.random.default_rng(0)
+
+    def ids(*shape: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.integers(3, VOCABULARY, shape).astype(np.int32), np.ones(shape, bool)
+
+    batch = jax.device_put(
+        Batch(*ids(1, tokens), *ids(1, PROMPTS, PROMPT_TOKENS), *ids(1, PROMPTS, TARGET_TOKENS))
+    )
+
+    def encode(params: Any, batch: Batch) -> Any:
+        return prompt_in_decoder.encode(model, params, batch.documents, batch.document_mask)
+
+    def train(params: Any, batch: Batch) -> Any:
+        def loss(params: Any) -> Any:
+            return prompt_in_decoder.loss(model, params, batch, dropout_key=jax.random.key(1))[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    compiled = {
+        "encoding": jax.jit(encode).lower(params, batch).compile(),
+        "training": jax.jit(train).lower(params, batch).compile(),
+    }
+
+    def call(program: Any) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(program(params, batch))
+
+    return {name: (program, call(program)) for name, program in compiled.items()}
+
+
+def _growth(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """By the place of a record, its memory's growth over that of the document.
+
+    Compared is the same program for a document of the next shorter length.
+    """
+    before: dict[tuple[str, str], Mapping[str, Any]] = {}
+    growth = {}
+    for index, record in enumerate(records):
+        shorter = before.get((record["model"], record["program"]))
+        if shorter is not None:
+            longer = record["tokens"] / shorter["tokens"]
+            growth[index] = record["bytes"] / shorter["bytes"] / longer
+        before[record["model"], record["program"]] = record
+    return growth
+
+
+def passed(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no model but T5 takes more memory per token for a longer document."""
+    return all(
+        growth <= SLACK
+        for index, growth in _growth(records).items()
+        if records[index]["model"] != "T5"
+    )
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """The figures, to read."""
+    lines = [
+        f"{'model':<25}{'program':<10}{'tokens':>7}{'seconds':>10}{'min – max':>18}"
+        f"{'µs/token':>10}{'MiB':>8}{'KiB/token':>11}"
+    ]
+    for record in sorted(
+        records, key=lambda one: (list(MODELS).index(one["model"]), one["program"])
+    ):
+        tokens = record["tokens"]
+        lines.append(
+            f"{record['model']:<25}{record['program']:<10}{tokens:>7,}{record['median']:>10.3f}"
+            f"{record['min']:>9.3f} – {record['max']:<6.3f}{record['median'] / tokens * 1e6:>10.1f}"
+            f"{record['bytes'] / 2**20:>8.1f}{record['bytes'] / 2**10 / tokens:>11.2f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
