@@ -192,10 +192,11 @@ def programs(config: Mapping[str, Any], tokens: int) -> dict[str, tuple[Any, Cal
         "encoding": jax.jit(encode).lower(params, batch).compile(),
         "training": jax.jit(train).lower(params, batch).compile(),
     }
-    return {
-        name: (program, lambda program=program: jax.block_until_ready(program(params, batch)))
-        for name, program in compiled.items()
-    }
+
+    def call(program: Any) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(program(params, batch))
+
+    return {name: (program, call(program)) for name, program in compiled.items()}
 
 
 def _growth(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:

@@ -162,7 +162,7 @@ WIDE = {
 }
 
 
-GEMMA_STACK = {
+_STACK = {
     "vocab_size": 53,
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -173,7 +173,7 @@ GEMMA_STACK = {
     "sliding_window": 2,
     "sliding_window_pattern": 2,
 }
-MERGED = {"model_type": "t5gemma2", "encoder": {"text_config": GEMMA_STACK}, "decoder": GEMMA_STACK}
+MERGED = {"model_type": "t5gemma2", "encoder": {"text_config": _STACK}, "decoder": _STACK}
 """Two heads read the same keys, and one softmax is over a document and the tokens decoded."""
 
 
@@ -192,7 +192,7 @@ WIDE_BART = {
 
 
 def shapes_of(
-    documents: int, prompts: int, architecture: dict[str, Any] = WIDE
+    documents: int, prompts: int, architecture: dict[str, Any]
 ) -> tuple[Any, Any, Any, Any]:
     """A model, its parameters for decoding, and documents and prompts, all of them only shapes."""
     model = models.build(architecture)
@@ -287,7 +287,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
 
 def test_keys_that_heads_share_in_a_merged_softmax_are_not_held_per_prompt_either():
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
-    per_document = DOCUMENT_TOKENS * GEMMA_STACK["num_key_value_heads"] * GEMMA_STACK["head_dim"]
+    per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, Strategy(), MERGED)
     assert max(sizes["begin"] + sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)

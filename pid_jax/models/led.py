@@ -61,6 +61,7 @@ class LEDConfig(bart_layers.BartLikeConfig):
         """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
         rest = {key: value for key, value in config.items() if key != "attention_window"}
         read = super().from_hf(rest)
+        assert isinstance(read, cls)
         windows = config.get("attention_window")
         if windows is None:
             windows = 512
@@ -132,6 +133,7 @@ class WindowAttention(bart_layers.Attention):
 
 
 class EncoderLayer(bart_layers.EncoderLayer):
+    config: LEDConfig
     radius: int
 
     def attention(self, heads: int) -> WindowAttention:

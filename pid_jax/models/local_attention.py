@@ -191,17 +191,17 @@ def _attend(
         scores.append(score + jnp.where(mask, 0.0, MASKED_SCORE))
     top = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     weights = [jnp.exp(score - jax.lax.stop_gradient(top)) for score in scores]
-    total = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    total = functools.reduce(jnp.add, [weight.sum(-1, keepdims=True) for weight in weights])
     if dropout is not None:
         weights = [
             _dropped(weight, dropout._replace(key=jax.random.fold_in(dropout.key, i)))
             for i, weight in enumerate(weights)
         ]
-    attended = sum(
+    attended = [
         jnp.einsum("lw,kw->lk", weight.astype(query.dtype), layer.value, precision=precision)
         for weight, (layer, _, _) in zip(weights, sources, strict=True)
-    )
-    return (attended / total).astype(query.dtype)
+    ]
+    return (functools.reduce(jnp.add, attended) / total).astype(query.dtype)
 
 
 def _dropped(weights: Float[Array, "L W"], dropout: Dropout) -> Float[Array, "L W"]:

@@ -66,6 +66,8 @@ class Biases(NamedTuple):
 class LocalAttention(Attention):
     """Attention to the tokens at most `local_radius` away."""
 
+    config: LongT5Config
+
     def everywhere(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Float[Array, "H far"] | None
     ) -> Everywhere | None:

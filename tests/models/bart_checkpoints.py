@@ -41,8 +41,9 @@ def make(
         model.final_logits_bias.normal_()
         resemble_all(model.lm_head.weight)
         # Where nothing is tied, transformers 5 makes each stack an embedding of its own.
-        for stack in (model.model.encoder, model.model.decoder):
-            stack.embed_tokens.weight.copy_(model.model.shared.weight)
+        base = model.base_model
+        for stack in (base.encoder, base.decoder):
+            stack.embed_tokens.weight.copy_(base.shared.weight)
     model.generation_config.forced_bos_token_id = forced_bos_token_id
     model.save_pretrained(directory)
     return model

@@ -32,7 +32,7 @@ from tests import transformers_models
 
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1], [50, 1]]
 PROMPTS = [[[3, 4, 5], [9]], [[60, 61, 62, 63, 64]], [[], [7, 7], [8, 9, 10, 11]]]
-NO_BROADCAST = {"umt5", "bart", "mbart", "pegasus", "t5gemma2"}
+NO_BROADCAST = {"umt5", "bart", "mbart", "pegasus", "led", "t5gemma2"}
 """Where transformers does not decode several prompts against one encoder output."""
 TARGETS = [[[5, 6, 1], [7]], [[90, 91, 92, 93, 94, 95, 1]], [[1], [2, 3], [20, 21, 22]]]
 

@@ -47,9 +47,14 @@ def test_heads_of_a_group_share_keys_and_values(groups):
     ("groups", "reach", "block"),
     [(2, (2, 0), 8), (6, (0, 3), 8), (2, (5, 4), 64), (6, (40, 40), 8), (3, None, 8)],
 )
-def test_blocks_see_what_is_within_reach(groups, reach, block, monkeypatch):
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeypatch):
     """Blocks whose windows are cut off at either end, hold all, and fill no whole number."""
     monkeypatch.setattr(layers, "CPU_BLOCK", block)
+    monkeypatch.setattr(layers, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *given, **branches: branches[platform](*given)
+    )
     query, layer, mask = arrays(37, groups)
     distance = np.arange(37) - np.arange(37)[:, None]
     before, after = reach or (37, 37)

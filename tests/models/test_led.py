@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.models.led.modeling_led import LEDEncoder
 
 from pid_jax import models
@@ -11,7 +12,7 @@ from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints, parity
-from tests.models.parity import PROMPTS, TARGETS, Parity
+from tests.models.parity import PROMPTS, TARGETS
 
 SIZES = {
     "max_encoder_position_embeddings": 768,
@@ -19,7 +20,8 @@ SIZES = {
     "attention_window": [4, 8],  # transformers wants the widest to be a multiple of each
 }
 VARIANTS = {
-    "the first token global": {"seed": 0, "global_attention_tokens": 1},
+    # With other seeds hardly any output ends early.
+    "the first token global": {"seed": 1, "global_attention_tokens": 1},
     "no token global (one window, a deep decoder)": {
         "seed": 1,
         "global_attention_tokens": 0,
@@ -56,7 +58,7 @@ def pair(request, tmp_path_factory):
     jax.clear_caches()
 
 
-class TestLED(Parity):
+class TestLED(parity.Parity):
     pass
 
 
@@ -75,15 +77,16 @@ def small(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("length", [2, 129, 700])
-def test_documents_of_any_length_score_as_in_transformers(small, length):
+def test_documents_of_any_length_score_as_in_transformers(small):
     """Three global tokens, more than the shortest has."""
-    config = bart_checkpoints.transformers.LEDForConditionalGeneration.from_pretrained(small)
-    document = [2 + (7 * i) % 90 for i in range(length)]
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(small)
     ours = PidModel.from_pretrained(small)
-    [[score]] = ours.score([document], [PROMPTS[0][:1]], [TARGETS[0][:1]])
-    expected = transformers_models.log_probability(config, document, PROMPTS[0][0], TARGETS[0][0])
-    assert score == pytest.approx(expected, abs=1e-4)
+    prompt, target = PROMPTS[0][0], TARGETS[0][0]
+    for length in (2, 30, 700):
+        document = [2 + (7 * i) % 90 for i in range(length)]
+        [[score]] = ours.score([document], [[prompt]], [[target]])
+        expected = transformers_models.log_probability(theirs, document, prompt, target)
+        assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_compaction_and_drafts_change_nothing(small):

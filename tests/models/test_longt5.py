@@ -13,7 +13,8 @@ from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from tests import transformers_models
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
+from tests.models import parity
+from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS
 from tests.transformers_models import resemble_all
 
 SIZES = {
@@ -61,24 +62,41 @@ def pair(request, tmp_path_factory):
     jax.clear_caches()
 
 
-class TestLongT5(Parity):
+class TestLongT5(parity.Parity):
     pass
 
 
-@pytest.mark.parametrize("length", [3, 15, 16, 47, 700])
-def test_documents_of_any_length_score_as_in_transformers(tmp_path, length):
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("small")
+    make(directory, num_layers=1, encoder_attention_type="transient-global")
+    return PidModel.from_pretrained(directory)
+
+
+def test_compaction_and_drafts_change_nothing(small):
+    parity.assert_compaction_and_drafts_change_nothing(small)
+
+
+def test_it_learns(small):
+    parity.train_until_learned(small)
+
+
+def test_documents_of_any_length_score_as_in_transformers(tmp_path):
     """Of the published sizes: radius 127, blocks of 16, of which short documents have none."""
     theirs = make(
         tmp_path,
+        num_layers=1,
         encoder_attention_type="transient-global",
         local_radius=127,
         global_block_size=16,
     )
-    document = [2 + (7 * i) % 90 for i in range(length)]
     ours = PidModel.from_pretrained(tmp_path)
-    [[score]] = ours.score([document], [PROMPTS[0][:1]], [TARGETS[0][:1]])
-    expected = transformers_models.log_probability(theirs, document, PROMPTS[0][0], TARGETS[0][0])
-    assert score == pytest.approx(expected, abs=1e-4)
+    prompt, target = PROMPTS[0][0], TARGETS[0][0]
+    for length in (3, 15, 16, 31, 700):
+        document = [2 + (7 * i) % 90 for i in range(length)]
+        [[score]] = ours.score([document], [[prompt]], [[target]])
+        expected = transformers_models.log_probability(theirs, document, prompt, target)
+        assert score == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["local", "transient-global"])
