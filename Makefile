@@ -36,8 +36,9 @@ quickstart: $(VENV)/.core
 	$(BIN)/python -m pid_jax.export --checkpoint=$(RUN)/workdir --output=$(RUN)/huggingface --overwrite
 	$(BIN)/python -m pid_jax.quickstart --evaluation=$(RUN)/evaluation --checkpoint=$(RUN)/huggingface
 
+# A file's tests share compiled programs, so a file stays with one process.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
