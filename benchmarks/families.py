@@ -1,0 +1,202 @@
+"""Families other than T5 beside transformers: `python benchmarks/families.py --help`."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    # Run as a script: Python put this folder on its path, where the repository should be.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.workloads import VOCABULARY, Questions, Workload, questions
+
+DESCRIPTION = """\
+Times greedy decoding of BART-base and of a T5Gemma of T5-base's size, with new weights, against
+transformers: with the prompts in the encoder, and, where transformers can do that, with one
+document's encoding broadcast to its prompts in the decoder. Float32, in turn, in one run.
+
+  python -m pip install -r requirements-benchmarks.txt
+  python benchmarks/families.py --output=runs/benchmarks
+
+OUTPUT then holds families.json.
+"""
+_GEMMA_STACK = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+}
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "bart-base": {
+        "model_type": "bart",
+        "vocab_size": 50265,
+        "d_model": 768,
+        "encoder_layers": 6,
+        "decoder_layers": 6,
+        "encoder_attention_heads": 12,
+        "decoder_attention_heads": 12,
+        "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072,
+        "max_position_embeddings": 1024,
+    },
+    "t5gemma": {"model_type": "t5gemma", "encoder": _GEMMA_STACK, "decoder": _GEMMA_STACK},
+}
+"""T5Gemma's feed-forward is gated: 2,048 wide it has as many weights as T5-base's of 3,072."""
+WORKLOADS = {
+    "dst": Workload("", 1, 512, 30, 8, 8),
+    "qa": Workload("", 1, 256, 6, 16, 12),
+}
+Answer = Callable[[], list[list[int]]]
+"""The new tokens of each prompt of the one document."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/families.py",
+        description=DESCRIPTION,
+        epilog="exit status: 0; 1 if tokens differ from those of transformers",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    return run(parser.parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """The benchmark that the options ask for; returns the exit status."""
+    from benchmarks import machine
+    from pid_jax.atomic_file import replacing
+    from pid_jax.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs()
+    measured = []
+    with tempfile.TemporaryDirectory() as directory:
+        for name in options.models:
+            ours, theirs = load(MODELS[name], Path(directory) / name)
+            for workload in options.workloads:
+                print(f"{name}, {workload}", file=sys.stderr)
+                asked = questions(WORKLOADS[workload], seed=0)
+                record = measure(ours, theirs, asked, options.repeats)
+                measured.append({"model": name, "workload": workload, **record})
+    result = {
+        "schema": 1,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **machine.commit(),
+        "machine": machine.describe(),
+        "models": {name: dict(MODELS[name]) for name in options.models},
+        "measured": measured,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    with replacing(options.output / "families.json") as path:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(table(measured))
+    return 0 if all(record["tokens_equal"] for record in measured) else 1
+
+
+def load(config: Mapping[str, Any], directory: Path) -> tuple[Any, Any]:
+    """This project's model with new weights, and transformers' with the same."""
+    import jax
+    import torch
+    import transformers
+
+    from benchmarks.machine import cores
+    from pid_jax import PidModel, models
+
+    model = models.build(config)
+    ours = PidModel(model, models.init_params(model, jax.random.key(0)))
+    ours.save_pretrained(directory)
+    torch.set_num_threads(cores())
+    transformers.logging.disable_progress_bar()
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32)
+    return ours, theirs.eval()
+
+
+def engines(ours: Any, theirs: Any, asked: Questions) -> dict[str, Answer]:
+    """Every way to answer the questions about the one document."""
+    import torch
+
+    [document], [prompts] = asked.documents, asked.prompts
+    steps = {"max_new_tokens": asked.new_tokens, "min_new_tokens": asked.new_tokens}
+    start = ours.config.decoder_start_token_id
+
+    def pid_jax(method: str) -> Answer:
+        def answer() -> list[list[int]]:
+            [row] = ours.generate([document], [prompts], method=method, progress=False, **steps)
+            return [generation.tokens for generation in row]
+
+        return answer
+
+    def transformers_pie() -> list[list[int]]:
+        rows = torch.tensor([[*prompt, *document] for prompt in prompts])
+        with torch.inference_mode():
+            found: list[list[int]] = theirs.generate(rows, do_sample=False, **steps)[:, 1:].tolist()
+        return found
+
+    def transformers_pid() -> list[list[int]]:
+        rows = torch.tensor([[start, *prompt] for prompt in prompts])
+        with torch.inference_mode():
+            encoded = theirs.get_encoder()(input_ids=torch.tensor([document]))
+            tokens = theirs.generate(
+                encoder_outputs=encoded, decoder_input_ids=rows, do_sample=False, **steps
+            )
+        found: list[list[int]] = tokens[:, rows.shape[1] :].tolist()
+        return found
+
+    return {
+        "pid_jax PiD": pid_jax("pid"),
+        "pid_jax PiE": pid_jax("pie"),
+        "transformers PiE": transformers_pie,
+        "transformers PiD, broadcast": transformers_pid,
+    }
+
+
+def measure(ours: Any, theirs: Any, asked: Questions, repeats: int) -> dict[str, Any]:
+    """Seconds of every engine that runs, and whether tokens of the same inputs are equal."""
+    from benchmarks import timing
+
+    ready, left_out = {}, {}
+    for name, answer in engines(ours, theirs, asked).items():
+        try:
+            ready[name] = timing.warm_up({name: answer})
+        except (RuntimeError, ValueError, IndexError) as error:  # as each model has it
+            left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    timing.in_turn(ready, repeats, budget=60.0)
+    answers = {name: timed.answers for name, (timed, _) in ready.items()}
+    pairs = (
+        ("pid_jax PiE", "transformers PiE"),
+        ("pid_jax PiD", "transformers PiD, broadcast"),
+    )
+    return {
+        "engines": {name: timed.summary() for name, (timed, _) in ready.items()},
+        "left_out": left_out,
+        "tokens_equal": all(answers[a] == answers[b] for a, b in pairs if b in answers),
+    }
+
+
+def table(measured: Sequence[Mapping[str, Any]]) -> str:
+    """The figures, to read."""
+    lines = []
+    for record in measured:
+        reference = record["engines"]["pid_jax PiD"]["median"]
+        lines.append(f"{record['model']}, {record['workload']}: seconds per document")
+        for name, figures in record["engines"].items():
+            median = figures["median"]
+            lines.append(f"  {name:<30}{median:>9.3f}{median / reference:>8.1f}")
+        lines += [f"  {name:<30}{why}" for name, why in record["left_out"].items()]
+        lines.append(f"  tokens as in transformers: {'yes' if record['tokens_equal'] else 'NO'}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
