@@ -16,6 +16,9 @@ DESCRIPTION = """\
 Times the encoding of one document, and a step of training on it, in small models of random
 weights that attend locally (LongT5, LED), and in T5, which attends to every token, for as long
 as its documents are. Memory is what the compiled program allocates beside its arguments.
+The memory of LongT5 and LED grows with the document, and so does the time of LongT5 local and
+of LED. Under LongT5's transient-global attention each of S tokens sees the sums of S / 16 blocks,
+too, so its time has a part that grows with S x S / 16.
 
   python benchmarks/long_documents.py --output=runs/benchmarks
 
@@ -57,8 +60,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "LED": {"model_type": "led", "attention_window": 512, **LED_LAYERS},
     "T5": {"model_type": "t5", **T5_LAYERS},
 }
-SLACK = 1.05
-"""Memory may grow by so much more than documents: a program holds some of a fixed size, too."""
+SLACK = 1.1
+"""Memory may grow by so much more than a document: XLA does not place all sizes equally well."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

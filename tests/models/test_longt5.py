@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "feed_forward_proj": "gated-gelu",
         "num_decoder_layers": 1,
         "tie_word_embeddings": False,
-        "seed": 1,  # with 0 no output ends early
+        "seed": 3,  # with 0 no output ends early
     },
 }
 
