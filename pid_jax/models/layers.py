@@ -82,7 +82,7 @@ def attend(
         scores.append(score)
     joined = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     weights = dropout(jax.nn.softmax(joined, axis=-1).astype(query.dtype))
-    weights = weights.reshape(batch, groups, heads // groups * length, -1)
+    weights = weights.reshape(batch, groups, heads // groups * length, weights.shape[-1])
 
     outputs = []
     start = 0

@@ -2,7 +2,6 @@
 
 import random
 import string
-import time
 from typing import Any
 
 import jax
@@ -204,7 +203,7 @@ def test_stops_of_similar_lengths_make_the_same_shape():
     assert short == compile_stops([[7, 8], [5, 5, 5]], None, 64).next_state.shape == (8, 64)
 
 
-def test_a_whole_vocabulary_compiles_quickly():
+def test_the_automaton_of_a_whole_vocabulary_has_few_states():
     chosen = random.Random(0)
     pieces = {
         chosen.choice(["▁", ""]) + "".join(chosen.choices(string.ascii_letters, k=6)) + str(i)
@@ -212,10 +211,11 @@ def test_a_whole_vocabulary_compiles_quickly():
     }
     vocabulary = [(piece, -float(i)) for i, piece in enumerate([*SPECIAL, *sorted(pieces)])]
     tokenizer = T5Tokenizer(vocab=vocabulary)
-    started = time.perf_counter()
     tokens = token_bytes(tokenizer, 32128)
-    compile_stops(["\n\n", "User:", " the end.", "###", "Question:"], tokens, 32128)
-    assert time.perf_counter() - started < 1
+    stops = compile_stops(["\n\n", "User:", " the end.", "###", "Question:"], tokens, 32128)
+    states, columns = stops.next_state.shape
+    assert columns == 32128
+    assert states <= 64
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ class NoTask:
 
 
 def test_an_unknown_option_lists_the_known_ones():
-    with pytest.raises(UserError, match="multiwoz21 has no option promts: it has any_of, prompts"):
+    with pytest.raises(
+        UserError, match="multiwoz21 has no option promts: it has any_of, closed, prompts"
+    ):
         tasks.get("multiwoz21", promts="slot")
 
 
