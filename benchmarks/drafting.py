@@ -1,16 +1,16 @@
 """What drafting saves where answers are quoted: `python benchmarks/drafting.py --help`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     # Run as a script: Python put this folder on its path, where the repository should be.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import command
 
 if TYPE_CHECKING:
     from pid_jax.model import PidModel
@@ -47,17 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/drafting.py",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("drafting", DESCRIPTION, EPILOG)
     parser.add_argument(
         "--draft-tokens",
         nargs="+",
-        type=_positive,
+        type=command.positive,
         default=(4, 8),
         metavar="N",
         help="default: 4 8",
@@ -65,14 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--documents-at-once",
         nargs="+",
-        type=_positive,
+        type=command.positive,
         default=(1, 8),
         metavar="N",
         help="documents decoded together (default: 1 8)",
     )
-    parser.add_argument(
-        "--repeats", type=_positive, default=5, metavar="N", help="runs of each (default: 5)"
-    )
+    command.add_repeats(parser, default=5)
     parser.add_argument(
         "--workdir",
         type=Path,
@@ -80,37 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="default: runs/benchmarks/copying",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="default: runs/benchmarks",
-    )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def run(options: argparse.Namespace) -> int:
     """The benchmark that the options ask for; returns the exit status."""
-    from benchmarks import copying, machine
-    from pid_jax.atomic_file import replacing
+    from benchmarks import copying
     from pid_jax.model import PidModel
 
     steps = train(options.workdir)
     model = PidModel.from_pretrained(options.workdir / "run")
     lines = list(copying.lines("test"))
     result: dict[str, Any] = {
-        "schema": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine.commit(),
-        "machine": machine.describe(),
+        **command.origin(),
         "training_steps": steps,
         "documents": len(lines),
         "answers": sum(len(line["subtasks"]) for line in lines),
@@ -119,8 +93,7 @@ def run(options: argparse.Namespace) -> int:
             for at_once in options.documents_at_once
         ],
     }
-    with replacing(options.output / "drafting.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    command.write(options.output, "drafting", result)
     print("\n" + table(result))
     return 0 if passed(result) else 1
 

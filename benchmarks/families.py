@@ -1,11 +1,9 @@
 """Families other than T5 beside transformers: `python benchmarks/families.py --help`."""
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ if __package__ in (None, ""):
     # Run as a script: Python put this folder on its path, where the repository should be.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.workloads import VOCABULARY, Questions, Workload, questions
+from benchmarks import command
+from benchmarks.workloads import VOCABULARY, WORKLOADS, Questions, questions
 
 DESCRIPTION = """\
 Times greedy decoding of BART-base and of a T5Gemma of T5-base's size, with new weights, against
@@ -23,7 +22,10 @@ document's encoding broadcast to its prompts in the decoder. Float32, in turn, i
   python -m pip install -r requirements-benchmarks.txt
   python benchmarks/families.py --output=runs/benchmarks
 
-OUTPUT then holds families.json.
+OUTPUT then holds families.json. BART's 1,024 positions do not hold note's documents.
+"""
+EPILOG = """\
+exit status: 0; 1 if tokens differ from those of transformers; 2 a mistake in the command.
 """
 _GEMMA_STACK = {
     "vocab_size": VOCABULARY,
@@ -50,57 +52,40 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "t5gemma": {"model_type": "t5gemma", "encoder": _GEMMA_STACK, "decoder": _GEMMA_STACK},
 }
 """T5Gemma's feed-forward is gated: 2,048 wide it has as many weights as T5-base's of 3,072."""
-WORKLOADS = {
-    "dst": Workload("", 1, 512, 30, 8, 8),
-    "qa": Workload("", 1, 256, 6, 16, 12),
-}
+WORKLOAD_NAMES = ("dst", "note", "qa")
 Answer = Callable[[], list[list[int]]]
 """The new tokens of each prompt of the one document."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/families.py",
-        description=DESCRIPTION,
-        epilog="exit status: 0; 1 if tokens differ from those of transformers",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
+    parser = command.parser("families", DESCRIPTION, EPILOG)
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOAD_NAMES, default=WORKLOAD_NAMES)
+    command.add_repeats(parser, default=3)
     return run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
     """The benchmark that the options ask for; returns the exit status."""
-    from benchmarks import machine
-    from pid_jax.atomic_file import replacing
     from pid_jax.compilation_cache import keep_compiled_programs
 
     keep_compiled_programs()
-    measured = []
+    measured: list[dict[str, Any]] = []
+    result = {
+        **command.origin(),
+        "models": {name: dict(MODELS[name]) for name in options.models},
+        "measured": measured,
+    }
     with tempfile.TemporaryDirectory() as directory:
         for name in options.models:
             ours, theirs = load(MODELS[name], Path(directory) / name)
             for workload in options.workloads:
-                print(f"{name}, {workload}", file=sys.stderr)
+                print(f"{name}, {workload}", file=sys.stderr, flush=True)
                 asked = questions(WORKLOADS[workload], seed=0)
                 record = measure(ours, theirs, asked, options.repeats)
                 measured.append({"model": name, "workload": workload, **record})
-    result = {
-        "schema": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine.commit(),
-        "machine": machine.describe(),
-        "models": {name: dict(MODELS[name]) for name in options.models},
-        "measured": measured,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    with replacing(options.output / "families.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(table(measured))
+                print(table(measured[-1]), flush=True)
+                command.write(options.output, "families", result)
     return 0 if all(record["tokens_equal"] for record in measured) else 1
 
 
@@ -184,16 +169,15 @@ def measure(ours: Any, theirs: Any, asked: Questions, repeats: int) -> dict[str,
     }
 
 
-def table(measured: Sequence[Mapping[str, Any]]) -> str:
-    """The figures, to read."""
-    lines = []
-    for record in measured:
-        reference = record["engines"]["pid_jax PiD"]["median"]
-        lines.append(f"{record['model']}, {record['workload']}: seconds per document")
-        for name, figures in record["engines"].items():
-            median = figures["median"]
-            lines.append(f"  {name:<30}{median:>9.3f}{median / reference:>8.1f}")
-        lines += [f"  {name:<30}{why}" for name, why in record["left_out"].items()]
+def table(record: Mapping[str, Any]) -> str:
+    """The figures of one model's workload, to read."""
+    engines = record["engines"]
+    lines = [f"{record['model']}, {record['workload']}: seconds per document"]
+    for name, figures in engines.items():
+        ratio = figures["median"] / engines["pid_jax PiD"]["median"]
+        lines.append(f"  {name:<30}{figures['median']:>9.3f}{ratio:>8.1f}")
+    lines += [f"  {name:<30}{why}" for name, why in record["left_out"].items()]
+    if engines:
         lines.append(f"  tokens as in transformers: {'yes' if record['tokens_equal'] else 'NO'}")
     return "\n".join(lines)
 

@@ -2,11 +2,9 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ if __package__ in (None, ""):
     # Run as a script: Python put this folder on its path, where the repository should be.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks import command
 from benchmarks.workloads import WORKLOADS
 
 ENGINE_NAMES = (
@@ -67,13 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{sizes.prompts} prompts of {sizes.prompt_tokens}, {sizes.new_tokens} new tokens\n"
         for name, sizes in WORKLOADS.items()
     )
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/inference.py",
-        description=DESCRIPTION + listed,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("inference", DESCRIPTION + listed, EPILOG)
     usual = [name for name in WORKLOADS if name != "tiny"]
     parser.add_argument(
         "--workloads",
@@ -91,9 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"default: {' '.join(ENGINE_NAMES)}",
     )
-    parser.add_argument(
-        "--repeats", type=_positive, default=5, metavar="N", help="runs of each engine (default: 5)"
-    )
+    command.add_repeats(parser, default=5)
     parser.add_argument(
         "--budget",
         type=float,
@@ -119,17 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--growth-prompts",
         nargs="+",
-        type=_positive,
+        type=command.positive,
         default=GROWTH_PROMPTS,
         metavar="P",
         help="default: 1 2 4 8 16 32 64",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="default: runs/benchmarks",
     )
     parser.add_argument(
         "--cache",
@@ -140,29 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
 def run(options: argparse.Namespace) -> int:
     """The benchmark that the options ask for; returns the exit status."""
     import jax
 
     from benchmarks import machine, report
-    from pid_jax.atomic_file import replacing
 
     dtype = options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     result: dict[str, Any] = {
-        "schema": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine.commit(),
+        **command.origin(),
         "dtype": dtype,
         "seed": options.seed,
         "repeats": {"most": options.repeats, "budget_seconds": options.budget},
-        "machine": machine.describe(),
         "rates": machine.measure(dtype),
         "workloads": [],
         "growth": None,
@@ -170,8 +143,7 @@ def run(options: argparse.Namespace) -> int:
     print(report.machine_lines(result["machine"], result["rates"]), flush=True)
 
     def write() -> None:  # after every part: what was measured is not lost with what follows
-        with replacing(options.output / "inference.json") as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        command.write(options.output, "inference", result)
 
     measured = Measurement(options, dtype, machine.rates_of(result["rates"]))
     for name in options.workloads:

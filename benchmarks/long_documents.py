@@ -1,16 +1,16 @@
 """What longer documents cost: `python benchmarks/long_documents.py --help`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
     # Run as a script: Python put this folder on its path, where the repository should be.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import command
 
 DESCRIPTION = """\
 Times the encoding of one document, and a step of training on it, in small models of random
@@ -65,17 +65,11 @@ SLACK = 1.1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/long_documents.py",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command.parser("long_documents", DESCRIPTION, EPILOG)
     parser.add_argument(
         "--tokens",
         nargs="+",
-        type=_positive,
+        type=command.positive,
         default=(1024, 4096, 16384),
         metavar="N",
         help="lengths of the document (default: 1024 4096 16384)",
@@ -87,45 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="0 leaves T5 out (default: 4096)",
     )
-    parser.add_argument(
-        "--repeats", type=_positive, default=5, metavar="N", help="runs of each (default: 5)"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="default: runs/benchmarks",
-    )
+    command.add_repeats(parser, default=5)
     return run(parser.parse_args(arguments))
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
 
 
 def run(options: argparse.Namespace) -> int:
     """The benchmark that the options ask for; returns the exit status."""
-    from benchmarks import machine
-    from pid_jax.atomic_file import replacing
     from pid_jax.compilation_cache import keep_compiled_programs
 
     keep_compiled_programs()
     lengths = sorted(set(options.tokens))
     result: dict[str, Any] = {
-        "schema": 1,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine.commit(),
-        "machine": machine.describe(),
+        **command.origin(),
         "models": {name: dict(config) for name, config in MODELS.items()},
         "measured": measure(lengths, options.longest_for_t5, options.repeats),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    with replacing(options.output / "long_documents.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    command.write(options.output, "long_documents", result)
     print(table(result["measured"]))
     return 0 if passed(result["measured"]) else 1
 

@@ -18,26 +18,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.errors import UserError
 from pid_jax.models import config_reading
-from pid_jax.models.layers import (
-    ACTIVATIONS,
-    Dense,
-    LayerNorm,
-    LearnedPositions,
-    SinusoidalPositions,
+from pid_jax.models.attention import (
     Source,
     attend,
     attend_by_blocks,
     causal_mask,
     merge_heads,
-    multiply,
-    precision_of,
-    sinusoids,
     split_heads,
     split_source_heads,
-    with_decoder_transposes,
-    with_transposes,
 )
-from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm
+from pid_jax.models.positions import LearnedPositions, SinusoidalPositions, sinusoids
+from pid_jax.models.protocol import About, Family, KeyValue, Past, TensorPlace
+from pid_jax.models.two_stacks import TwoStacks, token_embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,11 +365,13 @@ class Decoder(Stack):
         x: Float[Array, "B L D"],
         token_mask: Bool[Array, "B L"],
         positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        del slots  # Positions are absolute, and distances mean nothing.
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         x = self.enter(x, positions, deterministic)
         present = []
@@ -389,36 +384,22 @@ class Decoder(Stack):
         return self.leave(x), tuple(present)
 
 
-class BartLike(nn.Module):
-    """The families' module; `pid_jax.models.protocol.EncoderDecoder` documents its methods."""
+class BartLike(TwoStacks):
+    """The families' module."""
 
     config: BartLikeConfig
-    dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
-
     encoder_type: ClassVar[type[nn.Module]] = Encoder
     """A family with an encoder of its own names it here."""
 
     def setup(self) -> None:
         config = self.config
-        self.shared = nn.Embed(
-            config.vocab_size,
-            config.d_model,
-            dtype=self.dtype,
-            embedding_init=nn.with_logical_partitioning(
-                nn.initializers.normal(config.init_std), ("vocab", "embed")
-            ),
+        self.shared = token_embeddings(
+            config.vocab_size, config.d_model, config.init_std, self.dtype
         )
         self.encoder = self.encoder_type(config, self.dtype)
         self.decoder = Decoder(config, self.dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = Dense(
-                config.vocab_size,
-                ("embed", "vocab"),
-                config.init_std,
-                self.dtype,
-                output_dtype=jnp.float32,
-            )
+            self.lm_head = self.head(config.init_std)
         self.final_logits_bias = self.param(
             "final_logits_bias",
             nn.with_logical_partitioning(nn.initializers.zeros, (None, "vocab")),
@@ -427,71 +408,12 @@ class BartLike(nn.Module):
         )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Embeddings as a stack is given them."""
         return self.shared(tokens) * self.config.embedding_scale
-
-    def encode(
-        self,
-        documents: Int[Array, "B S"],
-        document_mask: Bool[Array, "B S"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
-        return self.encoder(self.embed(documents), document_mask, deterministic)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return self.decoder.project_cross_attention(encoder_output)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B L"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        del slots  # Positions are absolute, and distances mean nothing.
-        return self.decoder(
-            self.embed(tokens),
-            token_mask,
-            positions,
-            cross_attention,
-            document_mask,
-            past,
-            deterministic,
-        )
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         # A buffer of the checkpoint, not trained: hence no gradient.
         bias = jax.lax.stop_gradient(self.final_logits_bias[0].astype(jnp.float32))
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(hidden) + bias
-        kernel = self.shared.embedding.T.astype(self.dtype)
-        if self.has_variable("params", "transposed_head"):
-            transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return multiply(hidden, kernel, transposed) + bias
-        product = jnp.dot(
-            hidden,
-            kernel,
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return product + bias
-
-    def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
-        if self.config.tie_word_embeddings:
-            changed["transposed_head"] = params["shared"]["embedding"]  # the same array: no copy
-        else:
-            changed["lm_head"] = with_transposes(params["lm_head"])
-        return changed
+        return super().logits(hidden) + bias
 
 
 _PROJECTIONS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}

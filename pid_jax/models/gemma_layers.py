@@ -15,25 +15,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.errors import UserError
 from pid_jax.models import config_reading
-from pid_jax.models.layers import (
-    ACTIVATIONS,
-    Dense,
-    RMSNorm,
-    Rotation,
+from pid_jax.models.attention import (
     Source,
     attend,
     attend_by_blocks,
     capped,
     causal_mask,
     merge_heads,
-    multiply,
-    precision_of,
-    rotate,
     split_heads,
     split_source_heads,
     within,
 )
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past, TensorPlace
+from pid_jax.models.two_stacks import token_embeddings
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The types of layers: those that see everything, and those that see a window."""
@@ -194,13 +190,7 @@ def norm(config: StackConfig, dtype: DTypeLike) -> RMSNorm:
 
 def embedding(config: StackConfig, dtype: DTypeLike) -> nn.Embed:
     """The table of `embed`."""
-    init = nn.initializers.normal(config.initializer_range)
-    return nn.Embed(
-        config.vocab_size,
-        config.hidden_size,
-        dtype=dtype,
-        embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
-    )
+    return token_embeddings(config.vocab_size, config.hidden_size, config.initializer_range, dtype)
 
 
 def embed(table: nn.Embed, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -417,26 +407,48 @@ def visible(
     }
 
 
-def logits_by_table(
-    hidden: Float[Array, "*batch D"],
-    table: Float[Array, "V D"],
-    transposed: Float[Array, "V D"] | None,
-    dtype: DTypeLike,
-) -> Float[Array, "*batch V"]:
-    """The products of outputs with every token's embedding, in float32.
+class Decoder(nn.Module):
+    """Reads prompts and writes answers, in layers of a family's own."""
 
-    transposed: where decoding parameters have it, the table once more: of its transpose, which
-    is the kernel, it is the transpose (see `layers.multiply`).
-    """
-    kernel = table.T.astype(dtype)
-    if transposed is not None:
-        return multiply(hidden.astype(dtype), kernel, transposed.astype(dtype))
-    return jnp.dot(
-        hidden.astype(dtype),
-        kernel,
-        precision=precision_of(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    layer_type: type[nn.Module]
+    config: StackConfig
+    rates: DropoutRates
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        self.layers = [
+            self.layer_type(config, config.rotation(i), self.rates, self.dtype)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.final_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def project_cross_attention(
+        self, encoder_output: Float[Array, "B S D"]
+    ) -> tuple[KeyValue, ...]:
+        return tuple(layer.project_document(encoder_output) for layer in self.layers)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
+        cross_attention: tuple[KeyValue, ...],
+        document_mask: Bool[Array, "B S"],
+        past: Past | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        seen = visible(token_mask, slots, past, self.config.sliding_window)
+        x = self.dropout(x, deterministic)
+        present = []
+        for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
+            document = Source(cross_attention[i], document_mask[:, None, :])
+            remembered = None if past is None else past.layers[i]
+            x, new = layer(x, positions, seen[kind], remembered, document, deterministic)
+            present.append(new)
+        return self.dropout(self.final_norm(x), deterministic), tuple(present)
 
 
 def bounded(logits: Float[Array, "*batch V"], config: StackConfig) -> Float[Array, "*batch V"]:

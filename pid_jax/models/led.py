@@ -13,14 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from pid_jax.errors import UserError
 from pid_jax.models import bart_layers
-from pid_jax.models.layers import (
-    Dense,
-    Source,
-    attend,
-    merge_heads,
-    split_heads,
-    split_source_heads,
-)
+from pid_jax.models.attention import Source, attend, merge_heads, split_heads, split_source_heads
+from pid_jax.models.layers import Dense
 from pid_jax.models.local_attention import Dropout, Everywhere, attend_nearby
 from pid_jax.models.protocol import About, KeyValue, TensorPlace
 

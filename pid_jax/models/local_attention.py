@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from pid_jax.models.layers import BLOCK_SCORES, MASKED_SCORE, precision_of
+from pid_jax.models.attention import BLOCK_SCORES, MASKED_SCORE
+from pid_jax.models.layers import precision_of
 from pid_jax.models.protocol import KeyValue
 
 FEWEST_QUERIES = 64

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from pid_jax.models import config_reading, t5_layers
-from pid_jax.models.layers import merge_heads, split_heads
+from pid_jax.models.attention import merge_heads, split_heads
 from pid_jax.models.local_attention import Dropout, Everywhere, attend_nearby
 from pid_jax.models.protocol import About, Family, TensorPlace
 from pid_jax.models.t5_layers import (
@@ -173,7 +173,7 @@ class LongT5(T5Like):
     """The family's module."""
 
     config: LongT5Config
-    encoder_class: ClassVar[type[nn.Module]] = Encoder
+    encoder_type: ClassVar[type[nn.Module]] = Encoder
 
 
 def _tensors(config: LongT5Config) -> dict[str, TensorPlace]:

@@ -90,7 +90,7 @@ class T5(T5Like):
     """The family's module."""
 
     config: T5Config
-    encoder_class: ClassVar[type[nn.Module]] = Encoder
+    encoder_type: ClassVar[type[nn.Module]] = Encoder
 
 
 FAMILY = Family(

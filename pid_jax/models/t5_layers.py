@@ -14,24 +14,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.errors import UserError
 from pid_jax.models import config_reading
-from pid_jax.models.layers import (
-    ACTIVATIONS,
-    Dense,
-    RelativePositionBias,
-    RMSNorm,
+from pid_jax.models.attention import (
     Source,
     attend,
     attend_by_blocks,
     causal_mask,
     merge_heads,
-    multiply,
-    precision_of,
     split_heads,
     split_source_heads,
-    with_decoder_transposes,
-    with_transposes,
 )
-from pid_jax.models.protocol import KeyValue, Params, Past, TensorPlace
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.positions import RelativePositionBias
+from pid_jax.models.protocol import KeyValue, Past, TensorPlace
+from pid_jax.models.two_stacks import TwoStacks, token_embeddings
 
 ConfigT = TypeVar("ConfigT", bound="T5LikeConfig")
 
@@ -324,12 +319,14 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B L D"],
         token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
         slots: Int[Array, "#B L"],
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        del positions  # Distances alone are known, and those are differences of slots.
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         biases = [bias(slots, slots) for bias in self.relative_position_bias]
         if past is not None:
@@ -348,100 +345,26 @@ class Decoder(nn.Module):
         return self.dropout(self.final_norm(x), deterministic), tuple(present)
 
 
-class T5Like(nn.Module):
-    """A family's module but for its encoder.
-
-    `pid_jax.models.protocol.EncoderDecoder` documents the methods.
-    """
+class T5Like(TwoStacks):
+    """A family's module but for its encoder."""
 
     config: T5LikeConfig
-    dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
-
-    encoder_class: ClassVar[type[nn.Module]]
+    encoder_type: ClassVar[type[nn.Module]]
 
     def setup(self) -> None:
         config = self.config
-        self.shared = nn.Embed(
-            config.vocab_size,
-            config.d_model,
-            dtype=self.dtype,
-            embedding_init=nn.with_logical_partitioning(
-                nn.initializers.normal(config.initializer_factor), ("vocab", "embed")
-            ),
+        self.shared = token_embeddings(
+            config.vocab_size, config.d_model, config.initializer_factor, self.dtype
         )
-        self.encoder = self.encoder_class(config, self.dtype)
+        self.encoder = self.encoder_type(config, self.dtype)
         self.decoder = Decoder(config, self.dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = Dense(
-                config.vocab_size,
-                ("embed", "vocab"),
-                config.initializer_factor * config.d_model**-0.5,
-                self.dtype,
-                output_dtype=jnp.float32,
-            )
-
-    def encode(
-        self,
-        documents: Int[Array, "B S"],
-        document_mask: Bool[Array, "B S"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
-        return self.encoder(self.shared(documents), document_mask, deterministic)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return self.decoder.project_cross_attention(encoder_output)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B L"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        del positions  # Distances alone are known, and those are differences of slots.
-        return self.decoder(
-            self.shared(tokens),
-            token_mask,
-            slots,
-            cross_attention,
-            document_mask,
-            past,
-            deterministic,
-        )
+            self.lm_head = self.head(config.initializer_factor * config.d_model**-0.5)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         if self.config.scale_decoder_outputs:
             hidden = hidden * self.config.d_model**-0.5
-        if not self.config.tie_word_embeddings:
-            return self.lm_head(hidden)
-        kernel = self.shared.embedding.T.astype(self.dtype)
-        if self.has_variable("params", "transposed_head"):
-            transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return multiply(hidden, kernel, transposed)
-        return jnp.dot(
-            hidden,
-            kernel,
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-
-    def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
-        if self.config.tie_word_embeddings:
-            changed["transposed_head"] = params["shared"]["embedding"]  # the same array: no copy
-        else:
-            changed["lm_head"] = with_transposes(params["lm_head"])
-        return changed
+        return super().logits(hidden)
 
 
 def tensors(

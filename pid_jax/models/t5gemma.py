@@ -7,29 +7,25 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pid_jax.errors import UserError
 from pid_jax.models import config_reading, gemma_layers
+from pid_jax.models.attention import Source
 from pid_jax.models.gemma_layers import (
     Attention,
+    Decoder,
     DropoutRates,
     Encoder,
     FeedForward,
     StackConfig,
     Visible,
 )
-from pid_jax.models.layers import (
-    Dense,
-    Rotation,
-    Source,
-    with_decoder_transposes,
-    with_transposes,
-)
-from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.positions import Rotation
+from pid_jax.models.protocol import About, Family, KeyValue, TensorPlace
+from pid_jax.models.two_stacks import TwoStacks
 
 _HEAD = "lm_head.out_proj.weight"
 
@@ -152,6 +148,10 @@ class DecoderLayer(nn.Module):
         self.feed_forward_post_norm = gemma_layers.norm(config, dtype)
         self.dropout = nn.Dropout(self.rates.hidden)
 
+    def project_document(self, encoder_output: Float[Array, "B S E"]) -> KeyValue:
+        """The document's keys, which have no position, and values."""
+        return self.cross_attention.project(encoder_output)
+
     def __call__(
         self,
         x: Float[Array, "B L D"],
@@ -173,53 +173,11 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
 
 
-class Decoder(nn.Module):
-    config: StackConfig
-    rates: DropoutRates
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        config = self.config
-        self.layers = [
-            DecoderLayer(config, config.rotation(i), self.rates, self.dtype)
-            for i in range(config.num_hidden_layers)
-        ]
-        self.final_norm = gemma_layers.norm(config, self.dtype)
-        self.dropout = nn.Dropout(self.rates.hidden)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S E"]
-    ) -> tuple[KeyValue, ...]:
-        return tuple(layer.cross_attention.project(encoder_output) for layer in self.layers)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        seen = gemma_layers.visible(token_mask, slots, past, self.config.sliding_window)
-        x = self.dropout(x, deterministic)
-        present = []
-        for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
-            document = Source(cross_attention[i], document_mask[:, None, :])
-            remembered = None if past is None else past.layers[i]
-            x, new = layer(x, positions, seen[kind], remembered, document, deterministic)
-            present.append(new)
-        return self.dropout(self.final_norm(x), deterministic), tuple(present)
-
-
-class T5Gemma(nn.Module):
-    """The family's module; `pid_jax.models.protocol.EncoderDecoder` documents its methods."""
+class T5Gemma(TwoStacks):
+    """The family's module."""
 
     config: T5GemmaConfig
-    dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
+    table: ClassVar[str] = "decoder_embedding"
 
     def setup(self) -> None:
         config = self.config
@@ -227,74 +185,18 @@ class T5Gemma(nn.Module):
         self.encoder_embedding = gemma_layers.embedding(config.encoder, self.dtype)
         self.encoder = Encoder(config.encoder, (window, window), config.rates, self.dtype)
         self.decoder_embedding = gemma_layers.embedding(config.decoder, self.dtype)
-        self.decoder = Decoder(config.decoder, config.rates, self.dtype)
+        self.decoder = Decoder(DecoderLayer, config.decoder, config.rates, self.dtype)
         if not config.tie_word_embeddings:
-            self.lm_head = Dense(
-                config.vocab_size,
-                ("embed", "vocab"),
-                config.decoder.initializer_range * config.vocab_size**-0.5,
-                self.dtype,
-                output_dtype=jnp.float32,
-            )
+            self.lm_head = self.head(config.decoder.initializer_range * config.vocab_size**-0.5)
 
-    def encode(
-        self,
-        documents: Int[Array, "B S"],
-        document_mask: Bool[Array, "B S"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
-        embedded = gemma_layers.embed(self.encoder_embedding, documents)
-        return self.encoder(embedded, document_mask, deterministic)
+    def embed_documents(self, documents: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return gemma_layers.embed(self.encoder_embedding, documents)
 
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return self.decoder.project_cross_attention(encoder_output)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B L"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        return self.decoder(
-            gemma_layers.embed(self.decoder_embedding, tokens),
-            token_mask,
-            positions,
-            slots,
-            cross_attention,
-            document_mask,
-            past,
-            deterministic,
-        )
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return gemma_layers.embed(self.decoder_embedding, tokens)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        if self.config.tie_word_embeddings:
-            transposed = None
-            if self.has_variable("params", "transposed_head"):
-                transposed = self.get_variable("params", "transposed_head")
-            table = self.decoder_embedding.embedding
-            logits = gemma_layers.logits_by_table(hidden, table, transposed, self.dtype)
-        else:
-            logits = self.lm_head(hidden)
-        return gemma_layers.bounded(logits, self.config.decoder)
-
-    def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
-        if self.config.tie_word_embeddings:
-            # The same array: no copy.
-            changed["transposed_head"] = params["decoder_embedding"]["embedding"]
-        else:
-            changed["lm_head"] = with_transposes(params["lm_head"])
-        return changed
+        return gemma_layers.bounded(super().logits(hidden), self.config.decoder)
 
 
 def _tensors(config: T5GemmaConfig) -> dict[str, TensorPlace]:

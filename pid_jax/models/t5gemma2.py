@@ -16,22 +16,25 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pid_jax.errors import UserError
 from pid_jax.models import config_reading, gemma_layers
+from pid_jax.models.attention import Source
 from pid_jax.models.gemma_layers import (
     FULL,
     SLIDING,
     Attention,
+    Decoder,
     DropoutRates,
     Encoder,
     FeedForward,
     StackConfig,
     Visible,
 )
-from pid_jax.models.layers import Rotation, Source, with_transposes
-from pid_jax.models.protocol import About, Family, KeyValue, Params, Past, TensorPlace
+from pid_jax.models.positions import Rotation
+from pid_jax.models.protocol import About, Family, KeyValue, TensorPlace
+from pid_jax.models.two_stacks import TwoStacks
 
 _NO_IMAGES = (
     "which stands for an image: of T5Gemma 2 only the text part is supported, not its vision tower"
@@ -66,6 +69,7 @@ class T5Gemma2Config:
     boi_token_index: int = 255999
     eoi_token_index: int = 256000
     image_token_index: int = 256001
+    tie_word_embeddings: ClassVar[bool] = True
     max_document_tokens: ClassVar[None] = None
     max_decoder_tokens: ClassVar[None] = None
 
@@ -197,6 +201,10 @@ class DecoderLayer(nn.Module):
         self.feed_forward_post_norm = gemma_layers.norm(config, dtype)
         self.dropout = nn.Dropout(self.rates.hidden)
 
+    def project_document(self, encoder_output: Float[Array, "B S D"]) -> KeyValue:
+        """The document's keys, which have no position, and values."""
+        return self.attention.project(encoder_output)
+
     def __call__(
         self,
         x: Float[Array, "B L D"],
@@ -215,53 +223,10 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
 
 
-class Decoder(nn.Module):
-    config: StackConfig
-    rates: DropoutRates
-    dtype: DTypeLike
-
-    def setup(self) -> None:
-        config = self.config
-        self.layers = [
-            DecoderLayer(config, config.rotation(i), self.rates, self.dtype)
-            for i in range(config.num_hidden_layers)
-        ]
-        self.final_norm = gemma_layers.norm(config, self.dtype)
-        self.dropout = nn.Dropout(self.rates.hidden)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return tuple(layer.attention.project(encoder_output) for layer in self.layers)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None,
-        deterministic: bool,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        seen = gemma_layers.visible(token_mask, slots, past, self.config.sliding_window)
-        x = self.dropout(x, deterministic)
-        present = []
-        for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
-            document = Source(cross_attention[i], document_mask[:, None, :])
-            remembered = None if past is None else past.layers[i]
-            x, new = layer(x, positions, seen[kind], remembered, document, deterministic)
-            present.append(new)
-        return self.dropout(self.final_norm(x), deterministic), tuple(present)
-
-
-class T5Gemma2(nn.Module):
-    """The family's module; `pid_jax.models.protocol.EncoderDecoder` documents its methods."""
+class T5Gemma2(TwoStacks):
+    """The family's module."""
 
     config: T5Gemma2Config
-    dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
 
     def setup(self) -> None:
         config = self.config
@@ -280,66 +245,16 @@ class T5Gemma2(nn.Module):
             self.dtype,
             query_key_norms=True,
         )
-        self.decoder = Decoder(config.decoder, config.rates, self.dtype)
+        self.decoder = Decoder(DecoderLayer, config.decoder, config.rates, self.dtype)
 
-    def _embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """The token that ends an image has an embedding beside the table, which is not scaled."""
         embedded = gemma_layers.embed(self.shared, tokens)
         ends_image = (tokens == self.config.eoi_token_index)[..., None]
         return jnp.where(ends_image, self.eoi_embedding.astype(embedded.dtype), embedded)
 
-    def encode(
-        self,
-        documents: Int[Array, "B S"],
-        document_mask: Bool[Array, "B S"],
-        *,
-        deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
-        return self.encoder(self._embed(documents), document_mask, deterministic)
-
-    def project_cross_attention(
-        self, encoder_output: Float[Array, "B S D"]
-    ) -> tuple[KeyValue, ...]:
-        return self.decoder.project_cross_attention(encoder_output)
-
-    def decode(
-        self,
-        tokens: Int[Array, "B L"],
-        token_mask: Bool[Array, "B L"],
-        positions: Int[Array, "B L"],
-        slots: Int[Array, "#B L"],
-        cross_attention: tuple[KeyValue, ...],
-        document_mask: Bool[Array, "B S"],
-        past: Past | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        return self.decoder(
-            self._embed(tokens),
-            token_mask,
-            positions,
-            slots,
-            cross_attention,
-            document_mask,
-            past,
-            deterministic,
-        )
-
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        transposed = None
-        if self.has_variable("params", "transposed_head"):
-            transposed = self.get_variable("params", "transposed_head")
-        table = self.shared.embedding
-        logits = gemma_layers.logits_by_table(hidden, table, transposed, self.dtype)
-        return gemma_layers.bounded(logits, self.config.decoder)
-
-    def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
-        return {
-            **params,
-            "decoder": with_transposes(params["decoder"]),
-            "transposed_head": params["shared"]["embedding"],  # the same array: no copy
-        }
+        return gemma_layers.bounded(super().logits(hidden), self.config.decoder)
 
 
 def _tensors(config: T5Gemma2Config) -> dict[str, TensorPlace]:

@@ -33,7 +33,8 @@ from tests import transformers_models
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1], [50, 1]]
 PROMPTS = [[[3, 4, 5], [9]], [[60, 61, 62, 63, 64]], [[], [7, 7], [8, 9, 10, 11]]]
 NO_BROADCAST = {"umt5", "bart", "mbart", "pegasus", "led", "t5gemma2"}
-"""Where transformers does not decode several prompts against one encoder output."""
+"""Where transformers does not decode prompts of several lengths against one encoder output: it
+takes none of another batch size, or counts left padding as positions."""
 TARGETS = [[[5, 6, 1], [7]], [[90, 91, 92, 93, 94, 95, 1]], [[1], [2, 3], [20, 21, 22]]]
 
 
@@ -134,7 +135,7 @@ class Parity:
     def test_greedy_pid_tokens_equal_transformers_broadcast_generate(self, pair):
         theirs, ours = pair
         if theirs.config.model_type in NO_BROADCAST:
-            pytest.skip("transformers' model takes no encoder_outputs of another batch size")
+            pytest.skip("transformers cannot decode these prompts against one encoder output")
         generations = ours.generate(DOCUMENTS, PROMPTS, max_new_tokens=9)
         for document, prompts, row in zip(DOCUMENTS, PROMPTS, generations, strict=True):
             expected = transformers_models.broadcast_pid(theirs, document, prompts, 9)

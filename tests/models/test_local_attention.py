@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax.models import local_attention
-from pid_jax.models.layers import Source, attend
+from pid_jax.models.attention import Source, attend
 from pid_jax.models.local_attention import Dropout, Everywhere, attend_nearby
 from pid_jax.models.protocol import KeyValue
 

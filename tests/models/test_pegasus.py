@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pid_jax.model import PidModel
-from pid_jax.models import layers
+from pid_jax.models import positions
 from tests.models import bart_checkpoints, parity
 
 VARIANTS = {
@@ -45,7 +45,7 @@ def test_sinusoids_are_those_of_transformers_and_need_not_be_in_a_checkpoint(pai
     theirs, ours = pair
     name = f"model.{stack}.embed_positions.weight"
     table = theirs.state_dict()[name].numpy()
-    np.testing.assert_array_equal(layers.sinusoids(table.shape), table)
+    np.testing.assert_array_equal(positions.sinusoids(table.shape), table)
     ours.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors[name]

@@ -15,7 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models import layers
+from pid_jax.models import positions
 from tests import transformers_models
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
 from tests.transformers_models import resemble_all
@@ -166,7 +166,7 @@ def test_buckets_of_far_distances_equal_transformers(bidirectional, buckets, max
     expected = T5Attention._relative_position_bucket(
         torch.tensor(distances)[None], bidirectional, buckets, max_distance
     )
-    ours = layers.relative_position_bucket(
+    ours = positions.relative_position_bucket(
         jnp.asarray(distances)[None],
         bidirectional=bidirectional,
         buckets=buckets,
@@ -179,8 +179,8 @@ def test_new_position_biases_start_nearby():
     """Four heads: everything, the token before, the next one, the few before; no noise."""
 
     def table(bidirectional):
-        bias = layers.RelativePositionBias(4, 32, 128, bidirectional, stddev=0.0)
-        return np.asarray(layers.nearby_start(jax.random.key(0), (32, 4), jnp.float32, bias))
+        bias = positions.RelativePositionBias(4, 32, 128, bidirectional, stddev=0.0)
+        return np.asarray(positions.nearby_start(jax.random.key(0), (32, 4), jnp.float32, bias))
 
     # Buckets of T5: 0 is the token itself, 1..7 so many tokens before, 17.. so many after.
     encoder = table(bidirectional=True)

@@ -13,7 +13,7 @@ from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.models import gemma_layers, t5gemma
-from pid_jax.models.layers import Rotation
+from pid_jax.models.positions import Rotation
 from tests import transformers_models
 from tests.models import parity
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity

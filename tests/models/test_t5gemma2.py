@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models.layers import Rotation
+from pid_jax.models.positions import Rotation
 from tests.models import parity
 from tests.models.parity import Parity
 from tests.transformers_models import resemble_all

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from pid_jax.models import layers
-from pid_jax.models.layers import Source, attend, attend_by_blocks
+from pid_jax.models import attention
+from pid_jax.models.attention import Source, attend, attend_by_blocks
 from pid_jax.models.protocol import KeyValue
 
 BATCH, HEADS, WIDTH = 2, 6, 4
@@ -50,8 +50,8 @@ def test_heads_of_a_group_share_keys_and_values(groups):
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeypatch):
     """Blocks whose windows are cut off at either end, hold all, and fill no whole number."""
-    monkeypatch.setattr(layers, "CPU_BLOCK", block)
-    monkeypatch.setattr(layers, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
+    monkeypatch.setattr(attention, "CPU_BLOCK", block)
+    monkeypatch.setattr(attention, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *given, **branches: branches[platform](*given)
     )
