@@ -17,7 +17,7 @@ from pid_jax.decoding import constraints, stopping
 from pid_jax.decoding.engine import Job
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import Config
+from pid_jax.models.protocol import Config, end_token_ids
 
 Text = str | Sequence[int]
 """Text, or token ids that are used as they are."""
@@ -233,7 +233,7 @@ class Inputs:
                         encoded,
                         names,
                         where,
-                        end_token_id=self.config.eos_token_id,
+                        end_token_ids=end_token_ids(self.config),
                         min_new_tokens=options.min_new_tokens,
                         max_new_tokens=options.max_new_tokens,
                     )

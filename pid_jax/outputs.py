@@ -8,7 +8,7 @@ from typing import Any
 from pid_jax.decoding import stopping
 from pid_jax.decoding.engine import Outputs
 from pid_jax.decoding.options import GenerationOptions
-from pid_jax.models.protocol import Config
+from pid_jax.models.protocol import Config, end_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Reader:
 
     def _tokens(self, tokens: list[int], options: GenerationOptions, done: bool) -> list[int]:
         """Without the end token or the stop sequence."""
-        if tokens[-1:] == [self.config.eos_token_id]:
+        if tokens and tokens[-1] in end_token_ids(self.config):
             tokens = tokens[:-1]
         sequences = [stop for stop in options.stop if not isinstance(stop, str)]
         if not done:

@@ -25,6 +25,7 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
+from pid_jax.models.protocol import end_token_ids
 from pid_jax.outputs import Generation
 from pid_jax.tasks import jsonl
 
@@ -316,14 +317,14 @@ class _Model:
         if all(subtask.allowed is None for subtask in example.subtasks):
             return
         with user_errors():  # ends the command: a bad checkpoint is no fault of this line
-            end_token_id = self._model.config.eos_token_id
+            ending = end_token_ids(self._model.config)
         for number, subtask in enumerate(example.subtasks, start=1):
             if subtask.allowed is not None and subtask.allowed not in self._admissible:
                 constraints.admissible(
                     [self._encode(text) for text in subtask.allowed],
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    end_token_id=end_token_id,
+                    end_token_ids=ending,
                     min_new_tokens=self._generation["min_new_tokens"],
                     max_new_tokens=self._generation["max_new_tokens"],
                 )

@@ -96,5 +96,6 @@ def start_of(model: Any) -> int:
 
 
 def _until_end(model: Any, tokens: list[int]) -> list[int]:
-    end = model.generation_config.eos_token_id
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else ends
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from pid_jax import models
 from pid_jax.atomic_file import replacing
 from pid_jax.errors import UserError
+from pid_jax.models.config_reading import end_tokens
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
 
 WEIGHTS = "model.safetensors"
@@ -60,14 +61,16 @@ def read_config(directory: Path) -> Config:
     """The configuration in a directory's `config.json` and `generation_config.json`.
 
     As in transformers, the latter alone, where it is there, says which tokens are forced, and it
-    has the last word on the start token. Its other settings are left to the caller of `generate`.
+    has the last word on the start token and on those that end outputs. Its other settings are
+    left to the caller of `generate`.
     """
     content = _read_json(directory / "config.json")
     if (directory / GENERATION).is_file():
         generation = _read_json(directory / GENERATION)
         content |= {key: generation.get(key) for key in _FORCED}
-        if generation.get("decoder_start_token_id") is not None:
-            content["decoder_start_token_id"] = generation["decoder_start_token_id"]
+        for key in ("decoder_start_token_id", "eos_token_id"):
+            if generation.get(key) is not None:
+                content[key] = generation[key]
     return models.config_from_hf(content)
 
 
@@ -290,7 +293,7 @@ def save_config(
     _write_json(directory / "config.json", config.to_hf() | {"dtype": dtype})
     generation = {
         "decoder_start_token_id": config.decoder_start_token_id,
-        "eos_token_id": config.eos_token_id,
+        "eos_token_id": end_tokens(config),
         "pad_token_id": config.pad_token_id,
     }
     forced = {key: getattr(config, key) for key in _FORCED}

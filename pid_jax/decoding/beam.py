@@ -2,9 +2,10 @@
 
 The state and the choice of tokens only: running the model, and reordering its cache by the
 parents that `choose` returns, is the caller's. The rules are those of `generate(num_beams=K)`
-in transformers 5 (`GenerationMixin._beam_search`): 2K candidates a step, of which the best K
-that have not ended run on and those among the first K that have ended enter a pool of K
-finished sequences, ranked by sum of log-probabilities / length ** length_penalty.
+in transformers 5 (`GenerationMixin._beam_search`): 2K candidates a step (more where several
+tokens end an output), of which the best K that have not ended run on and those among the first
+K that have ended enter a pool of K finished sequences, ranked by sum of log-probabilities /
+length ** length_penalty.
 
 One thing differs. Where a constraint leaves a prompt fewer than K continuations, transformers
 fills up with copies of its first beam that score -1e9, and such a copy may finish and count.
@@ -54,7 +55,7 @@ class Beams(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """The 2K likeliest continuations of every prompt, the likeliest first."""
+    """The likeliest continuations of every prompt, the likeliest first."""
 
     parents: Int[Array, "B P C"]
     tokens: Int[Array, "B P C"]
@@ -82,6 +83,7 @@ def choose(
     *,
     process: Callable[[Float[Array, "B P J V"]], Float[Array, "B P J V"]],
     ends: Callable[[Int[Array, "B P C"], Int[Array, "B P C"]], Bool[Array, "B P C"]],
+    end_tokens: int,
     max_new_tokens: int | Int[Arr, ""],
     length_penalty: float | Float[Arr, ""],
     early_stopping: EarlyStopping,
@@ -96,6 +98,7 @@ def choose(
     constraints); -inf bars a token.
     ends: whether candidates end their sequences, given each candidate's parent (an index into
     the K beams before this step) and its token.
+    end_tokens: how many tokens E end a sequence. Of (1 + E) K candidates K have not ended by one.
     length_penalty: above 0 it favours long sequences, below 0 short ones.
     early_stopping: True ends a prompt once K sequences have finished. False also waits until
     the likeliest running sequence would rank no higher than all of them if it ended here,
@@ -110,9 +113,10 @@ def choose(
     def rank(scores: Float[Array, "B P N"], length: int | Int[Array, ""]) -> Float[Array, "B P N"]:
         return scores / jnp.asarray(length, jnp.float32) ** length_penalty
 
-    candidates = _likeliest(beams, logits, process)
+    count = max(2, 1 + end_tokens) * width
+    candidates = _likeliest(beams, logits, process, count)
     ended = ends(candidates.parents, candidates.tokens) | at_limit
-    among_best = jnp.arange(2 * width) < width
+    among_best = jnp.arange(count) < width
     finished = _admit(
         beams,
         candidates,
@@ -153,13 +157,14 @@ def _likeliest(
     beams: Beams,
     logits: Float[Array, "B P J V"],
     process: Callable[[Float[Array, "B P J V"]], Float[Array, "B P J V"]],
+    count: int,
 ) -> _Candidates:
     documents, prompts, sources, vocab_size = logits.shape
-    count = 2 * beams.tokens.shape[2]
+    width = beams.tokens.shape[2]
     if count > vocab_size:
         raise UserError(
-            f"num_beams={count // 2} is too many for a vocabulary of {vocab_size} tokens: "
-            "it must be at most half as large"
+            f"num_beams={width} is too many for a vocabulary of {vocab_size} tokens: it must be "
+            f"at most {vocab_size // (count // width)}"
         )
     flat = (documents, prompts, sources * vocab_size)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -188,7 +193,7 @@ def _admit(
     def select(old: Array, new: Array) -> Array:
         return _take(jnp.concatenate([old, new], axis=2), order)
 
-    # A new sequence is one of the K running ones and a token: 2K wide copies are not needed.
+    # A new sequence is one of the K running ones and a token: wider copies are not needed.
     old_places = jnp.broadcast_to(jnp.arange(width), pool.ranks.shape)
     prefixes = _take(
         jnp.concatenate([pool.tokens, beams.tokens], axis=2),

@@ -10,7 +10,7 @@ from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
 from pid_jax.decoding.stopping import StopAutomaton
-from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.models.protocol import EncoderDecoder, end_token_ids
 
 
 def choose(
@@ -50,7 +50,7 @@ def _extend(
     token = jnp.where(chosen.done, model.config.pad_token_id, likeliest)
     log_probability = prompt_in_decoder.token_log_probabilities(next_logits, token)
     node, stop_state = _follow(prompts, token[..., None], controls)
-    done = chosen.done | (token == model.config.eos_token_id)
+    done = chosen.done | rules.is_one_of(token, end_token_ids(model.config))
     done |= step + 1 >= controls.max_new_tokens
     if controls.stops is not None and stop_state is not None:
         done |= controls.stops.stopped(stop_state)[..., 0]
@@ -85,7 +85,7 @@ def _extend_beams(
         return _ruled(model, state, log_probabilities, beams.tokens, controls, strategy)
 
     def ends(parents: Int[Array, "B P C"], tokens: Int[Array, "B P C"]) -> Bool[Array, "B P C"]:
-        ended = tokens == model.config.eos_token_id
+        ended = rules.is_one_of(tokens, end_token_ids(model.config))
         if controls.stops is not None and prompts.stop_state is not None:
             before = jnp.take_along_axis(prompts.stop_state, parents, axis=2)
             node = prompts.node
@@ -100,6 +100,7 @@ def _extend_beams(
         step,
         process=process,
         ends=ends,
+        end_tokens=len(end_token_ids(model.config)),
         max_new_tokens=controls.max_new_tokens,
         length_penalty=controls.length_penalty,
         early_stopping=strategy.early_stopping,
@@ -149,7 +150,7 @@ def _ruled(
             )
             ruled = rules.unless_all_barred(ruled, given)
     too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
-    ruled = rules.bar_token(ruled, model.config.eos_token_id, too_early)
+    ruled = rules.bar_tokens(ruled, end_token_ids(model.config), too_early)
     ruled = rules.force_first_and_last(
         ruled,
         model.config,

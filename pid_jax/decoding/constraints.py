@@ -52,13 +52,14 @@ def admissible(
     names: Sequence[object],
     where: str,
     *,
-    end_token_id: int,
+    end_token_ids: Sequence[int],
     min_new_tokens: int,
     max_new_tokens: int,
 ) -> list[list[int]]:
     """The strings of one list that the length limits admit, each ending with the end token.
 
-    strings: token ids, with or without the end token. names: the strings as the user gave
+    strings: token ids, with or without the end token. end_token_ids: every token that ends an
+    output; the first one is that which closes a string. names: the strings as the user gave
     them, and where: what the user calls the list, for messages. Left out are strings of fewer
     than min_new_tokens tokens, the end token not counted. Raises `UserError` for a string of
     more than max_new_tokens, the end token counted, for an end token inside a string, and if
@@ -71,10 +72,11 @@ def admissible(
         )
     kept = []
     for string, name in zip(strings, names, strict=True):
-        body = list(string[:-1] if string and string[-1] == end_token_id else string)
-        if end_token_id in body:
+        body = list(string[:-1] if string and string[-1] == end_token_ids[0] else string)
+        inside = next((token for token in body if token in end_token_ids), None)
+        if inside is not None:
             raise UserError(
-                f"{where}: {name!r} holds the end token {end_token_id} before its end, "
+                f"{where}: {name!r} holds the end token {inside} before its end, "
                 "and an output ends there: remove it"
             )
         if len(body) >= max_new_tokens:
@@ -83,7 +85,7 @@ def admissible(
                 f"max_new_tokens={max_new_tokens}: raise max_new_tokens or leave the string out"
             )
         if len(body) >= min_new_tokens:
-            kept.append([*body, end_token_id])
+            kept.append([*body, end_token_ids[0]])
     if not kept:
         longest = max(names, key=lambda name: len(strings[names.index(name)]))
         raise UserError(

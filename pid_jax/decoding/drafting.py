@@ -18,7 +18,7 @@ from pid_jax.decoding import constraints, rules
 from pid_jax.decoding.choosing import after_stops
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
-from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
+from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past, end_token_ids
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 
@@ -87,7 +87,8 @@ def verify(
     right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1).sum(axis=-1)
 
     stop_states = _stop_states_along(prompts, tokens, controls)
-    ends = (tokens == model.config.eos_token_id) | (places + 1 >= controls.max_new_tokens)
+    ends = rules.is_one_of(tokens, end_token_ids(model.config))
+    ends |= places + 1 >= controls.max_new_tokens
     if controls.stops is not None and stop_states is not None:
         ends |= controls.stops.stopped(stop_states[..., 1:])
     ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
@@ -175,7 +176,7 @@ def _greedy(
 ) -> Int[Array, "B P D1"]:
     """What plain greedy decoding chooses from these logits, at these places of the output."""
     too_early = places < controls.min_new_tokens
-    ruled = rules.bar_token(logits, model.config.eos_token_id, too_early)
+    ruled = rules.bar_tokens(logits, end_token_ids(model.config), too_early)
     is_last = places + 1 == controls.max_new_tokens
     # The first token is chosen before there are drafts.
     ruled = rules.force_first_and_last(ruled, model.config, jnp.zeros_like(is_last), is_last)

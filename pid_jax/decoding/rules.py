@@ -6,6 +6,8 @@ minus infinity. A row's history is its decoder's whole input, `[start ; prompt ;
 padding wherever `history_mask` is False.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -63,12 +65,17 @@ def unless_all_barred(
     return jnp.where(ruled.max(axis=-1, keepdims=True) == -jnp.inf, otherwise, ruled)
 
 
-def bar_token(
-    logits: Float[Array, "*rows V"], token: int, when: Bool[Array, "*#rows"]
+def is_one_of(tokens: Int[Array, "*shape"], ids: Sequence[int]) -> Bool[Array, "*shape"]:
+    """True at the tokens that are listed."""
+    return jnp.isin(tokens, jnp.asarray(ids, tokens.dtype))
+
+
+def bar_tokens(
+    logits: Float[Array, "*rows V"], ids: Sequence[int], when: Bool[Array, "*#rows"]
 ) -> Float[Array, "*rows V"]:
-    """Bars one token in the rows where `when` is True."""
-    is_token = jnp.arange(logits.shape[-1]) == token
-    return jnp.where(is_token & when[..., None], -jnp.inf, logits)
+    """Bars these tokens in the rows where `when` is True."""
+    barred = is_one_of(jnp.arange(logits.shape[-1]), ids)
+    return jnp.where(barred & when[..., None], -jnp.inf, logits)
 
 
 def force_token(

@@ -63,6 +63,7 @@ class BartLikeConfig:
     pad_token_id: int = 1
     bos_token_id: int = 0
     eos_token_id: int = 2
+    other_eos_token_ids: tuple[int, ...] = ()
     decoder_start_token_id: int = 2
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
@@ -114,8 +115,7 @@ class BartLikeConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
-        values = dataclasses.asdict(self)
-        return {self.KEYS.get(name, name): value for name, value in values.items()} | {
+        return config_reading.write_fields(self, self.KEYS) | {
             "architectures": [self.architecture],
             "is_encoder_decoder": True,
         }

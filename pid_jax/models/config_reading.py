@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from pid_jax.errors import UserError
+from pid_jax.models.protocol import Config, end_token_ids
 
 ConfigT = TypeVar("ConfigT")
 
@@ -20,8 +21,9 @@ def read_fields(
     """Builds the dataclass `cls` from the keys of `config` that it has fields for.
 
     A key that is absent or null takes its value from `defaults`, else the field's own
-    default. Keys without a field say nothing of the computation and are left aside. Raises
-    `UserError` for a value of another type than the field's.
+    default. Keys without a field say nothing of the computation and are left aside. A list of
+    end tokens becomes `eos_token_id` and `other_eos_token_ids`. Raises `UserError` for a value
+    of another type than the field's.
 
     keys: those of fields that are called otherwise. within: where `config` is part of another,
     its key there and a dot, for errors.
@@ -33,8 +35,9 @@ def read_fields(
         value = config.get(key)
         if value is None:
             continue
-        if isinstance(value, list) and len(value) == 1:  # one end token may stand in a list
-            value = value[0]
+        if key == "eos_token_id" and isinstance(value, list):
+            value, *others = _end_tokens(value, within)
+            values["other_eos_token_ids"] = tuple(others)
         expected = hints[field.name]
         if isinstance(expected, types.UnionType):  # with None, which is the absence of a value
             [expected] = set(get_args(expected)) - {types.NoneType}
@@ -47,6 +50,31 @@ def read_fields(
             )
         values[field.name] = value
     return cls(**values)
+
+
+def _end_tokens(ids: list[Any], within: str) -> list[int]:
+    if not ids or not all(type(one) is int for one in ids):
+        raise UserError(
+            f'config.json: "{within}eos_token_id" must be a token id or a list of some, but is '
+            f"{ids!r}"
+        )
+    return list(dict.fromkeys(ids))
+
+
+def write_fields(
+    config: Any, keys: Mapping[str, str] = types.MappingProxyType({})
+) -> dict[str, Any]:
+    """The fields of a configuration's dataclass as `read_fields` reads them."""
+    values = dataclasses.asdict(config)
+    del values["other_eos_token_ids"]
+    values["eos_token_id"] = end_tokens(config)
+    return {keys.get(name, name): value for name, value in values.items()}
+
+
+def end_tokens(config: Config) -> int | list[int]:
+    """`eos_token_id` as transformers has it: a list where several tokens end outputs."""
+    ids = list(end_token_ids(config))
+    return ids if len(ids) > 1 else ids[0]
 
 
 def section(config: Mapping[str, Any], key: str, within: str = "") -> Mapping[str, Any]:

@@ -49,6 +49,9 @@ class Config(Protocol):
     vocab_size: int
     pad_token_id: int
     eos_token_id: int
+    """Ends targets, and outputs."""
+    other_eos_token_ids: tuple[int, ...]
+    """What else ends outputs, such as the end of a turn."""
     decoder_start_token_id: int
     forced_bos_token_id: int | None
     """The first token of every output whose prompt is empty; None: whichever is chosen."""
@@ -67,6 +70,11 @@ class Config(Protocol):
     def with_tensors(self, names: Collection[str]) -> "Config":
         """The configuration that fits a checkpoint holding the tensors of these names."""
         ...
+
+
+def end_token_ids(config: Config) -> tuple[int, ...]:
+    """Every token that ends an output."""
+    return (config.eos_token_id, *config.other_eos_token_ids)
 
 
 @runtime_checkable

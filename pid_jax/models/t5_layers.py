@@ -53,6 +53,7 @@ class T5LikeConfig:
     scale_decoder_outputs: bool = True
     pad_token_id: int = 0
     eos_token_id: int = 1
+    other_eos_token_ids: tuple[int, ...] = ()
     decoder_start_token_id: int = 0
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
@@ -125,7 +126,7 @@ class T5LikeConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
-        return dataclasses.asdict(self) | {
+        return config_reading.write_fields(self) | {
             "architectures": [self.architecture[self.model_type]],
             "dense_act_fn": self.activation,
             "is_gated_act": self.gated,

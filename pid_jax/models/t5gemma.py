@@ -42,6 +42,7 @@ class T5GemmaConfig:
     tie_word_embeddings: bool = True
     pad_token_id: int = 0
     eos_token_id: int = 1
+    other_eos_token_ids: tuple[int, ...] = ()
     decoder_start_token_id: int = 2
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
@@ -88,14 +89,10 @@ class T5GemmaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("encoder", "decoder")
-        }
+        values = config_reading.write_fields(self)
         special = {
             "pad_token_id": self.pad_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": values["eos_token_id"],
             "bos_token_id": self.decoder_start_token_id,
         }
         stacks = {

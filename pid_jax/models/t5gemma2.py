@@ -63,6 +63,7 @@ class T5Gemma2Config:
     attention_dropout: float = 0.0
     pad_token_id: int = 0
     eos_token_id: int = 1
+    other_eos_token_ids: tuple[int, ...] = ()
     decoder_start_token_id: int = 2
     forced_bos_token_id: int | None = None
     forced_eos_token_id: int | None = None
@@ -118,9 +119,10 @@ class T5Gemma2Config:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model, blind."""
+        values = config_reading.write_fields(self)
         special = {
             "pad_token_id": self.pad_token_id,
-            "eos_token_id": self.eos_token_id,
+            "eos_token_id": values["eos_token_id"],
             "bos_token_id": self.decoder_start_token_id,
         }
         text, decoder = (
@@ -144,16 +146,11 @@ class T5Gemma2Config:
             "image_token_index": self.image_token_index,
         }
         return {
+            **values,
             **special,
             "architectures": ["T5Gemma2ForConditionalGeneration"],
-            "model_type": self.model_type,
             "encoder": encoder,
             "decoder": decoder,
-            "decoder_start_token_id": self.decoder_start_token_id,
-            "dropout_rate": self.dropout_rate,
-            "attention_dropout": self.attention_dropout,
-            "eoi_token_index": self.eoi_token_index,
-            "image_token_index": self.image_token_index,
             "initializer_range": self.decoder.initializer_range,
             "is_encoder_decoder": True,
             "tie_word_embeddings": True,

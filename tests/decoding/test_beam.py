@@ -141,6 +141,7 @@ def choose(
         step,
         process=process,
         ends=ends,
+        end_tokens=1,
         max_new_tokens=max_new_tokens,
         length_penalty=length_penalty,
         early_stopping=early_stopping,

@@ -22,6 +22,7 @@ from pid_jax.decoding.constraints import (
 from pid_jax.errors import UserError
 
 END = 1
+TURN = 19
 VOCAB = 6
 allowed = jax.jit(allowed_tokens, static_argnums=2)
 step = jax.jit(next_node)
@@ -160,14 +161,14 @@ def test_no_array_has_the_size_of_nodes_times_vocabulary(many):
 
 
 def test_strings_get_the_end_token_once():
-    limits = {"end_token_id": END, "min_new_tokens": 0, "max_new_tokens": 3}
+    limits = {"end_token_ids": [END, TURN], "min_new_tokens": 0, "max_new_tokens": 3}
     kept = admissible([[2, END], [3], [END], []], "abcd", "allowed[0]", **limits)
     assert kept == [[2, END], [3, END], [END], [END]]
 
 
 def test_a_string_may_fill_max_new_tokens_exactly():
     strings = [[2, 3, END]]
-    limits = {"end_token_id": END, "min_new_tokens": 2}
+    limits = {"end_token_ids": [END, TURN], "min_new_tokens": 2}
     assert admissible(strings, ["ab"], "here", **limits, max_new_tokens=3) == strings
     with pytest.raises(UserError, match=r"allowed\[4\]: 'ab' takes 3 tokens .* max_new_tokens=2"):
         admissible(strings, ["ab"], "allowed[4]", **limits, max_new_tokens=2)
@@ -175,7 +176,7 @@ def test_a_string_may_fill_max_new_tokens_exactly():
 
 def test_strings_shorter_than_min_new_tokens_are_left_out():
     strings = [[2, END], [2, 3, END]]
-    limits = {"end_token_id": END, "max_new_tokens": 9}
+    limits = {"end_token_ids": [END, TURN], "max_new_tokens": 9}
     assert admissible(strings, "ab", "here", **limits, min_new_tokens=2) == [[2, 3, END]]
     with pytest.raises(UserError, match=r"here admits no output: min_new_tokens=3, but even 'b'"):
         admissible(strings, "ab", "here", **limits, min_new_tokens=3)
@@ -183,7 +184,12 @@ def test_strings_shorter_than_min_new_tokens_are_left_out():
 
 @pytest.mark.parametrize(
     ("strings", "message"),
-    [([], "empty list"), ([[2, END, 3]], "before its end"), ([[END, END]], "before its end")],
+    [
+        ([], "empty list"),
+        ([[2, END, 3]], "end token 1 before its end"),
+        ([[END, END]], "end token 1 before its end"),
+        ([[2, TURN]], "end token 19 before its end"),
+    ],
 )
 def test_lists_that_make_no_sense_are_refused(strings, message):
     with pytest.raises(UserError, match=rf"allowed\[0\].*{message}"):
@@ -191,7 +197,7 @@ def test_lists_that_make_no_sense_are_refused(strings, message):
             strings,
             strings,
             "allowed[0]",
-            end_token_id=END,
+            end_token_ids=[END, TURN],
             min_new_tokens=0,
             max_new_tokens=9,
         )

@@ -141,14 +141,15 @@ def test_a_single_possible_token_always_stays(p):
     np.testing.assert_array_equal(rules.keep_top_k(logits, 2), logits)
 
 
-def test_a_token_is_barred_only_where_asked(rows):
+@pytest.mark.parametrize("ids", [[1], [4, 1]])
+def test_tokens_are_barred_only_where_asked(rows, ids):
     logits = rows[0]
     when = jnp.arange(PROMPTS) < 2
-    found = np.asarray(rules.bar_token(logits, 1, jnp.broadcast_to(when, logits.shape[:-1])))
-    assert (found[:, :2, 1] == -np.inf).all()
+    found = np.asarray(rules.bar_tokens(logits, ids, jnp.broadcast_to(when, logits.shape[:-1])))
+    assert (found[:, :2, ids] == -np.inf).all()
     np.testing.assert_array_equal(found[:, 2:], logits[:, 2:])
-    np.testing.assert_array_equal(np.delete(found, 1, -1), np.delete(logits, 1, -1))
-    np.testing.assert_array_equal(rules.bar_token(logits, 1, when), found)
+    np.testing.assert_array_equal(np.delete(found, ids, -1), np.delete(logits, ids, -1))
+    np.testing.assert_array_equal(rules.bar_tokens(logits, ids, when), found)
 
 
 def all_rules(

@@ -138,7 +138,7 @@ def test_an_export_of_new_weights_gives_transformers_the_same_scores(tmp_path):
         ({"num_heads": 0}, '"num_heads" must be above 0'),
         ({"relative_attention_num_buckets": 2}, "must be even and at least 4"),
         ({"is_encoder_decoder": False}, '"is_encoder_decoder": False is not supported'),
-        ({"eos_token_id": [1, 2]}, '"eos_token_id" must be of type int'),
+        ({"eos_token_id": []}, '"eos_token_id" must be a token id or a list of some, but is []'),
     ],
 )
 def test_a_config_that_is_not_supported_is_named(change, message):

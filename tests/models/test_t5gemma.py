@@ -31,6 +31,8 @@ STACK = {
     "sliding_window": 4,
 }
 
+TURN = 6
+"""Ends a turn: of instruction-tuned checkpoints an end token beside the usual one."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "balanced, grouped heads, short windows": {},
     "a small decoder of another width, untied": {
@@ -46,13 +48,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "attn_logit_softcapping": None,
         },
     },
+    "two tokens end outputs": {"eos_token_id": [1, TURN], "seed": 5},
 }
 
 
 def make(variant: str, directory: Path) -> Any:
     """A random model of this variant, saved to `directory` as transformers saves it."""
     options = VARIANTS[variant]
-    torch.manual_seed(1)
+    torch.manual_seed(options.get("seed", 1))
     capped = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}  # so that they show
     config = transformers.T5GemmaConfig(
         encoder={**STACK, **capped, **options.get("encoder", {})},
@@ -60,6 +63,7 @@ def make(variant: str, directory: Path) -> Any:
         tie_word_embeddings=not options.get("untied", False),
         dropout_rate=0.1,
         attention_dropout=0.1,
+        eos_token_id=options.get("eos_token_id", 1),
     )
     config._attn_implementation = "eager"  # the only one that caps
     model = transformers.T5GemmaForConditionalGeneration(config).eval()
@@ -67,6 +71,8 @@ def make(variant: str, directory: Path) -> Any:
         for parameter in model.parameters():  # from the usual start all outputs are alike
             parameter.add_(0.3 * torch.randn_like(parameter))
         head = resemble_all(model.lm_head.out_proj.weight.mul_(0.3))  # or outputs repeat a token
+        if "eos_token_id" in options:
+            resemble_all(head, end=TURN)
         head[0] = 0.0  # transformers would mask padding that is chosen: it never is
     model.save_pretrained(directory)
     return model
@@ -93,6 +99,25 @@ def small(tmp_path_factory):
 
 def test_compaction_and_drafts_change_nothing(small):
     parity.assert_compaction_and_drafts_change_nothing(small)
+
+
+def test_every_end_token_ends_outputs(tmp_path):
+    """Which those are `generation_config.json` says, where it is there."""
+    make("two tokens end outputs", tmp_path)
+    model = PidModel.from_pretrained(tmp_path)
+    parity.assert_compaction_and_drafts_change_nothing(model)
+    unended = model.generate(DOCUMENTS, PROMPTS, max_new_tokens=9, min_new_tokens=9)
+    assert all(
+        len(one.tokens) == 9 and not {1, TURN} & set(one.tokens) for row in unended for one in row
+    )
+
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1]}')
+    on = PidModel.from_pretrained(tmp_path).generate(DOCUMENTS, PROMPTS, max_new_tokens=9)
+    longer = [one.tokens for row in on for one in row]
+    assert any(TURN in tokens for tokens in longer)
+    assert [
+        one.tokens for row in model.generate(DOCUMENTS, PROMPTS, max_new_tokens=9) for one in row
+    ] == [tokens[: tokens.index(TURN)] if TURN in tokens else tokens for tokens in longer]
 
 
 def test_it_learns(small):
@@ -176,7 +201,7 @@ def test_9b_2b_has_the_shapes_that_transformers_gives_it():
             '"encoder.rope_parameters.factor" must be a number above 0, but is None',
         ),
         ({"is_encoder_decoder": False}, '"is_encoder_decoder": False is not supported'),
-        ({"eos_token_id": [1, 107]}, '"eos_token_id" must be of type int'),
+        ({"eos_token_id": [1, "2"]}, '"eos_token_id" must be a token id or a list of some'),
     ],
 )
 def test_a_config_that_is_not_supported_is_named(change, message):
@@ -196,7 +221,7 @@ def test_a_config_that_is_not_supported_is_named(change, message):
     [
         {"attn_logit_softcapping": None, "final_logit_softcapping": None, "rope_theta": 500},
         {"rope_scaling": {"type": "linear", "factor": 4.0}, "bos_token_id": 5},
-        {"layer_types": ["full_attention", "full_attention"], "eos_token_id": [7]},
+        {"layer_types": ["full_attention", "full_attention"], "eos_token_id": [7, 3]},
     ],
 )
 def test_a_config_survives_being_written(decoder, tied):
@@ -217,3 +242,4 @@ def test_a_config_survives_being_written(decoder, tied):
         decoder.get("bos_token_id", 2),
         7 if "eos_token_id" in decoder else 1,
     )
+    assert config.other_eos_token_ids == ((3,) if "eos_token_id" in decoder else ())
