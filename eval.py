@@ -100,6 +100,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         batch_size=config.evaluation.batch_size or config.data.batch_size,
         method=options.method or config.method,
         after_batch=report,
+        predictions=options.output / evaluation.PREDICTIONS,
     )
     evaluation.write(
         options.output,

@@ -120,5 +120,6 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        notes = getattr(error, "__notes__", [])
+        print(f"error: {error}", *notes, sep="\n", file=sys.stderr)
         raise SystemExit(2) from None

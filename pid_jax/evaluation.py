@@ -55,12 +55,14 @@ def evaluate(
     batch_size: int = 16,
     method: Method = "pid",
     after_batch: Callable[[float, float], None] | None = None,
+    predictions: str | Path | None = None,
 ) -> Evaluation:
     """Generates an answer to every subtask of `examples` and scores them with `task`.
 
     Documents, prompts and answers are cut at `limits`, the same as in training. `after_batch`
-    is called with a batch's number of documents and its seconds. Raises UserError if there is
-    nothing to score or no tokenizer to read it with.
+    is called with a batch's number of documents and its seconds. predictions: a file, in the
+    layout of predictions.jsonl, to write before anything is scored: a metric that fails loses no
+    answer. Raises UserError if there is nothing to score or no tokenizer to read it with.
     """
     _check_any(examples, task)
     if model.tokenizer is None:
@@ -88,19 +90,25 @@ def evaluate(
         method=method,
     )
     seconds = time.perf_counter() - started
-    return scored(
-        task,
-        examples,
-        [[Answer(one.text or "", one.score) for one in row] for row in generated],
-        lengths=_lengths(tokenized, generated),
-        run=Run(
-            method=method,
-            device=_device(),
-            seconds=seconds,
-            seconds_per_document=statistics.median(per_document),
-            truncation=tokenized.truncation_report(),
-        ),
+    answers = [[Answer(one.text or "", one.score) for one in row] for row in generated]
+    if predictions is not None:
+        _write_predictions(Path(predictions), examples, answers)
+    run = Run(
+        method=method,
+        device=_device(),
+        seconds=seconds,
+        seconds_per_document=statistics.median(per_document),
+        truncation=tokenized.truncation_report(),
     )
+    try:
+        return scored(task, examples, answers, lengths=_lengths(tokenized, generated), run=run)
+    except Exception as error:
+        if predictions is not None:
+            error.add_note(
+                f"The answers are not lost: {predictions} has them, and `python -m "
+                "pid_jax.evaluation` scores them; see its --help."
+            )
+        raise
 
 
 def _check_any(examples: Sequence[Example], task: Task) -> None:
@@ -133,14 +141,17 @@ def write(directory: str | Path, evaluation: Evaluation, about: Mapping[str, str
 
     `about` (task, split, checkpoint, ...) is added to metrics.json and report.html.
     """
-    lines = (
-        _json(_line(example, answers))
-        for example, answers in zip(evaluation.examples, evaluation.answers, strict=True)
-    )
     directory = Path(directory)
     _write(directory / METRICS, _json({**about, **summary(evaluation)}, indent=2))
-    _write(directory / PREDICTIONS, "".join(lines))
+    _write_predictions(directory / PREDICTIONS, evaluation.examples, evaluation.answers)
     _write(directory / REPORT, html_report.page(evaluation, about))
+
+
+def _write_predictions(
+    path: Path, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]
+) -> None:
+    lines = (_json(_line(*pair)) for pair in zip(examples, answers, strict=True))
+    _write(path, "".join(lines))
 
 
 def _write(path: Path, content: str) -> None:

@@ -248,6 +248,27 @@ def test_mistakes_are_one_sentence_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_metric_that_fails_loses_no_answer(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_eval(checkpoint, tmp_path / "whole", "--limit=2")
+
+    def fail(*_: object) -> None:
+        raise UserError("no score today")
+
+    monkeypatch.setattr(DialogueStateTask, "score", fail)
+    with pytest.raises(SystemExit) as stopped:
+        run_eval(checkpoint, tmp_path / "out", "--limit=2")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "error: no score today\nThe answers are not lost: " in error
+    [kept] = (tmp_path / "out").iterdir()
+    assert kept.read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+
+
 def test_an_output_that_is_a_file_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
