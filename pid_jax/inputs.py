@@ -48,6 +48,34 @@ class Work:
         return self.spellings.get(self.roots[example][prompt], {})
 
 
+def too_long(
+    config: Config, example: TokenizedExample, new_tokens: int
+) -> tuple[int | None, str] | None:
+    """What the model has no positions for: None for the document, or a prompt's index; and why.
+
+    new_tokens: the most of an answer, where an example has no target.
+    """
+    most = config.max_document_tokens
+    if most is not None and len(example.document) > most:
+        return None, (
+            f'has {len(example.document)} tokens (its prompt\'s under "pie" counted), but the '
+            f"model has positions for {most}: shorten it"
+        )
+    most = config.max_decoder_tokens
+    if most is None:
+        return None
+    for number, (prompt, target) in enumerate(zip(example.prompts, example.targets, strict=True)):
+        answer = len(target) or new_tokens
+        # The start token is read, the answer's last token is not.
+        if len(prompt) + answer > most:
+            return number, (
+                f"has {len(prompt)} tokens and its answer up to {answer}, but the model's decoder "
+                f"has positions for {most} in all: shorten the prompt, or the answer "
+                "(max_new_tokens)"
+            )
+    return None
+
+
 class Inputs:
     """Reads texts and token ids for one model. Without a tokenizer, token ids only."""
 
@@ -173,26 +201,14 @@ class Inputs:
         new_tokens: int,
     ) -> None:
         """Raises `UserError` for what is longer than the model has positions for."""
-        most = self.config.max_document_tokens
         for example, row in zip(examples, places, strict=True):
-            if most is not None and row and len(example.document) > most:
+            found = too_long(self.config, example, new_tokens) if row else None
+            if found is not None:
+                number, why = found
+                i, j, _ = row[number or 0]
                 raise UserError(
-                    f"documents[{row[0][0]}] has {len(example.document)} tokens (its prompt's "
-                    f'under "pie" counted), but the model has positions for {most}: shorten it'
+                    f"{f'documents[{i}]' if number is None else f'prompts[{i}][{j}]'} {why}"
                 )
-        most = self.config.max_decoder_tokens
-        if most is None:
-            return
-        for example, row in zip(examples, places, strict=True):
-            for place, prompt, target in zip(row, example.prompts, example.targets, strict=True):
-                answer = len(target) or new_tokens
-                # The start token is read, the answer's last token is not.
-                if len(prompt) + answer > most:
-                    raise UserError(
-                        f"prompts[{place[0]}][{place[1]}] has {len(prompt)} tokens and its answer "
-                        f"up to {answer}, but the model's decoder has positions for {most} in "
-                        "all: shorten the prompt, or the answer (max_new_tokens)"
-                    )
 
     def _forest(
         self,

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import jax
 from tqdm import tqdm
 
+from pid_jax import prompt_in_decoder
 from pid_jax.answering import Counts, Output, answer_lines
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.command_line import add_fields, checkpoint_parser, user_errors
@@ -24,8 +25,9 @@ from pid_jax.decoding import constraints
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.inputs import Inputs, too_long
 from pid_jax.model import PidModel
-from pid_jax.models.protocol import end_token_ids
+from pid_jax.models.protocol import Config, end_token_ids
 from pid_jax.outputs import Generation
 from pid_jax.tasks import jsonl
 
@@ -313,22 +315,38 @@ class _Model:
         return {"batch_tokens": self._options.batch_tokens, "batch_size": self._options.batch_size}
 
     def check(self, example: Example, where: str) -> None:
-        """Raises UserError if allowed texts do not fit the limits of an answer's length."""
-        if all(subtask.allowed is None for subtask in example.subtasks):
-            return
+        """Raises UserError for what the model cannot read, or answer within its limits."""
         with user_errors():  # ends the command: a bad checkpoint is no fault of this line
-            ending = end_token_ids(self._model.config)
+            config = self._model.config
+        self._check_allowed(example, where, config)
+        if config.max_document_tokens is not None or config.max_decoder_tokens is not None:
+            self._check_lengths(example, where, config)
+
+    def _check_allowed(self, example: Example, where: str, config: Config) -> None:
         for number, subtask in enumerate(example.subtasks, start=1):
             if subtask.allowed is not None and subtask.allowed not in self._admissible:
                 constraints.admissible(
                     [self._encode(text) for text in subtask.allowed],
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    end_token_ids=ending,
+                    end_token_ids=end_token_ids(config),
                     min_new_tokens=self._generation["min_new_tokens"],
                     max_new_tokens=self._generation["max_new_tokens"],
                 )
                 self._admissible.add(subtask.allowed)
+
+    def _check_lengths(self, example: Example, where: str, config: Config) -> None:
+        prompts = [subtask.prompt for subtask in example.subtasks]
+        inputs = Inputs(config, self._model.tokenizer)
+        examples = inputs.examples([example.document], [prompts])
+        if self._generation["method"] == "pie":
+            examples = prompt_in_decoder.prompt_in_encoder(examples)
+        for one in examples:
+            found = too_long(config, one, self._generation["max_new_tokens"])
+            if found is not None:
+                number, why = found
+                part = "document" if number is None else f"prompt of subtask {number + 1}"
+                raise UserError(f"{where}: the {part} {why}")
 
     @functools.cached_property
     def _encode(self) -> Callable[[str], list[int]]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import pytest
 
-from pid_jax import predict
+from pid_jax import models, predict
 from pid_jax.atomic_file import partial_path
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inputs import Method
@@ -264,6 +264,46 @@ def test_an_allowed_text_that_is_too_long_makes_a_bad_line(
     assert ids_in(output) == ["d0", "d3"]
 
 
+@pytest.fixture(scope="module")
+def few_positions(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BART for documents of 12 tokens."""
+    tokenizer = PidModel.from_pretrained(checkpoint).tokenizer
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 12}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = {"model_type": "bart", "vocab_size": len(tokenizer), **sizes, **heads}
+    model = models.build({**config, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16})
+    directory = tmp_path_factory.mktemp("bart")
+    params = models.init_params(model, jax.random.key(0))
+    PidModel(model, params, tokenizer).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("options", "document", "reason"),
+    [
+        ([], "a " * 50, "the document has"),
+        (["--method=pie"], "a " * 8, "the document has 16 tokens (its prompt's"),
+        (["--max-new-tokens=9"], "a", "the prompt of subtask 2 has"),
+    ],
+)
+def test_what_is_longer_than_the_model_has_positions_for_makes_a_bad_line(
+    few_positions: Path,
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    document: str,
+    reason: str,
+) -> None:
+    longer = question(1) | {"document": document}
+    longer["subtasks"][1]["prompt"] = "hotel-name hotel-area"
+    questions.write_bytes(text_of(0) + json.dumps(longer).encode() + b"\n" + text_of(2))
+    output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--on-error=skip", *options]
+    assert status_of(lambda: run(few_positions, questions, output, *options)) == 3
+    assert f"{questions}, line 2: {reason}" in capsys.readouterr().err
+    assert ids_in(output) == ["d0", "d2"]
+
+
 def test_a_bad_checkpoint_is_no_bad_line(
     questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +320,7 @@ def test_a_bad_checkpoint_is_no_bad_line(
 
 
 class Model:
+    config = models.config_from_hf({"model_type": "t5"})
     tokenizer = "some"
 
     def generate(
