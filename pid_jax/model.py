@@ -18,10 +18,11 @@ from jax.typing import DTypeLike
 from pid_jax import prompt_in_decoder
 from pid_jax.checkpoints import huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
-from pid_jax.data.batching import batches_within, bucket
+from pid_jax.data.batching import batches_within, bucket, spread
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
-from pid_jax.decoding.engine import Engine, Outputs
+from pid_jax.decoding.engine import Outputs
+from pid_jax.decoding.engines import Engines
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
@@ -70,16 +71,16 @@ class PidModel:
         return Reader(self.config, self.tokenizer)
 
     @functools.cached_property
-    def _engine(self) -> Engine:
+    def _engines(self) -> Engines:
         params = self.params
         if jax.default_backend() == "cpu":
             params = self.model.decoding_params(params)
-        return Engine(self.model, params)
+        return Engines(self.model, params)
 
     @property
     def programs(self) -> Programs:
         """What was compiled for decoding; printed, a table with the seconds of each."""
-        return self._engine.programs
+        return self._engines.programs
 
     @property
     def config(self) -> Config:
@@ -138,7 +139,9 @@ class PidModel:
         decoded together, by default 4,096 on a CPU and 65,536 elsewhere; batch_size: how many
         documents at most (under "pie" as many pairs as so many documents can have). Those of
         similar length go together, the longest first: if memory does not suffice, that shows at
-        once.
+        once. Every device of this process takes a batch at a time, and fewer documents than
+        fill a batch on each are shared out; parameters that lie elsewhere than on the first
+        device, split over several say, are used where they lie.
         progress: a progress bar on standard error; by default if that is a terminal.
         after_batch: called after each batch with its number of documents (a document whose
         prompts are in several batches counts in parts) and its seconds. report: filled with
@@ -226,7 +229,7 @@ class PidModel:
             job.compact = False
             shown = np.zeros(job.active.shape, np.int32)
             finished = np.zeros(job.active.shape, bool)
-            for outputs in self._engine.decode(job):
+            for outputs in self._engines[0].decode(job):
                 if outputs is None:
                     continue
                 for row, index in enumerate(indices):
@@ -268,7 +271,8 @@ class PidModel:
         work, controls = self._inputs.work([example] * documents, None, method, chosen)
         job = self._inputs.job(work, list(range(len(work.examples))), controls, chosen)
         job.compact = compact
-        self._engine.warm_up(job)
+        for engine in self._engines:
+            engine.warm_up(job)
         return self.programs
 
     def score(
@@ -331,24 +335,26 @@ class PidModel:
         compact: Compaction,
         report: DecodingReport,
     ) -> Iterator[tuple[list[int], Outputs, float]]:
-        """Decodes batch after batch; an accelerator has the next one at hand meanwhile."""
+        """Decodes batches on all devices; an accelerator has its next one at hand meanwhile."""
         at_once = 1 if jax.default_backend() == "cpu" else 2
-        running: deque[tuple[list[int], Iterator[Outputs | None]]] = deque()
-        waiting = deque(batches)
+        waiting = deque(spread(batches, len(self._engines)))
+        free = deque([*range(len(self._engines))] * at_once)
+        running: deque[tuple[list[int], int, Iterator[Outputs | None]]] = deque()
         since = time.perf_counter()
         while running or waiting:
-            while waiting and len(running) < at_once:
-                indices = waiting.popleft()
+            while waiting and free:
+                indices, device = waiting.popleft(), free.popleft()
                 job = self._inputs.job(work, indices, controls, options)
                 job.compact, job.batches_left, job.report = compact, len(waiting), report
-                decoding = self._engine.decode(job)
+                decoding = self._engines[device].decode(job)
                 next(decoding)  # sets the device to work
-                running.append((indices, decoding))
-            indices, decoding = running.popleft()
+                running.append((indices, device, decoding))
+            indices, device, decoding = running.popleft()
             outputs = next(decoding)
             if outputs is None:
-                running.append((indices, decoding))
+                running.append((indices, device, decoding))
                 continue
+            free.append(device)
             now = time.perf_counter()
             yield indices, outputs, now - since
             since = now

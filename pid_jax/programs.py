@@ -45,6 +45,12 @@ class Programs:
         self.compilations: list[Compilation] = []
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
+    def of_another_device(self) -> "Programs":
+        """Programs of their own, which stand in the same table."""
+        others = Programs()
+        others.compilations = self.compilations
+        return others
+
     def get(
         self,
         program: str,

@@ -19,6 +19,9 @@ install_import_hook(ARRAY_MODULES, "beartype.beartype")
 
 # Tests neither read the user's compiled programs nor leave any; some share a folder of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+# Many small programs, each run a few times: compiling them quickly is what counts. Tests that read
+# a compiled program have it as users do, by the mark `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -46,6 +49,17 @@ def _drop_compiled_programs() -> Iterator[None]:
     """Each holds memory maps, and Linux grants a process 65,530: the whole suite needs more."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _optimise(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles as users have it, for tests with the mark."""
+    wanted = request.node.get_closest_marker("optimised") is not None
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    if wanted:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +90,14 @@ def varied_model() -> PidModel:
 def text_model() -> PidModel:
     """Random weights and a tokenizer."""
     return tiny_checkpoint.make()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(text_model: PidModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model in the Hugging Face layout. Only read it."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    text_model.save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

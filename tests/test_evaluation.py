@@ -17,7 +17,6 @@ from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot
-from tests import tiny_checkpoint
 
 LIMITS = Limits(document_tokens=64, prompt_tokens=16, target_tokens=8)
 
@@ -52,14 +51,9 @@ class Scripted(PidModel):
         ]
 
 
-@pytest.fixture(scope="module")
-def real() -> PidModel:
-    return tiny_checkpoint.make()
-
-
 @pytest.fixture
-def scripted(real: PidModel) -> Scripted:
-    return Scripted(real, {"hotel-area": "north", "hotel-stars": "none"})
+def scripted(text_model: PidModel) -> Scripted:
+    return Scripted(text_model, {"hotel-area": "north", "hotel-stars": "none"})
 
 
 def test_scores_are_the_tasks_beside_those_of_always_saying_none(scripted: Scripted) -> None:
@@ -73,11 +67,11 @@ def test_scores_are_the_tasks_beside_those_of_always_saying_none(scripted: Scrip
     assert result.baseline.metrics["slot_accuracy"] == 0.75
 
 
-def test_answers_are_held_to_the_list_that_a_subtask_brings(real: PidModel) -> None:
+def test_answers_are_held_to_the_list_that_a_subtask_brings(text_model: PidModel) -> None:
     allowed = ("yes", "no")
     asked = Subtask("held", "hotel-area", "yes", allowed), Subtask("free", "hotel-area", "yes")
     result = evaluation.evaluate(
-        real, TwoSlots(), [Example("d", "[user] hello", asked)], limits=LIMITS
+        text_model, TwoSlots(), [Example("d", "[user] hello", asked)], limits=LIMITS
     )
     [[held, free]] = result.answers
     assert held.text in allowed
@@ -133,11 +127,11 @@ def _prompt_ids(model: PidModel) -> list[list[int]]:
     return [model.tokenizer(slot)["input_ids"][:-1] for slot in TwoSlots.slots]
 
 
-def test_no_examples_and_no_tokenizer_are_errors(scripted: Scripted, real: PidModel) -> None:
+def test_no_examples_and_no_tokenizer_are_errors(scripted: Scripted, text_model: PidModel) -> None:
     task = TwoSlots()
     with pytest.raises(UserError, match="no examples"):
         evaluation.evaluate(scripted, task, [], limits=LIMITS)
-    bare = PidModel(real.model, real.params, None)
+    bare = PidModel(text_model.model, text_model.params, None)
     with pytest.raises(UserError, match="no tokenizer"):
         evaluation.evaluate(bare, task, list(task.examples(None, "test")), limits=LIMITS)
 
@@ -183,13 +177,6 @@ def test_what_no_file_can_hold_is_written_escaped(scripted: Scripted, tmp_path: 
     [line] = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["document"] == "half a pair: \ud800"
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["task"] == "\udcff"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, real: PidModel) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    real.save_pretrained(directory)
-    return directory
 
 
 def run_eval(checkpoint: Path, output: Path, *options: str) -> None:

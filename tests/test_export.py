@@ -7,12 +7,6 @@ import pytest
 
 from pid_jax.export import main
 from pid_jax.model import PidModel
-from tests import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_transformers_reads_the_export_and_scores_alike(checkpoint: Path, tmp_path: Path) -> None:

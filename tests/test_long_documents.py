@@ -42,6 +42,8 @@ LONG = {
     "led": {"model_type": "led", **LED_SIZES},
 }
 
+pytestmark = pytest.mark.optimised
+
 
 def largest_arrays(config):
     """Of the compiled programs that encode a document, and that train on it with dropout."""

@@ -257,12 +257,14 @@ def compiled_loss_array_sizes(documents: int, prompts: int) -> list[int]:
     return array_sizes(jax.jit(gradient).lower(models.abstract_params(model), batch))
 
 
+@pytest.mark.optimised
 def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
     per_prompt_documents = DOCUMENTS * PROMPTS * DOCUMENT_TOKENS * WIDE["d_model"]
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("architecture", "strategy"),
     [
@@ -285,6 +287,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
     assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
 
 
+@pytest.mark.optimised
 def test_keys_that_heads_share_in_a_merged_softmax_are_not_held_per_prompt_either():
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
@@ -294,6 +297,7 @@ def test_keys_that_heads_share_in_a_merged_softmax_are_not_held_per_prompt_eithe
     assert min(max(sizes["begin"]), max(sizes["advance"])) >= DOCUMENTS * PROMPTS * per_document
 
 
+@pytest.mark.optimised
 def test_the_same_search_finds_the_documents_of_prompt_in_encoder():
     """There each prompt is a document."""
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]

@@ -133,6 +133,19 @@ def batches_within(
     return batches
 
 
+def spread(batches: Sequence[list[int]], devices: int) -> list[list[int]]:
+    """Batches cut into more, in the same order, until every device has one or all are single."""
+    batches = list(batches)
+    while 0 < len(batches) < devices:
+        place = max(range(len(batches)), key=lambda i: len(batches[i]))
+        batch = batches[place]
+        if len(batch) == 1:
+            break
+        half = (len(batch) + 1) // 2
+        batches[place : place + 1] = [batch[:half], batch[half:]]
+    return batches
+
+
 def shape_of(
     examples: Sequence[TokenizedExample], *, document_multiple: int = DOCUMENT_MULTIPLE
 ) -> BatchShape:

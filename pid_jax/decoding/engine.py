@@ -2,12 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int, UInt32
@@ -95,10 +94,11 @@ class Job:
 class Engine:
     """A model with its compiled decoding programs."""
 
-    def __init__(self, model: EncoderDecoder, params: Params) -> None:
+    def __init__(self, model: EncoderDecoder, params: Params, programs: Programs) -> None:
+        """params: arrays, all on the same devices. programs: this engine's own."""
         self.model = model
-        self.params = jax.tree.map(jnp.asarray, params)
-        self.programs = Programs()
+        self.params = params
+        self.programs = programs
         self._sharding = _replicated_like(self.params)
         self._steps: set[Hashable] = set()
         """The kinds and sizes of batches for which the step is compiled."""
@@ -169,8 +169,8 @@ class Engine:
     def warm_up(self, job: Job) -> None:
         """Compiles all programs that `decode` may need for this job, without running them."""
         inputs = self._inputs(job)
-        self._program_begin(job, inputs)
-        begun = jax.eval_shape(
+        begun = _results(
+            self._program_begin(job, inputs),
             lambda *arguments: loop.begin(
                 self.model, *arguments, strategy=job.strategy, room=job.room
             ),
@@ -188,11 +188,11 @@ class Engine:
                 target = smaller(size, live, rows_each)
                 if target is not None:
                     places = places_of(np.zeros(size, bool), *target)
-                    self._program_keep(state, places)
-                    kept, fewer = jax.eval_shape(loop.keep, state, *places), encoded
+                    kept = _results(self._program_keep(state, places), loop.keep, state, *places)
+                    fewer = encoded
                     if target[0] < size[0]:
-                        self._program_keep_documents(encoded, places[0])
-                        fewer = jax.eval_shape(loop.keep_documents, encoded, places[0])
+                        program = self._program_keep_documents(encoded, places[0])
+                        fewer = _results(program, loop.keep_documents, encoded, places[0])
                     of_size[target] = fewer, kept
 
     def _may_compact(self, job: Job) -> bool:
@@ -309,6 +309,15 @@ class Engine:
         if len(places[0]) < len(encoded.mask):
             encoded = self._program_keep_documents(encoded, places[0])(encoded, placed[0])
         return encoded, self._program_keep(state, places)(state, *placed)
+
+
+def _results(program: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of what a compiled function returns, and where its program leaves them."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(function, *arguments),
+        program.output_shardings,
+    )
 
 
 def _replicated_like(params: Params) -> Sharding:

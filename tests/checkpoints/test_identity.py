@@ -11,12 +11,6 @@ import pytest
 from pid_jax.checkpoints import identity
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.errors import UserError
-from tests import tiny_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_a_copy_is_the_same_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pid_jax.data.batching import (
     bucket_below,
     collate,
     shape_of,
+    spread,
 )
 from pid_jax.data.tokenizing import TokenizedExample
 
@@ -142,6 +144,16 @@ def test_full_batches_need_no_padding_documents():
     examples = examples_of_sizes([(32, [3])] * 60)
     batches = batches_within(examples, 1100, new_tokens=4)
     assert [len(batch) for batch in batches] == [26, 26, 8]
+
+
+@given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 8))
+def test_batches_are_shared_out_until_every_device_has_one(sizes: list[int], devices: int) -> None:
+    numbers = iter(range(100))
+    batches = [[next(numbers) for _ in range(size)] for size in sizes]
+    shared = spread(batches, devices)
+    assert list(chain(*shared)) == list(chain(*batches))
+    assert all(shared)
+    assert len(shared) == max(len(batches), min(devices, sum(sizes)))
 
 
 def test_a_batch_written_out_by_hand():

@@ -1,7 +1,5 @@
 """Closed lists of outputs: the forest against the lists it was made of."""
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,12 +143,7 @@ def many() -> list[list[int]]:
     return [[*random.integers(2, 32000, random.integers(1, 9)).tolist(), END] for _ in range(20000)]
 
 
-def test_twenty_thousand_strings_compile_within_a_second(many):
-    started = time.perf_counter()
-    compile_forest([many] * 30)
-    assert time.perf_counter() - started < 1
-
-
+@pytest.mark.optimised
 def test_no_array_has_the_size_of_nodes_times_vocabulary(many):
     forest, [root] = compile_forest([many])
     rows, vocab_size = 8, 32128

@@ -71,6 +71,7 @@ def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeyp
     )
 
 
+@pytest.mark.optimised
 def test_short_windows_read_few_keys():
     """No array of the compiled program has as many entries as queries times keys."""
     query, layer, mask = arrays(4096, 2)

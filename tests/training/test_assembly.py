@@ -16,11 +16,6 @@ def config():
     return tiny_config.get_config()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
-
-
 def test_evenly_spaced_examples_come_from_all_over():
     assert assembly.evenly_spaced(list(range(10)), 4) == [0, 2, 5, 7]
     assert assembly.evenly_spaced(list(range(3)), 4) == [0, 1, 2]

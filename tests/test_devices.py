@@ -1,0 +1,92 @@
+"""Decoding on several devices, which a CPU has once XLA is told so: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import jax
+from pid_jax import models, sharding
+from pid_jax.decoding.report import DecodingReport
+from pid_jax.model import PidModel
+from tests.conftest import TINY
+
+model = models.build(TINY)
+params = models.init_params(model, jax.random.key(0))
+documents = [[5 + i, 6, *range(2, 3 + i)] for i in range(4)]
+prompts = [[[7 + i + j] * (1 + j) for j in range(2)] for i in range(4)]
+found, engines, used = {}, {}, {}
+
+
+def decode(name, count=4, place=None):
+    ours = PidModel(model, params if place is None else jax.device_put(params, place))
+    report = DecodingReport()
+    rows = ours.generate(documents[:count], prompts[:count], max_new_tokens=5, report=report)
+    found[name] = [[one.tokens for one in row] for row in rows]
+    engines[name] = len(ours._engines)
+    used[name] = [
+        sorted(device.id for device in jax.tree.leaves(ours._engines[i].params)[0].devices())
+        for i in range(engines[name]) if i in ours._engines._made
+    ]
+    return report.batches, ours
+
+
+batches, _ = decode("all devices")
+decode("one document", count=1)
+decode("placed", place=jax.devices()[2])
+mesh = sharding.make_mesh(1, 2, 2)
+_, split = decode("split", place=sharding.param_shardings(mesh, models.logical_axes(model)))
+warm = PidModel(model, params)
+programs = [one.program for one in warm.warm_up(6, 2, 2, max_new_tokens=5).compilations]
+warm.generate(documents, prompts, max_new_tokens=5, compact=True)
+late = [one.program for one in warm.programs.compilations[len(programs):]]
+streamed = []
+for partial in split.stream(documents, prompts, max_new_tokens=5):
+    if partial.done:
+        streamed.append(partial.generation.tokens)
+json.dump([found, engines, used, batches, programs, late, streamed], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def seen():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_every_device_takes_a_batch_and_answers_are_the_same(seen):
+    found, engines, used, batches, *_ = seen
+    assert engines["all devices"] == 4
+    assert used["all devices"] == [[0], [1], [2], [3]]
+    assert batches == 4  # of what one device would have taken at once
+    assert found["all devices"] == found["placed"] == found["split"]
+    assert found["one document"] == found["all devices"][:1]
+
+
+def test_a_device_without_work_gets_no_parameters(seen):
+    assert seen[2]["one document"] == [[0]]
+
+
+def test_parameters_that_were_placed_stay_where_they_are(seen):
+    assert (seen[1]["placed"], seen[2]["placed"]) == (1, [[2]])
+    assert (seen[1]["split"], seen[2]["split"]) == (1, [[0, 1, 2, 3]])
+    assert sorted(seen[6]) == sorted(tokens for row in seen[0]["split"] for tokens in row)
+
+
+def test_all_devices_are_warmed_up(seen):
+    assert seen[4] == ["start", "step"] * 4
+    assert seen[5] == []
