@@ -10,7 +10,8 @@ from pid_jax.model import PidModel
 DESCRIPTION = """\
 Writes a trained model as a Hugging Face directory: config.json, generation_config.json,
 model.safetensors and the tokenizer's files. transformers loads it with
-AutoModelForSeq2SeqLM.from_pretrained and AutoTokenizer.from_pretrained.
+AutoModelForSeq2SeqLM.from_pretrained and AutoTokenizer.from_pretrained. The weights keep their
+dtype.
 """
 
 
@@ -28,7 +29,7 @@ def export(checkpoint: str | Path, output: str | Path, *, overwrite: bool = Fals
             f"{output} is not empty: name another directory, or pass --overwrite to replace "
             "the model in it"
         )
-    model = PidModel.from_pretrained(checkpoint)
+    model = PidModel.from_pretrained(checkpoint, dtype="auto")
     try:
         model.save_pretrained(output)
     except OSError as error:

@@ -58,8 +58,8 @@ def too_long(
     most = config.max_document_tokens
     if most is not None and len(example.document) > most:
         return None, (
-            f'has {len(example.document)} tokens (its prompt\'s under "pie" counted), but the '
-            f"model has positions for {most}: shorten it"
+            f"has {len(example.document)} tokens, but the model has positions for {most}: "
+            "shorten it"
         )
     most = config.max_decoder_tokens
     if most is None:
@@ -82,9 +82,48 @@ class Inputs:
     def __init__(self, config: Config, tokenizer: Any | None) -> None:
         self.config = config
         self.tokenizer = tokenizer
-        self._unreadable = models.family_of(config.model_type).unreadable_tokens(config)
         self._automata: dict[tuple[Any, ...], stopping.StopAutomaton] = {}
         """The latest, which most calls ask for again."""
+
+    @functools.cached_property
+    def _leading(self) -> list[int]:
+        return [] if self.tokenizer is None else tokenizing.leading_tokens(self.tokenizer)
+
+    @property
+    def any_text_fits(self) -> bool:
+        """Whether no text can be too long for the model, or hold tokens that it cannot read."""
+        config = self.config
+        return (
+            config.max_document_tokens is None
+            and config.max_decoder_tokens is None
+            and not models.family_of(config.model_type).unreadable_tokens(config)
+            and (self.tokenizer is None or len(self.tokenizer) <= config.vocab_size)
+        )
+
+    def check(
+        self, document: str, prompts: Sequence[str], method: Method, max_new_tokens: int
+    ) -> None:
+        """Raises `UserError` for a text that the model cannot read, or for lack of positions."""
+        example = TokenizedExample(
+            "",
+            self._encode(document, "the document", tokenizing.encode_document),
+            [
+                self._encode(prompt, f"the prompt of subtask {number}", tokenizing.encode_prompt)
+                for number, prompt in enumerate(prompts, start=1)
+            ],
+            [()] * len(prompts),
+        )
+        if method == "pid":
+            found = too_long(self.config, example, max_new_tokens)
+            if found is not None:
+                place = "document" if found[0] is None else f"prompt of subtask {found[0] + 1}"
+                raise UserError(f"the {place} {found[1]}")
+            return
+        pairs = prompt_in_decoder.prompt_in_encoder([example], self._leading)
+        for number, pair in enumerate(pairs, start=1):
+            found = too_long(self.config, pair, max_new_tokens)
+            if found is not None:
+                raise UserError(f"the document with the prompt of subtask {number} {found[1]}")
 
     def examples(
         self,
@@ -140,14 +179,10 @@ class Inputs:
             tokens: Sequence[int] = encode(self.tokenizer, text)
         else:
             tokens = text
-            for token in tokens:
-                if not 0 <= token < self.config.vocab_size:
-                    raise UserError(
-                        f"{where} holds the token id {token}, but ids go from 0 to "
-                        f"{self.config.vocab_size - 1}"
-                    )
-        for token in self._unreadable.keys() & tokens if self._unreadable else ():
-            raise UserError(f"{where} holds the token id {token}, {self._unreadable[token]}")
+        found = models.why_unreadable(self.config, tokens)
+        if found is not None:
+            token, why = found
+            raise UserError(f"{where} holds the token id {token}, {why}")
         return tokens
 
     def work(
@@ -189,7 +224,7 @@ class Inputs:
         each = 1
         if method == "pie":
             each = max((len(example.prompts) for example in examples), default=1)
-            examples = prompt_in_decoder.prompt_in_encoder(examples)
+            examples = prompt_in_decoder.prompt_in_encoder(examples, self._leading)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
         self._check_positions(examples, places, options.max_new_tokens)
         return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
@@ -201,6 +236,11 @@ class Inputs:
         new_tokens: int,
     ) -> None:
         """Raises `UserError` for what is longer than the model has positions for."""
+        most = self.config.max_decoder_tokens
+        if most is not None and new_tokens > most:
+            raise UserError(
+                f"max_new_tokens={new_tokens}, but the model's decoder has positions for {most}"
+            )
         for example, row in zip(examples, places, strict=True):
             found = too_long(self.config, example, new_tokens) if row else None
             if found is not None:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.batching import batches_within, bucket, spread
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
-from pid_jax.decoding.engine import Outputs
-from pid_jax.decoding.engines import Engines
+from pid_jax.decoding.engine import Engine, Job, Outputs
+from pid_jax.decoding.engines import Engines, together
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
@@ -92,9 +92,10 @@ class PidModel:
         """Loads a Hugging Face directory or hub id, or a training run's working directory.
 
         Of a run, the best checkpoint is taken. dtype: of parameters and activations,
-        "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU). Raises `UserError`
-        naming the file, key or tensor that does not fit. Turns on JAX's persistent compilation
-        cache, unless it is configured already (see `pid_jax.compilation_cache`).
+        "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU), or "auto", which is that
+        of the checkpoint. Raises `UserError` naming the file, key or tensor that does not fit.
+        Turns on JAX's persistent compilation cache, unless it is configured already (see
+        `pid_jax.compilation_cache`).
         """
         dtype = _dtype(dtype)
         keep_compiled_programs()
@@ -144,9 +145,10 @@ class PidModel:
         device, split over several say, are used where they lie.
         progress: a progress bar on standard error; by default if that is a terminal.
         after_batch: called after each batch with its number of documents (a document whose
-        prompts are in several batches counts in parts) and its seconds. report: filled with
-        what was done. Results depend on neither batch mates nor order nor padding. Raises
-        `UserError` for arguments that do not fit.
+        prompts are in several batches counts in parts) and its seconds, divided by the number of
+        devices that decode: over all batches they add up to the time that passed.
+        report: filled with what was done. Results depend on neither batch mates nor order nor
+        padding. Raises `UserError` for arguments that do not fit.
         """
         chosen = _options(
             max_new_tokens=max_new_tokens,
@@ -335,29 +337,45 @@ class PidModel:
         compact: Compaction,
         report: DecodingReport,
     ) -> Iterator[tuple[list[int], Outputs, float]]:
-        """Decodes batches on all devices; an accelerator has its next one at hand meanwhile."""
-        at_once = 1 if jax.default_backend() == "cpu" else 2
+        """Decodes batches on all devices: each takes the next one when it is free."""
         waiting = deque(spread(batches, len(self._engines)))
-        free = deque([*range(len(self._engines))] * at_once)
-        running: deque[tuple[list[int], int, Iterator[Outputs | None]]] = deque()
-        since = time.perf_counter()
-        while running or waiting:
-            while waiting and free:
-                indices, device = waiting.popleft(), free.popleft()
-                job = self._inputs.job(work, indices, controls, options)
-                job.compact, job.batches_left, job.report = compact, len(waiting), report
-                decoding = self._engines[device].decode(job)
-                next(decoding)  # sets the device to work
-                running.append((indices, device, decoding))
-            indices, device, decoding = running.popleft()
-            outputs = next(decoding)
-            if outputs is None:
-                running.append((indices, device, decoding))
-                continue
-            free.append(device)
-            now = time.perf_counter()
-            yield indices, outputs, now - since
-            since = now
+        used = min(len(self._engines), len(waiting))
+
+        def on(engine: Engine) -> Iterator[tuple[list[int], Outputs, DecodingReport, float]]:
+            """An accelerator has its next batch at hand while it decodes one."""
+            at_once = 1 if jax.default_backend() == "cpu" else 2
+            running: deque[tuple[list[int], Job, Iterator[Outputs | None]]] = deque()
+            since = time.perf_counter()
+            while running or waiting:
+                while len(running) < at_once and (taken := _next_of(waiting)) is not None:
+                    indices = taken
+                    job = self._inputs.job(work, indices, controls, options)
+                    job.compact, job.batches_left = compact, len(waiting) // used
+                    decoding = engine.decode(job)
+                    next(decoding)  # sets the device to work
+                    running.append((indices, job, decoding))
+                if not running:
+                    return
+                indices, job, decoding = running.popleft()
+                outputs = next(decoding)
+                if outputs is None:
+                    running.append((indices, job, decoding))
+                    continue
+                now = time.perf_counter()
+                yield indices, outputs, job.report, (now - since) / used
+                since = now
+
+        with closing(together([on(self._engines[i]) for i in range(used)])) as decoded:
+            for indices, outputs, part, seconds in decoded:
+                report.add(part)
+                yield indices, outputs, seconds
+
+
+def _next_of(waiting: "deque[list[int]]") -> list[int] | None:
+    try:
+        return waiting.popleft()  # at once: other threads take from it too
+    except IndexError:
+        return None
 
 
 def _options(**given: Any) -> GenerationOptions:
@@ -385,7 +403,11 @@ _BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} documents [{elapsed}<{remaining}, {rat
 
 
 def _dtype(dtype: DTypeLike) -> Any:
+    """None for "auto"."""
+    if dtype == "auto":
+        return None
     name = jnp.dtype(dtype).name if not isinstance(dtype, str) else dtype
     if name not in ("float32", "bfloat16"):
-        raise UserError(f"dtype={name!r} is not supported; supported: 'float32', 'bfloat16'")
+        supported = "'float32', 'bfloat16', 'auto'"
+        raise UserError(f"dtype={name!r} is not supported; supported: {supported}")
     return jnp.dtype(name)

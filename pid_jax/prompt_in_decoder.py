@@ -209,14 +209,21 @@ def loss(
     return mean(objective), metrics
 
 
-def prompt_in_encoder(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+def prompt_in_encoder(
+    examples: Sequence[TokenizedExample], leading: Sequence[int] = ()
+) -> list[TokenizedExample]:
     """The PiE baseline: every (document, prompt) pair as a document with one empty prompt.
 
     The new documents are prompt tokens then document tokens, in order of document, then
-    prompt.
+    prompt. leading: tokens that begin a text, such as BART's `<s>`; where a document has them,
+    they stay in front.
     """
-    return [
-        TokenizedExample(example.id, [*prompt, *example.document], [()], [target])
-        for example in examples
-        for prompt, target in zip(example.prompts, example.targets, strict=True)
-    ]
+    pairs = []
+    for example in examples:
+        document, front = list(example.document), len(leading)
+        if document[:front] != list(leading):
+            front = 0
+        for prompt, target in zip(example.prompts, example.targets, strict=True):
+            pair = [*document[:front], *prompt, *document[front:]]
+            pairs.append(TokenizedExample(example.id, pair, [()], [target]))
+    return pairs

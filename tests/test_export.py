@@ -30,6 +30,14 @@ def test_transformers_reads_the_export_and_scores_alike(checkpoint: Path, tmp_pa
     np.testing.assert_allclose(score, expected, atol=1e-4)
 
 
+def test_weights_keep_their_dtype(checkpoint: Path, tmp_path: Path) -> None:
+    PidModel.from_pretrained(checkpoint, dtype="bfloat16").save_pretrained(tmp_path / "half")
+    main([f"--checkpoint={tmp_path / 'half'}", f"--output={tmp_path / 'exported'}"])
+    for name in ("model.safetensors", "config.json"):
+        exported, half = (tmp_path / place / name for place in ("exported", "half"))
+        assert exported.read_bytes() == half.read_bytes()
+
+
 def test_a_directory_in_use_is_refused(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

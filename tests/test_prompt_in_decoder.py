@@ -149,6 +149,16 @@ def test_pie_puts_each_prompt_before_its_document():
     ]
 
 
+def test_pie_leaves_in_front_what_begins_a_text():
+    """In example "b", nothing does."""
+    documents = [pair.document for pair in prompt_in_decoder.prompt_in_encoder(EXAMPLES, [5, 6])]
+    assert documents == [
+        [5, 6, 9, 10, 7, 8, 1],
+        [5, 6, 11, 7, 8, 1],
+        [16, 17, 18, 15, 1],
+    ]
+
+
 DOCUMENTS, PROMPTS, DOCUMENT_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 3, 7, 41, 3, 4
 KEPT_PROMPTS = 5
 WIDE = {
@@ -175,6 +185,7 @@ _STACK = {
 }
 MERGED = {"model_type": "t5gemma2", "encoder": {"text_config": _STACK}, "decoder": _STACK}
 """Two heads read the same keys, and one softmax is over a document and the tokens decoded."""
+SHARED_KEYS = {"model_type": "t5gemma", "encoder": _STACK, "decoder": _STACK}
 
 
 WIDE_BART = {
@@ -241,9 +252,11 @@ def array_sizes(lowered) -> list[int]:
     return [math.prod(map(int, dimensions.split(","))) for dimensions in set(arrays)]
 
 
-def compiled_loss_array_sizes(documents: int, prompts: int) -> list[int]:
+def compiled_loss_array_sizes(
+    documents: int, prompts: int, architecture: dict[str, Any] = WIDE
+) -> list[int]:
     """The same of a training step's loss and gradient."""
-    model = models.build(WIDE)
+    model = models.build(architecture)
 
     def tokens(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
@@ -262,6 +275,7 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
     per_prompt_documents = DOCUMENTS * PROMPTS * DOCUMENT_TOKENS * WIDE["d_model"]
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
+    assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS, MERGED)) < per_prompt_documents
 
 
 @pytest.mark.optimised
@@ -288,11 +302,26 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
 
 
 @pytest.mark.optimised
-def test_keys_that_heads_share_in_a_merged_softmax_are_not_held_per_prompt_either():
+@pytest.mark.parametrize(
+    ("architecture", "strategy"),
+    [
+        (SHARED_KEYS, Strategy()),
+        (MERGED, Strategy()),
+        (MERGED, Strategy(num_beams=2)),
+        (MERGED, Strategy(draft_tokens=2, draft_ngram=2)),
+    ],
+    ids=["t5gemma", "merged", "merged-beams", "merged-drafts"],
+)
+def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, strategy):
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
-    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, Strategy(), MERGED)
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
     assert max(sizes["begin"] + sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+
+
+@pytest.mark.optimised
+def test_the_same_search_finds_shared_keys():
+    per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)
     assert min(max(sizes["begin"]), max(sizes["advance"])) >= DOCUMENTS * PROMPTS * per_document
 

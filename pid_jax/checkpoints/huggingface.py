@@ -5,6 +5,7 @@ Torch is never needed. Weights come from `model.safetensors` or from the shards 
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,12 +23,22 @@ from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "*.model", "*.vocab")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "spiece.model",
+    "*.model",
+    "*.vocab",
+    "vocab.json",
+    "merges.txt",
+)
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
 
@@ -75,9 +86,11 @@ def read_config(directory: Path) -> Config:
 
 
 def load(
-    path_or_hub_id: str | Path, dtype: DTypeLike = jnp.float32
+    path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32
 ) -> tuple[EncoderDecoder, Params, Any | None]:
     """The model, its parameters in `dtype`, and its tokenizer or None.
+
+    dtype: None keeps each tensor's own, and activations have the widest of those.
 
     Raises `UserError` naming every tensor that is missing, not the model's, or of another
     shape, and for weights that are pickled.
@@ -89,8 +102,8 @@ def load(
         _refuse_pickled(str(path_or_hub_id), _files_on_hub(str(path_or_hub_id)))
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
-        model = models.build(config, dtype)
-        params = _read_params(model, family, names, tensors, directory)
+        params = _read_params(config, family, names, tensors, directory, dtype)
+    model = models.build(config, jnp.result_type(*jax.tree.leaves(params)))
     return model, params, load_tokenizer(directory)
 
 
@@ -104,14 +117,23 @@ def _match(
     """
     known = family.tensors(config).keys() | family.aliases.keys() | family.ignored
     held = {}
+    left_out = []
     for name in tensors:
         renamed = family.rename(name)
         if renamed is None:
+            left_out.append(name)
             continue
         prefixed = family.prefix + renamed
         full = prefixed if renamed not in known and prefixed in known else renamed
         if full not in family.ignored:
             held[full] = name
+    if left_out:
+        log.warning(
+            "%s: %d tensors are left out, for parts that are not supported here, such as %s",
+            family.about.name,
+            len(left_out),
+            left_out[0],
+        )
     for alias, name in family.aliases.items():
         if alias not in held:
             continue
@@ -123,14 +145,15 @@ def _match(
 
 
 def _read_params(
-    model: EncoderDecoder,
+    config: Config,
     family: Family,
     names: Mapping[str, str],
     tensors: Mapping[str, Callable[[], np.ndarray]],
     directory: Path,
+    dtype: DTypeLike | None,
 ) -> Params:
-    places = family.tensors(model.config)
-    expected = flatten_dict(models.abstract_params(model))
+    places = family.tensors(config)
+    expected = flatten_dict(models.abstract_params(models.build(config)))
     problems = []
     of_path: dict[tuple[str, ...], str] = {}
     for name in sorted(places.keys() & names.keys()):
@@ -157,9 +180,10 @@ def _read_params(
             shapes = (tensor.shape[::-1], wanted[::-1]) if transposed else (tensor.shape, wanted)
             problems.append(f"{name} has shape {shapes[0]}, but config.json asks for {shapes[1]}")
         elif not problems:
-            leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), model.dtype)
+            leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), dtype)
     for path, make in made.items():
-        leaves[path] = jnp.asarray(make(expected[path].shape), model.dtype)
+        made_as = dtype or (jnp.result_type(*leaves.values()) if leaves else None)
+        leaves[path] = jnp.asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise UserError(f"{directory}: tensors do not fit config.json:\n  " + "\n  ".join(shown))
@@ -255,7 +279,8 @@ def save(
 ) -> None:
     """Writes a directory from which transformers' `from_pretrained` gives the same logits.
 
-    The weights keep their dtype. In an existing directory files of the same names and older
+    (LED's, if its calls pass the `global_attention_mask` that the model has: 1 for the first
+    token.) The weights keep their dtype. In an existing directory files of the same names and older
     weights are replaced, each file at once and older weights only when the new ones are
     complete; a save that is killed between two files can leave files of both models.
     """

@@ -125,21 +125,22 @@ def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
 def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | None = jnp.float32,
 ) -> tuple[EncoderDecoder, Params, Any | None]:
     """The model of a run, its parameters as `load_params` gives them, and its tokenizer."""
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype)
-    model = models.build(huggingface.read_config(directory), dtype)
+    config = huggingface.read_config(directory)
+    model = models.build(config, jnp.result_type(*jax.tree.leaves(params)))
     return model, params, huggingface.load_tokenizer(directory)
 
 
 def load_params(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | None = jnp.float32,
 ) -> Params:
-    """The parameters of a run's checkpoint, as `dtype`, on the first device.
+    """The parameters of a run's checkpoint, as `dtype` (None: as saved), on the first device.
 
     "best" is the checkpoint that did best on the metric that the run's config names
     (checkpoint.best_metric), or the last where no evaluation was made. Raises UserError where
@@ -152,7 +153,8 @@ def load_params(
     with context:
         saved = ocp.metadata(path).metadata["params"]
         abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding), saved
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
+            saved,
         )
         return ocp.load(path, {"params": abstract})["params"]
 

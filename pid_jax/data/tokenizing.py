@@ -134,6 +134,12 @@ def encode_target(tokenizer: Tokenizer, text: str, end_token_id: int) -> list[in
     return [*next(_encode(tokenizer, [text], special_tokens=False)), end_token_id]
 
 
+def leading_tokens(tokenizer: Tokenizer) -> list[int]:
+    """The special tokens that the tokenizer puts before a text (BART's <s>; T5 has none)."""
+    before, _ = _special_tokens_around(tokenizer)
+    return encode_document(tokenizer, "a")[:before]
+
+
 class TokenizedExamples(Sequence[TokenizedExample]):
     """A whole set in token ids, cut to the limits.
 
@@ -177,6 +183,8 @@ class TokenizedExamples(Sequence[TokenizedExample]):
                 f"document_tokens is {limits.document_tokens}, which leaves no room for text: "
                 f"the tokenizer adds {sum(edges)} special tokens to every document"
             )
+        self.leading = leading_tokens(tokenizer)
+        """What every document begins with."""
         self._documents = _Rows(
             _encode(tokenizer, documents(), special_tokens=True),
             lambda ids: _cut_document(ids, limits, edges),
@@ -219,6 +227,12 @@ class TokenizedExamples(Sequence[TokenizedExample]):
                 for row in self._target_rows[places].tolist()
             ],
         )
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " distinct"]:
+        """Every token that occurs."""
+        held = self._documents, self._prompts, self._targets
+        return np.unique(np.concatenate([rows.tokens for rows in held]))
 
     @property
     def document_lengths(self) -> Int[np.ndarray, " examples"]:
@@ -349,7 +363,7 @@ class _Rows:
             tokens.extend(kept)
             lengths.append(len(kept))
             lengths_before.append(len(row))
-        self._tokens = np.array(tokens, np.int32)
+        self.tokens = np.array(tokens, np.int32)
         self._starts = _starts(lengths)
         self.lengths = np.array(lengths, np.int64)
         self.lengths_before = np.array(lengths_before, np.int64)
@@ -363,7 +377,7 @@ class _Rows:
         return int(self.lengths_before.max(initial=0))
 
     def __getitem__(self, row: int) -> list[int]:
-        tokens: list[int] = self._tokens[self._starts[row] : self._starts[row + 1]].tolist()
+        tokens: list[int] = self.tokens[self._starts[row] : self._starts[row + 1]].tolist()
         return tokens
 
 

@@ -1,6 +1,10 @@
 """An engine for each device, so that batches are decoded on all of them at once."""
 
-from collections.abc import Sequence
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,8 @@ import jax.numpy as jnp
 from pid_jax.decoding.engine import Engine
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
+
+ItemT = TypeVar("ItemT")
 
 
 class Engines(Sequence[Engine]):
@@ -40,3 +46,41 @@ class Engines(Sequence[Engine]):
             params = self._params if device is None else jax.device_put(self._params, device)
             self._made[index] = Engine(self._model, params, self.programs.of_another_device())
         return self._made[index]
+
+
+def together(iterators: Sequence[Iterator[ItemT]]) -> Generator[ItemT, None, None]:
+    """What the iterators yield, in the order in which it comes; a single one is just iterated.
+
+    Of several, each runs in a thread of its own, so that programs are compiled side by side and
+    no device waits for another's results. The first error of one ends all; so does closing.
+    """
+    if len(iterators) == 1:
+        yield from iterators[0]
+        return
+    found: queue.SimpleQueue[tuple[list[ItemT], BaseException | None]] = queue.SimpleQueue()
+    stopped = threading.Event()
+
+    def run(iterator: Iterator[ItemT]) -> None:
+        error = None
+        try:
+            for item in iterator:
+                found.put(([item], None))
+                if stopped.is_set():
+                    break
+        except BaseException as raised:  # it is raised again, by the thread that waits
+            error = raised
+        found.put(([], error))
+
+    with ThreadPoolExecutor(max(len(iterators), 1)) as pool:
+        try:
+            for iterator in iterators:
+                pool.submit(run, iterator)
+            running = len(iterators)
+            while running:
+                items, error = found.get()
+                if error is not None:
+                    raise error
+                running -= not items
+                yield from items
+        finally:
+            stopped.set()

@@ -1,6 +1,6 @@
 """What decoding did, in figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -27,6 +27,11 @@ class DecodingReport:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     """Of those drafted, how many greedy decoding would have chosen."""
+
+    def add(self, other: "DecodingReport") -> None:
+        """Counts what another report counts."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def add_batch(self, active: Bool[np.ndarray, "B P"]) -> None:
         """Counts a batch's documents and prompts."""

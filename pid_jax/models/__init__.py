@@ -1,7 +1,7 @@
 """Architecture families, by the `model_type` of a Hugging Face `config.json`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -59,6 +59,20 @@ def family_of(model_type: str) -> Family:
             return family
     listed = ", ".join(model_types())
     raise UserError(f'config.json: "model_type": {model_type!r} is unknown; supported: {listed}')
+
+
+def why_unreadable(config: Config, tokens: Collection[int]) -> tuple[int, str] | None:
+    """The first of these tokens that a model cannot read, and what there is to say of it."""
+    unreadable = family_of(config.model_type).unreadable_tokens(config)
+    lowest, highest = min(tokens, default=0), max(tokens, default=0)
+    if lowest >= 0 and highest < config.vocab_size and unreadable.keys().isdisjoint(tokens):
+        return None
+    for token in tokens:
+        if not 0 <= token < config.vocab_size:
+            return token, f"but ids go from 0 to {config.vocab_size - 1}"
+        if token in unreadable:
+            return token, unreadable[token]
+    return None
 
 
 def config_from_hf(config: Mapping[str, Any]) -> Config:

@@ -291,7 +291,7 @@ _4B = {
 FAMILY = Family(
     about=About(
         "T5Gemma 2",
-        "text only",
+        "text only: a vision tower is left out, and images are refused",
         "t5gemma-2-4b-4b",
         {"model_type": "t5gemma2", "encoder": {"text_config": _4B}, "decoder": _4B},
     ),

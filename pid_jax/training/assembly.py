@@ -1,6 +1,7 @@
 """What a run is made of, put together from its configuration: data, model, first state."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -93,11 +94,6 @@ def new_model(
             raise UserError(
                 f"{config.model.init} has no tokenizer: name one with --config.tokenizer.path=..."
             )
-        if _vocabulary(tokenizer) > architecture.vocab_size:
-            raise UserError(
-                f"the tokenizer has {_vocabulary(tokenizer)} tokens, but {config.model.init} only "
-                f"{architecture.vocab_size} embeddings: they do not belong together"
-            )
     else:
         params = None
         if config.tokenizer.path:
@@ -146,7 +142,18 @@ def tokenize(
     """
     lengths = limits(config)
     _check_positions(config.method, lengths, model.config)
-    return TokenizedExamples(examples, tokenizer, lengths, end_token_id=model.config.eos_token_id)
+    tokenized = TokenizedExamples(
+        examples, tokenizer, lengths, end_token_id=model.config.eos_token_id
+    )
+    # A tokenizer may have more tokens than the model: bart-large-cnn's <mask> has no embedding.
+    found = models.why_unreadable(model.config, tokenized.tokens.tolist())
+    if found is not None:
+        token, why = found
+        raise UserError(
+            f"the tokenizer makes the token id {token} ({tokenizer.decode([token])!r}) of some "
+            f"text, {why}: do the model and the tokenizer belong together?"
+        )
+    return tokenized
 
 
 def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
@@ -182,7 +189,7 @@ def training_batches(
             else encode_target(tokenizer, negative, model.config.eos_token_id)
         ),
         negative_rate=config.data.negative_rate,
-        **_batch_options(config, model),
+        **_batch_options(config, model, source),
     )
 
 
@@ -193,7 +200,7 @@ def evaluation_batches(
     return pipeline.evaluation_batches(
         source,
         batch_size=config.evaluation.batch_size or config.data.batch_size,
-        **_batch_options(config, model),
+        **_batch_options(config, model, source),
     )
 
 
@@ -204,14 +211,16 @@ def evenly_spaced(examples: Sequence[Example], number: int) -> Sequence[Example]
     return [examples[i * len(examples) // number] for i in range(number)]
 
 
-def _batch_options(config: ConfigDict, model: EncoderDecoder) -> dict[str, Any]:
+def _batch_options(
+    config: ConfigDict, model: EncoderDecoder, source: TokenizedExamples
+) -> dict[str, Any]:
     options: dict[str, Any] = {
         "pad_token_id": model.config.pad_token_id,
         "decoder_start_token_id": model.config.decoder_start_token_id,
         "document_multiple": config.data.document_multiple,
     }
     if config.method == "pie":
-        options["arrange"] = prompt_in_encoder
+        options["arrange"] = functools.partial(prompt_in_encoder, leading=source.leading)
     return options
 
 

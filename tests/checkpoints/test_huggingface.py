@@ -258,6 +258,18 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(directory, tmp_path):
     assert loaded.tokenizer("the north").input_ids == [*processor.encode("the north"), 1]
 
 
+def test_vocab_and_merges_alone_are_a_tokenizer(directory):
+    """As BART's oldest repositories have it."""
+    symbols = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b", "ab"]
+    vocabulary = {symbol: number for number, symbol in enumerate(symbols)}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    (directory / "merges.txt").write_text("#version: 0.2\na b\n")
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "bart"}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert huggingface.load_tokenizer(directory)("ab").input_ids == [0, 7, 2]
+    assert {"vocab.json", "merges.txt"} <= set(huggingface._TOKENIZER_FILES)
+
+
 def test_byt5_needs_no_vocabulary_file(directory):
     transformers.ByT5Tokenizer().save_pretrained(directory)
     for file in ("added_tokens.json", "special_tokens_map.json"):

@@ -113,10 +113,16 @@ def test_what_is_longer_than_the_table_is_refused_by_name(small, method):
     prompt = [6, 7, 8]
     options = {"method": method, "max_new_tokens": 4}
     small.generate([longest], [[prompt]], **options)
-    with pytest.raises(UserError, match=r"documents\[1\] has 61 tokens .* has positions for 60"):
+    with pytest.raises(UserError, match=r"documents\[1\] has 61 tokens, .* has positions for 60"):
         small.generate([[5], [*longest, 5]], [[prompt], [prompt]], **options)
     with pytest.raises(UserError, match=r"documents\[0\] has 61 tokens"):
         small.score([[*longest, 5]], [[prompt]], [[[1]]], method=method)
+
+
+def test_more_new_tokens_than_positions_are_no_fault_of_a_prompt(small):
+    small.generate([], [], max_new_tokens=60)
+    with pytest.raises(UserError, match="max_new_tokens=61, but the model's decoder has positions"):
+        small.generate([], [], max_new_tokens=61)
 
 
 def test_what_the_decoder_has_no_positions_for_is_refused_by_name(small):

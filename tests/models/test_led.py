@@ -14,6 +14,7 @@ from tests import transformers_models
 from tests.models import bart_checkpoints, parity
 from tests.models.parity import PROMPTS, TARGETS
 
+AS_IT_IS = LEDEncoder.forward
 SIZES = {
     "max_encoder_position_embeddings": 768,
     "max_decoder_position_embeddings": 64,
@@ -44,6 +45,26 @@ def _their_global_tokens():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LEDEncoder, "forward", with_global_tokens)
         yield
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_transformers_has_to_be_told_of_the_global_token(tmp_path, told):
+    theirs = make(tmp_path, seed=1)
+    ours = PidModel.from_pretrained(tmp_path)
+    document, prompt, target = [2 + (7 * i) % 90 for i in range(60)], [3, 4], [5, 6]
+    [[score]] = ours.score([document], [[prompt]], [[target]])
+    first = torch.tensor([[int(told), *[0] * 59]])
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(LEDEncoder, "forward", AS_IT_IS)
+        rows = theirs(
+            input_ids=torch.tensor([document]),
+            global_attention_mask=first,
+            decoder_input_ids=torch.tensor([[transformers_models.start_of(theirs), *prompt, 5]]),
+        ).logits[0, len(prompt) :]
+    expected = sum(
+        float(row.log_softmax(-1)[token]) for row, token in zip(rows, target, strict=True)
+    )
+    assert (abs(score - expected) < 1e-4) == told
 
 
 def make(directory, **options):

@@ -54,7 +54,7 @@ def test_killed_five_times_the_output_is_complete_in_order_and_each_once(
     questions, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     with questions.open("w") as file:
         for number in range(documents):
-            text = " ".join(chance.choices(words, k=chance.randint(1, 40)))
+            text = " ".join(chance.choices(words, k=chance.randint(1, 8)))
             file.write(json.dumps(question(number) | {"document": text}) + "\n")
 
     def start(output: Path) -> subprocess.Popen[bytes]:

@@ -1,5 +1,6 @@
 """What `python -m pid_jax.predict` writes, and its options."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -239,7 +240,7 @@ def few_positions(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     ("options", "document", "reason"),
     [
         ([], "a " * 50, "the document has"),
-        (["--method=pie"], "a " * 8, "the document has 16 tokens (its prompt's"),
+        (["--method=pie"], "a " * 8, "the document with the prompt of subtask 2 has"),
         (["--max-new-tokens=9"], "a", "the prompt of subtask 2 has"),
     ],
 )
@@ -256,9 +257,40 @@ def test_what_is_longer_than_the_model_has_positions_for_makes_a_bad_line(
     longer["subtasks"][1]["prompt"] = "hotel-name hotel-area"
     questions.write_bytes(text_of(0) + json.dumps(longer).encode() + b"\n" + text_of(2))
     output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--on-error=skip", *options]
+    assert status_of(lambda: run(few_positions, questions, output, "--max-new-tokens=13")) == 2
+    assert "error: max_new_tokens=13, but the model's decoder has" in capsys.readouterr().err
     assert status_of(lambda: run(few_positions, questions, output, *options)) == 3
     assert f"{questions}, line 2: {reason}" in capsys.readouterr().err
     assert ids_in(output) == ["d0", "d2"]
+
+
+def test_a_token_without_an_embedding_makes_a_bad_line(
+    text_model: PidModel, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As <mask> of bart-large-cnn: the tokenizer has one token more than the model."""
+    tokenizer = copy.deepcopy(text_model.tokenizer)
+    assert tokenizer is not None
+    tokenizer.add_tokens(["<mask>"], special_tokens=True)
+    checkpoint = tmp_path / "checkpoint"
+    PidModel(text_model.model, text_model.params, tokenizer).save_pretrained(checkpoint)
+    questions.write_bytes(text_of(0) + text_of(1).replace(b"text 1", b"text <mask>"))
+    output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--on-error=skip"]
+    assert status_of(lambda: run(checkpoint, questions, output, *options)) == 3
+    expected = f"line 2: the document holds the token id {len(tokenizer) - 1}, but ids go from 0"
+    assert expected in capsys.readouterr().err
+    assert ids_in(output) == ["d0"]
+
+
+def test_bfloat16_answers_are_another_runs(
+    checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
+    output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--dtype=bfloat16"]
+    [line, _] = run(checkpoint, questions, output, *options)
+    model = PidModel.from_pretrained(checkpoint, dtype="bfloat16")
+    [[answer, _]] = model.generate(
+        [line["document"]], [[one["prompt"] for one in line["subtasks"]]], max_new_tokens=3
+    )
+    assert line["subtasks"][0]["score"] == pytest.approx(answer.score, abs=1e-3)
 
 
 def test_a_bad_checkpoint_is_no_bad_line(

@@ -1,11 +1,15 @@
+import copy
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pid_jax.data.tokenizing import train_tokenizer
+from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
+from pid_jax.model import PidModel
 from pid_jax.training import assembly
 from tests import tiny_checkpoint
 from tests.training import tiny_config
@@ -50,15 +54,20 @@ def test_from_a_checkpoint_come_sizes_weights_and_tokenizer(config, checkpoint):
     jax.tree.map(np.testing.assert_array_equal, params, expected.params)
 
 
-def test_a_tokenizer_of_more_tokens_than_the_checkpoint_has_is_refused(
-    config, checkpoint, tmp_path
+def test_a_token_that_the_checkpoint_has_not_is_refused_where_it_occurs(
+    config, text_model, tmp_path
 ):
-    config.model.init = str(checkpoint)
-    words = [f"word{number} word{number}" for number in range(400)]
-    train_tokenizer(words, vocab_size=900).save_pretrained(tmp_path)
-    config.tokenizer.path = str(tmp_path)
-    with pytest.raises(UserError, match="do not belong together"):
-        assembly.new_model(config, [])
+    """As <mask> of bart-large-cnn: the tokenizer has one token more than the model."""
+    tokenizer = copy.deepcopy(text_model.tokenizer)
+    tokenizer.add_tokens(["<mask>"], special_tokens=True)
+    PidModel(text_model.model, text_model.params, tokenizer).save_pretrained(tmp_path)
+    config.model.init = str(tmp_path)
+    model, _, tokenizer = assembly.new_model(config, [])
+    example = Example("d", "[user] a hotel", (Subtask("area", "hotel-area", "north"),))
+    assembly.tokenize(config, [example], model, tokenizer)
+    masked = dataclasses.replace(example, document="[user] a <mask>")
+    with pytest.raises(UserError, match=r"token id \d+ \('<mask>'\) of some text, but ids go from"):
+        assembly.tokenize(config, [masked], model, tokenizer)
 
 
 def test_what_is_saved_of_a_model_comes_back(config, tmp_path):
