@@ -220,12 +220,24 @@ class Parity:
             atol=0,
         )
 
-    def test_bfloat16_activations_stay_close_to_float32(self, pair, tmp_path):
+    def test_bfloat16_rounds_as_little_as_in_transformers(self, pair, tmp_path):
+        """By what either's bfloat16 is off its float32, which are the same."""
         _, ours = pair
         ours.save_pretrained(tmp_path)
         half = PidModel.from_pretrained(tmp_path, dtype="bfloat16")
-        exact = ours.score(DOCUMENTS, PROMPTS, TARGETS)
-        rounded = half.score(DOCUMENTS, PROMPTS, TARGETS)
+        theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+            tmp_path, dtype=torch.bfloat16, attn_implementation="eager"
+        )
+        exact = np.concatenate(ours.score(DOCUMENTS, PROMPTS, TARGETS))
+        rounded = np.concatenate(half.score(DOCUMENTS, PROMPTS, TARGETS))
+        their_rounded = [
+            transformers_models.log_probability(theirs, document, prompt, target)
+            for document, prompts, targets in zip(DOCUMENTS, PROMPTS, TARGETS, strict=True)
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
         lengths = [len(target) for row in TARGETS for target in row]
-        difference = np.abs(np.concatenate(exact) - np.concatenate(rounded)) / lengths
-        assert difference.max() < 0.2
+        off = np.abs(rounded - exact) / lengths
+        their_off = np.abs(np.array(their_rounded) - exact) / lengths
+        print(f"off per token: {off.mean():.4f}, transformers {their_off.mean():.4f}")
+        assert off.mean() < 2.5 * their_off.mean()  # they have been seen at 0.1 to 1.9
+        assert off.max() < 0.2
