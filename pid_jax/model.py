@@ -273,8 +273,12 @@ class PidModel:
         work, controls = self._inputs.work([example] * documents, None, method, chosen)
         job = self._inputs.job(work, list(range(len(work.examples))), controls, chosen)
         job.compact = compact
-        for engine in self._engines:
+
+        def warmed_up(engine: Engine) -> Iterator[None]:
             engine.warm_up(job)
+            yield
+
+        list(together([warmed_up(engine) for engine in self._engines]))
         return self.programs
 
     def score(

@@ -55,7 +55,10 @@ json.dump([found, engines, used, batches, programs, late, streamed], sys.stdout)
 
 @pytest.fixture(scope="module")
 def seen():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
@@ -88,5 +91,5 @@ def test_parameters_that_were_placed_stay_where_they_are(seen):
 
 
 def test_all_devices_are_warmed_up(seen):
-    assert seen[4] == ["start", "step"] * 4
+    assert sorted(seen[4]) == ["start"] * 4 + ["step"] * 4
     assert seen[5] == []

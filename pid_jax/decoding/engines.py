@@ -52,7 +52,9 @@ def together(iterators: Sequence[Iterator[ItemT]]) -> Generator[ItemT, None, Non
     """What the iterators yield, in the order in which it comes; a single one is just iterated.
 
     Of several, each runs in a thread of its own, so that programs are compiled side by side and
-    no device waits for another's results. The first error of one ends all; so does closing.
+    no device waits for another's results. (What the caller set for its own thread, by `with
+    jax.default_matmul_precision(...)` say, does not reach them.) The first error of one ends all;
+    so does closing.
     """
     if len(iterators) == 1:
         yield from iterators[0]

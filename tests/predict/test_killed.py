@@ -19,7 +19,9 @@ from tests.questions import question
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What one process compiles is found by the next."""
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    cache = tmp_path_factory.mktemp("cache")
+    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, **quickly, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 @pytest.mark.slow

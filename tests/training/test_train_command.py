@@ -19,7 +19,8 @@ CONFIG = Path(__file__).parent / "tiny_config.py"
 def environment(tmp_path_factory):
     """One cache of compiled programs for all processes of these tests."""
     cache = tmp_path_factory.mktemp("compiled")
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, **quickly, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 def command(workdir, *overrides):
