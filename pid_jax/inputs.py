@@ -100,6 +100,14 @@ class Inputs:
             and (self.tokenizer is None or len(self.tokenizer) <= config.vocab_size)
         )
 
+    def check_new_tokens(self, max_new_tokens: int) -> None:
+        """Raises `UserError` where the decoder has not so many positions for any prompt."""
+        most = self.config.max_decoder_tokens
+        if most is not None and max_new_tokens > most:
+            raise UserError(
+                f"max_new_tokens={max_new_tokens}, but the model's decoder has positions for {most}"
+            )
+
     def check(
         self, document: str, prompts: Sequence[str], method: Method, max_new_tokens: int
     ) -> None:
@@ -124,6 +132,28 @@ class Inputs:
             found = too_long(self.config, pair, max_new_tokens)
             if found is not None:
                 raise UserError(f"the document with the prompt of subtask {number} {found[1]}")
+
+    def allowed(
+        self, texts: Sequence[Text], where: str, *, min_new_tokens: int, max_new_tokens: int
+    ) -> tuple[list[list[int]], dict[tuple[int, ...], str]]:
+        """A list of allowed outputs as token ids, and the texts among them by their tokens.
+
+        Raises `UserError` for what does not fit.
+        """
+        names = tuple(texts)
+        encoded = [
+            self._encode(name, f"{where}[{k}]", self._encode_target) for k, name in enumerate(names)
+        ]
+        spelled = _spellings(names, encoded, where)
+        admitted = constraints.admissible(
+            encoded,
+            names,
+            where,
+            end_token_ids=end_token_ids(self.config),
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+        )
+        return admitted, spelled
 
     def examples(
         self,
@@ -226,7 +256,7 @@ class Inputs:
             each = max((len(example.prompts) for example in examples), default=1)
             examples = prompt_in_decoder.prompt_in_encoder(examples, self._leading)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
-        self._check_positions(examples, places, options.max_new_tokens)
+        self._check_positions(examples, places, options.max_new_tokens, method)
         return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
 
     def _check_positions(
@@ -234,21 +264,19 @@ class Inputs:
         examples: list[TokenizedExample],
         places: list[list[tuple[int, int, int]]],
         new_tokens: int,
+        method: Method,
     ) -> None:
         """Raises `UserError` for what is longer than the model has positions for."""
-        most = self.config.max_decoder_tokens
-        if most is not None and new_tokens > most:
-            raise UserError(
-                f"max_new_tokens={new_tokens}, but the model's decoder has positions for {most}"
-            )
+        self.check_new_tokens(new_tokens)
         for example, row in zip(examples, places, strict=True):
             found = too_long(self.config, example, new_tokens) if row else None
             if found is not None:
                 number, why = found
                 i, j, _ = row[number or 0]
-                raise UserError(
-                    f"{f'documents[{i}]' if number is None else f'prompts[{i}][{j}]'} {why}"
-                )
+                where = f"prompts[{i}][{j}]"
+                if number is None:
+                    where = f"documents[{i}] with {where}" if method == "pie" else f"documents[{i}]"
+                raise UserError(f"{where} {why}")
 
     def _forest(
         self,
@@ -280,16 +308,9 @@ class Inputs:
                     raise UserError(f"{where} must be a list of texts, not one text")
                 names = tuple(text if isinstance(text, str) else tuple(text) for text in texts)
                 if names not in lists:
-                    encoded = [
-                        self._encode(name, f"{where}[{k}]", self._encode_target)
-                        for k, name in enumerate(names)
-                    ]
-                    spelled[names] = _spellings(names, encoded, where)
-                    lists[names] = constraints.admissible(
-                        encoded,
+                    lists[names], spelled[names] = self.allowed(
                         names,
                         where,
-                        end_token_ids=end_token_ids(self.config),
                         min_new_tokens=options.min_new_tokens,
                         max_new_tokens=options.max_new_tokens,
                     )

@@ -271,12 +271,17 @@ class PidModel:
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
         )
         work, controls = self._inputs.work([example] * documents, None, method, chosen)
-        job = self._inputs.job(work, list(range(len(work.examples))), controls, chosen)
-        job.compact = compact
+        batches = spread([list(range(len(work.examples)))], len(self._engines))
+        jobs = {}
+        for batch in batches:  # shared out over the devices as `generate` would
+            job = self._inputs.job(work, batch, controls, chosen)
+            job.compact = compact
+            jobs[job.active.shape] = job
 
         def warmed_up(engine: Engine) -> Iterator[None]:
-            engine.warm_up(job)
-            yield
+            for job in jobs.values():
+                engine.warm_up(job)
+                yield
 
         list(together([warmed_up(engine) for engine in self._engines]))
         return self.programs
@@ -344,14 +349,25 @@ class PidModel:
         """Decodes batches on all devices: each takes the next one when it is free."""
         waiting = deque(spread(batches, len(self._engines)))
         used = min(len(self._engines), len(waiting))
+        first = [waiting.popleft() for _ in range(used)]
 
-        def on(engine: Engine) -> Iterator[tuple[list[int], Outputs, DecodingReport, float]]:
-            """An accelerator has its next batch at hand while it decodes one."""
+        def on(
+            engine: Engine, first: list[int]
+        ) -> Iterator[tuple[list[int], Outputs, DecodingReport, float] | None]:
+            """An accelerator has its next batch at hand while it decodes one.
+
+            None: nothing yet, but a moment at which to stop.
+            """
             at_once = 1 if jax.default_backend() == "cpu" else 2
+            own = deque([first])
             running: deque[tuple[list[int], Job, Iterator[Outputs | None]]] = deque()
             since = time.perf_counter()
-            while running or waiting:
-                while len(running) < at_once and (taken := _next_of(waiting)) is not None:
+            while own or running or waiting:
+                # The last batches are left for whichever device is free first.
+                while not running or (len(running) < at_once and len(waiting) >= used):
+                    taken = own.popleft() if own else _next_of(waiting)
+                    if taken is None:
+                        break
                     indices = taken
                     job = self._inputs.job(work, indices, controls, options)
                     job.compact, job.batches_left = compact, len(waiting) // used
@@ -364,13 +380,17 @@ class PidModel:
                 outputs = next(decoding)
                 if outputs is None:
                     running.append((indices, job, decoding))
+                    yield None
                     continue
                 now = time.perf_counter()
                 yield indices, outputs, job.report, (now - since) / used
                 since = now
 
-        with closing(together([on(self._engines[i]) for i in range(used)])) as decoded:
-            for indices, outputs, part, seconds in decoded:
+        with closing(together([on(self._engines[i], first[i]) for i in range(used)])) as decoded:
+            for item in decoded:
+                if item is None:
+                    continue
+                indices, outputs, part, seconds = item
                 report.add(part)
                 yield indices, outputs, seconds
 

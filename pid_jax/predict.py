@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,16 +17,14 @@ from tqdm import tqdm
 
 from pid_jax.answering import Counts, Output, answer_lines
 from pid_jax.atomic_file import ResumableFile, partial_path
+from pid_jax.checkpoints import huggingface
 from pid_jax.command_line import add_fields, checkpoint_parser, user_errors
-from pid_jax.data import tokenizing
 from pid_jax.data.examples import Example
-from pid_jax.decoding import constraints
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inputs import Inputs
 from pid_jax.model import PidModel
-from pid_jax.models.protocol import Config, end_token_ids
 from pid_jax.outputs import Generation
 from pid_jax.tasks import jsonl
 
@@ -323,44 +321,45 @@ class _Model:
 
     def check(self, example: Example, where: str) -> None:
         """Raises UserError for what the model cannot read, or answer within its limits."""
-        with user_errors():  # ends the command: a bad checkpoint is no fault of this line
-            config = self._model.config
-        self._check_allowed(example, where, config)
-        if not self._inputs.any_text_fits:
-            prompts = [subtask.prompt for subtask in example.subtasks]
-            answering = self._generation["method"], self._generation["max_new_tokens"]
-            try:
-                self._inputs.check(example.document, prompts, *answering)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from error
-
-    @functools.cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs(self._model.config, self._model.tokenizer)
-
-    def _check_allowed(self, example: Example, where: str, config: Config) -> None:
+        inputs = self._inputs
+        constrained = any(subtask.allowed is not None for subtask in example.subtasks)
+        if inputs is None or (inputs.any_text_fits and not constrained):
+            return
+        prompts = [subtask.prompt for subtask in example.subtasks]
+        answering = self._generation["method"], self._generation["max_new_tokens"]
+        try:
+            inputs.check(example.document, prompts, *answering)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):
             if subtask.allowed is not None and subtask.allowed not in self._admissible:
-                constraints.admissible(
-                    [self._encode(text) for text in subtask.allowed],
+                inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    end_token_ids=end_token_ids(config),
                     min_new_tokens=self._generation["min_new_tokens"],
                     max_new_tokens=self._generation["max_new_tokens"],
                 )
                 self._admissible.add(subtask.allowed)
 
     @functools.cached_property
-    def _encode(self) -> Callable[[str], list[int]]:
-        tokenizer: Any = self._model.tokenizer
-        end_token_id = self._model.config.eos_token_id
-
-        @functools.lru_cache(maxsize=65536)  # the same lists are asked of document after document
-        def encode(text: str) -> list[int]:
-            return tokenizing.encode_target(tokenizer, text, end_token_id)
-
-        return encode
+    def _inputs(self) -> Inputs | None:
+        """What reads texts, without the weights; None where the checkpoint is not as it should be,
+        which loading it will say."""
+        path = Path(self._options.checkpoint)
+        try:
+            directory = path / "model"
+            if not directory.is_dir():
+                directory = huggingface.find(self._options.checkpoint)
+            config = huggingface.read_config(directory)
+            tokenizer = huggingface.load_tokenizer(directory)
+        except UserError:
+            return None
+        if tokenizer is None:
+            return None
+        inputs = Inputs(config, tokenizer)
+        with user_errors():  # ends the command: it is no fault of a line
+            inputs.check_new_tokens(self._generation["max_new_tokens"])
+        return inputs
 
     def __call__(self, examples: Sequence[Example]) -> list[list[Generation]]:
         model = self._model

@@ -42,7 +42,8 @@ decode("placed", place=jax.devices()[2])
 mesh = sharding.make_mesh(1, 2, 2)
 _, split = decode("split", place=sharding.param_shardings(mesh, models.logical_axes(model)))
 warm = PidModel(model, params)
-programs = [one.program for one in warm.warm_up(6, 2, 2, max_new_tokens=5).compilations]
+warmed = warm.warm_up(6, 2, 2, max_new_tokens=5, documents=4)
+programs = [one.program for one in warmed.compilations]
 warm.generate(documents, prompts, max_new_tokens=5, compact=True)
 late = [one.program for one in warm.programs.compilations[len(programs):]]
 streamed = []

@@ -90,7 +90,7 @@ def load(
 ) -> tuple[EncoderDecoder, Params, Any | None]:
     """The model, its parameters in `dtype`, and its tokenizer or None.
 
-    dtype: None keeps each tensor's own, and activations have the widest of those.
+    dtype: None keeps each tensor's own.
 
     Raises `UserError` naming every tensor that is missing, not the model's, or of another
     shape, and for weights that are pickled.
@@ -103,8 +103,14 @@ def load(
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         params = _read_params(config, family, names, tensors, directory, dtype)
-    model = models.build(config, jnp.result_type(*jax.tree.leaves(params)))
+    model = models.build(config, activations_of(params))
     return model, params, load_tokenizer(directory)
+
+
+def activations_of(params: Params) -> DTypeLike:
+    """bfloat16 where all parameters are; else float32: float16 has not the range for them."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    return jnp.bfloat16 if dtypes == {jnp.dtype(jnp.bfloat16)} else jnp.float32
 
 
 def _match(
@@ -182,7 +188,7 @@ def _read_params(
         elif not problems:
             leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), dtype)
     for path, make in made.items():
-        made_as = dtype or (jnp.result_type(*leaves.values()) if leaves else None)
+        made_as = dtype or next((leaf.dtype for leaf in leaves.values()), None)
         leaves[path] = jnp.asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])

@@ -131,7 +131,7 @@ def load_model(
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype)
     config = huggingface.read_config(directory)
-    model = models.build(config, jnp.result_type(*jax.tree.leaves(params)))
+    model = models.build(config, huggingface.activations_of(params))
     return model, params, huggingface.load_tokenizer(directory)
 
 

@@ -232,7 +232,7 @@ class TokenizedExamples(Sequence[TokenizedExample]):
     def tokens(self) -> Int[np.ndarray, " distinct"]:
         """Every token that occurs."""
         held = self._documents, self._prompts, self._targets
-        return np.unique(np.concatenate([rows.tokens for rows in held]))
+        return np.unique(np.concatenate([np.unique(rows.tokens) for rows in held]))
 
     @property
     def document_lengths(self) -> Int[np.ndarray, " examples"]:

@@ -72,7 +72,7 @@ def admissible(
         )
     kept = []
     for string, name in zip(strings, names, strict=True):
-        body = list(string[:-1] if string and string[-1] == end_token_ids[0] else string)
+        body = list(string[:-1] if string and string[-1] in end_token_ids else string)
         inside = next((token for token in body if token in end_token_ids), None)
         if inside is not None:
             raise UserError(
@@ -85,7 +85,7 @@ def admissible(
                 f"max_new_tokens={max_new_tokens}: raise max_new_tokens or leave the string out"
             )
         if len(body) >= min_new_tokens:
-            kept.append([*body, end_token_ids[0]])
+            kept.append([*body, end_token_ids[0] if len(body) == len(string) else string[-1]])
     if not kept:
         longest = max(names, key=lambda name: len(strings[names.index(name)]))
         raise UserError(

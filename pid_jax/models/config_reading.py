@@ -38,6 +38,8 @@ def read_fields(
         if key == "eos_token_id" and isinstance(value, list):
             value, *others = _end_tokens(value, within)
             values["other_eos_token_ids"] = tuple(others)
+        elif isinstance(value, list) and len(value) == 1:  # as any token may be given
+            value = value[0]
         expected = hints[field.name]
         if isinstance(expected, types.UnionType):  # with None, which is the absence of a value
             [expected] = set(get_args(expected)) - {types.NoneType}

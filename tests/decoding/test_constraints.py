@@ -181,7 +181,7 @@ def test_strings_shorter_than_min_new_tokens_are_left_out():
         ([], "empty list"),
         ([[2, END, 3]], "end token 1 before its end"),
         ([[END, END]], "end token 1 before its end"),
-        ([[2, TURN]], "end token 19 before its end"),
+        ([[2, TURN, 3]], "end token 19 before its end"),
     ],
 )
 def test_lists_that_make_no_sense_are_refused(strings, message):

@@ -113,9 +113,9 @@ def test_what_is_longer_than_the_table_is_refused_by_name(small, method):
     prompt = [6, 7, 8]
     options = {"method": method, "max_new_tokens": 4}
     small.generate([longest], [[prompt]], **options)
-    with pytest.raises(UserError, match=r"documents\[1\] has 61 tokens, .* has positions for 60"):
+    with pytest.raises(UserError, match=r"documents\[1\].* has 61 tokens, .* has positions for 60"):
         small.generate([[5], [*longest, 5]], [[prompt], [prompt]], **options)
-    with pytest.raises(UserError, match=r"documents\[0\] has 61 tokens"):
+    with pytest.raises(UserError, match=r"documents\[0\].* has 61 tokens"):
         small.score([[*longest, 5]], [[prompt]], [[[1]]], method=method)
 
 

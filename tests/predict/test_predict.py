@@ -279,6 +279,9 @@ def test_a_token_without_an_embedding_makes_a_bad_line(
     expected = f"line 2: the document holds the token id {len(tokenizer) - 1}, but ids go from 0"
     assert expected in capsys.readouterr().err
     assert ids_in(output) == ["d0"]
+    questions.write_bytes(text_of(0) + with_allowed(1, ["4"], ["<mask>"]))
+    assert status_of(lambda: run(checkpoint, questions, output, *options)) == 3
+    assert 'line 2, subtask 2: "allowed"[0] holds the token id' in capsys.readouterr().err
 
 
 def test_bfloat16_answers_are_another_runs(
