@@ -38,6 +38,7 @@ _prefill = jax.jit(loop.prefill, static_argnums=0, static_argnames=("strategy", 
 _advance = jax.jit(
     loop.advance, static_argnums=0, static_argnames=("strategy",), donate_argnames=("state",)
 )
+_score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
 _keep = jax.jit(loop.keep)
 _keep_documents = jax.jit(loop.keep_documents)
 
@@ -143,7 +144,7 @@ class Engine:
         token on, every so many steps, as far as it has come.
         """
         controls: Controls = self._on_device(job.controls)
-        encoded = self._encode(job)
+        encoded = self._encode(self._on_device((job.batch.documents, job.batch.document_mask)))
         count, width = job.active.shape
         outputs = Outputs(
             np.zeros((count, width, job.returned, job.room), np.int32),
@@ -208,12 +209,36 @@ class Engine:
         if job.compact == "auto":
             self._count_savings(job, run, outputs.lengths[:, part, 0], part)
 
+    def score(self, batch: Batch, shape: BatchShape) -> Float[np.ndarray, "B P"]:
+        """log p(target | document, prompt) for a batch, `shape.prompts` prompts at once."""
+        documents = self._on_device((batch.documents, batch.document_mask))
+        encoded = self._encode(documents)
+        scores = []
+        for first in range(0, batch.prompts.shape[1], shape.prompts):
+            part = batch._replace(
+                **{
+                    name: getattr(batch, name)[:, first : first + shape.prompts]
+                    for name in ("prompts", "prompt_mask", "targets", "target_mask")
+                }
+            )
+            placed = self._on_device(part)
+            program = self.programs.get(
+                "score", _score, (self.model, self.params), (placed, encoded), {}, shape
+            )
+            scores.append(jax.device_get(program(self.params, placed, encoded)))
+        return np.concatenate(scores, axis=1)
+
+    def scored_shapes(self) -> list[BatchShape]:
+        """The shapes for which scoring is compiled."""
+        labels = self.programs.seconds_by_label("score")
+        return [shape for shape in labels if isinstance(shape, BatchShape)]
+
     def warm_up(self, job: Job) -> None:
         """Compiles all programs that `decode` may need for this job, without running them."""
         part = next(job.parts())
         documents = job.batch.documents, job.batch.document_mask
         encoded = _results(
-            self._program_encode(job, documents),
+            self._program_encode(documents),
             lambda *arguments: prompt_in_decoder.encode(self.model, *arguments),
             self.params,
             *documents,
@@ -317,7 +342,7 @@ class Engine:
         job: Job,
         encoded: EncodedDocuments,
         state: State,
-        done: Bool[np.ndarray, "B1 P1"],
+        done: Bool[np.ndarray, "B0 P0"],
         target: tuple[int, int],
     ) -> tuple[EncodedDocuments, State, Places]:
         """What is not done, at a smaller size."""
@@ -349,8 +374,8 @@ class Engine:
         """Explicitly, so that no implicit transfer is left in decoding."""
         return jax.device_put(arguments, self._sharding)
 
-    def _program_encode(self, job: Job, documents: tuple[Any, ...]) -> Any:
-        count, tokens = job.batch.documents.shape
+    def _program_encode(self, documents: tuple[Any, ...]) -> Any:
+        count, tokens = documents[0].shape
         return self.programs.get(
             "encode",
             _encode,
@@ -360,9 +385,8 @@ class Engine:
             f"{count} documents of {tokens} tokens",
         )
 
-    def _encode(self, job: Job) -> EncodedDocuments:
-        documents = self._on_device((job.batch.documents, job.batch.document_mask))
-        encoded: EncodedDocuments = self._program_encode(job, documents)(self.params, *documents)
+    def _encode(self, documents: tuple[Any, ...]) -> EncodedDocuments:
+        encoded: EncodedDocuments = self._program_encode(documents)(self.params, *documents)
         return encoded
 
     def _program_prefill(self, job: Job, inputs: tuple[Any, ...]) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
+from pid_jax.data.batching import Arr
 from pid_jax.decoding import beam, choosing, drafting, stopping
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
@@ -134,9 +135,9 @@ def advance(
 
 def keep(
     state: State,
-    documents: Int[Array, " B1"],
-    prompts: Int[Array, "B1 P1"],
-    real: Bool[Array, "B1 P1"],
+    documents: Int[Arr, " B1"],
+    prompts: Int[Arr, "B1 P1"],
+    real: Bool[Arr, "B1 P1"],
 ) -> State:
     """The state of the given documents, and of each the given prompts; not `real` ones are done."""
     kept = jax.tree.map(lambda leaf: leaf[documents[:, None], prompts], state.prompts)
@@ -144,7 +145,7 @@ def keep(
     return State(state.step, kept)
 
 
-def keep_documents(encoded: EncodedDocuments, documents: Int[Array, " B1"]) -> EncodedDocuments:
+def keep_documents(encoded: EncodedDocuments, documents: Int[Arr, " B1"]) -> EncodedDocuments:
     """The encodings of the given documents."""
     return jax.tree.map(lambda leaf: leaf[documents], encoded)
 

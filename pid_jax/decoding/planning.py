@@ -112,7 +112,7 @@ class Planner:
     def _shapes(
         self, sizes: dict[int, Size], layout: "_Layout", compiled: Sequence[BatchShape]
     ) -> dict[Size, BatchShape]:
-        """For each size the shape of its class, or one that is compiled if the padding is worth it."""
+        """For each size its class's shape, or a compiled one where that costs less."""
         classes = layout.classes(Counter(sizes.values()))
         shapes = {}
         for own, count in Counter(classes[size] for size in sizes.values()).items():
