@@ -37,11 +37,14 @@ class JsonLines:
     split.
 
     `negative_target` is the target that says "nothing here", if your data have one: training can
-    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them.
+    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them, and
+    `rouge_tokenizer` names a function, "module:function", from a text to its tokens, for texts that
+    are not in Latin letters.
     """
 
     negative_target: str | None = None
     metrics: str = scoring_option("exact_match,f1")
+    rouge_tokenizer: str = scoring_option("")
 
     def __post_init__(self) -> None:
         self._scores()  # before the work, not after it
@@ -69,7 +72,7 @@ class JsonLines:
         return Report(scores(predicted, gold), {**scores.policy, "mean": "over subtasks"})
 
     def _scores(self) -> TextScores:
-        return TextScores(self.metrics)
+        return TextScores(self.metrics, tokenizer=self.rouge_tokenizer)
 
 
 def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]:
