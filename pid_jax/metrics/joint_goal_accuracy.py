@@ -104,7 +104,7 @@ def joint_accuracy_per_domain(
         for slot in prediction.keys() | reference.keys():
             domain = slot.split("-")[0]
             predicted, gold = prediction.get(slot), reference.get(slot)
-            if not (_absent(predicted) and _absent(gold)):
+            if not (is_absent(predicted) and is_absent(gold)):
                 present.add(domain)
             if not _right(predicted, gold, any_of):
                 mistaken.add(domain)
@@ -125,15 +125,16 @@ def _check(
         raise UserError("joint goal accuracy of no turns is undefined: the references are empty")
 
 
-def _absent(values: Values | None) -> bool:
+def is_absent(values: Values | None) -> bool:
+    """Whether a slot has no value, however that is written."""
     if values is None or isinstance(values, str):
         return values is None or values in ABSENT_VALUES
     return all(value in ABSENT_VALUES for value in values)
 
 
 def _right(predicted: str | None, gold: Values | None, any_of: bool) -> bool:
-    if gold is None or _absent(gold) or _absent(predicted):
-        return _absent(gold) and _absent(predicted)
+    if gold is None or is_absent(gold) or is_absent(predicted):
+        return is_absent(gold) and is_absent(predicted)
     values = (gold,) if isinstance(gold, str) else gold
     return predicted in values or (
         any_of and any(predicted in value.split("|") for value in values)

@@ -118,7 +118,7 @@ class SourceFiles:
                     _check_size(info, member)
                     file = stack.enter_context(archive.open(info))
                     packed = info.file_size
-            yield text_of(file, member, most=_most(packed))
+            yield text_of(file, str(member), most=_most(packed))
 
     def read_bytes(self, name: str) -> bytes:
         """The file's whole text, as `open` has it."""

@@ -99,7 +99,11 @@ class _Stream(io.RawIOBase):
     """`first`, which was read of `file` already, and the rest of it."""
 
     def __init__(
-        self, first: bytes, file: IO[bytes], where: str | Path, most: int | None = None
+        self,
+        first: bytes,
+        file: IO[bytes] | gzip.GzipFile,
+        where: str | Path,
+        most: int | None = None,
     ) -> None:
         self._first = first
         self._file = file
@@ -126,7 +130,7 @@ class _Stream(io.RawIOBase):
         return len(piece)
 
 
-def _some(file: IO[bytes], most: int) -> bytes:
+def _some(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
     """At least a byte, unless the file has ended: a pipe is read as it is written."""
     read1 = getattr(file, "read1", file.read)
     piece: bytes = read1(most)
