@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+from pid_jax import directory_lock
 from pid_jax.errors import UserError
 
 if sys.platform != "win32":
@@ -50,7 +51,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if stack.enter_context(_locked_directory(path.parent)):
+            if stack.enter_context(directory_lock.writing(path.parent)):
                 for left_behind in path.parent.glob(f"{_BUILDING}*"):
                     shutil.rmtree(left_behind)
             if path.exists():
@@ -76,26 +77,6 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 _BUILDING = ".building-"
-
-
-@contextmanager
-def _locked_directory(directory: Path) -> Iterator[bool]:
-    """Keeps other processes out; False where the file system has no locks."""
-    if sys.platform == "win32":
-        yield False
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            raise UserError(f"{directory}: another process is writing there") from None
-        except OSError:
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
 
 
 class ResumableFile:

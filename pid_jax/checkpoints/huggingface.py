@@ -6,7 +6,7 @@ Torch is never needed. Weights come from `model.safetensors` or from the shards 
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from pid_jax import models
 from pid_jax.atomic_file import replacing
+from pid_jax.checkpoints import contents, finite
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
@@ -29,7 +30,6 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 GENERATION = "generation_config.json"
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -52,6 +52,8 @@ def find(path_or_hub_id: str | Path) -> Path:
     if path.is_dir():
         return path
     name = str(path_or_hub_id)
+    if path.exists():
+        raise UserError(f"{name}: a file: name the directory of the checkpoint")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such directory")
     import huggingface_hub
@@ -96,10 +98,15 @@ def load(
     shape, and for weights that are pickled.
     """
     directory = find(path_or_hub_id)
+    if not (directory / "config.json").exists():
+        raise UserError(contents.why_no_config(directory))
     config = read_config(directory)
     family = models.family_of(config.model_type)
-    if not any(directory.glob("*.safetensors")) and directory != Path(path_or_hub_id):
-        _refuse_pickled(str(path_or_hub_id), _files_on_hub(str(path_or_hub_id)))
+    if not any(directory.glob("*.safetensors*")):
+        names = [path.name for path in directory.iterdir()]
+        if directory != Path(path_or_hub_id):  # of those that are not read nothing was fetched
+            names = _files_on_hub(str(path_or_hub_id)) or names
+        raise UserError(contents.why_no_weights(str(path_or_hub_id), names))
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         params = _read_params(config, family, names, tensors, directory, dtype)
@@ -185,6 +192,8 @@ def _read_params(
         if tensor.shape != wanted:
             shapes = (tensor.shape[::-1], wanted[::-1]) if transposed else (tensor.shape, wanted)
             problems.append(f"{name} has shape {shapes[0]}, but config.json asks for {shapes[1]}")
+        elif (problem := finite.why_unusable(name, tensor)) is not None:
+            problems.append(problem)
         elif not problems:
             leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), dtype)
     for path, make in made.items():
@@ -192,7 +201,7 @@ def _read_params(
         leaves[path] = jnp.asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise UserError(f"{directory}: tensors do not fit config.json:\n  " + "\n  ".join(shown))
+        raise UserError(f"{directory}: tensors that cannot be used:\n  " + "\n  ".join(shown))
     return unflatten_dict(leaves)
 
 
@@ -202,6 +211,9 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
     import safetensors
 
     index = directory / WEIGHTS_INDEX
+    for path in (directory / WEIGHTS, index):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a symbolic link to {path.readlink()}, which is not there")
     if (directory / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif index.is_file():
@@ -210,14 +222,15 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             raise UserError(f'{index}: "weight_map" is missing')
         files = sorted(set(weight_map.values()))
     else:
-        _refuse_pickled(str(directory), [path.name for path in directory.iterdir()])
-        raise UserError(f"{directory}: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there")
+        names = [path.name for path in directory.iterdir()]
+        raise UserError(contents.why_no_weights(str(directory), names))
     with ExitStack() as stack:
         tensors: dict[str, Callable[[], np.ndarray]] = {}
         for name in files:
             path = directory / name
             if path.parent.resolve() != directory.resolve() or not path.is_file():
                 raise UserError(f"{index}: the shard {name!r} is not in the directory")
+            contents.check_readable(path)
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (safetensors.SafetensorError, OSError) as error:
@@ -225,18 +238,6 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 tensors[tensor] = _reader(file, tensor)
         yield tensors
-
-
-def _refuse_pickled(where: str, files: Sequence[str]) -> None:
-    pickled = sorted(name for name in files if name.endswith(_PICKLED))
-    if pickled:
-        raise UserError(
-            f"{where}: {pickled[0]}: weights of this kind are not read, since loading a pickle "
-            "can run any code. Convert them once, where you trust the file, with torch and "
-            f'transformers: AutoModelForSeq2SeqLM.from_pretrained("{where}")'
-            ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same for "
-            "the tokenizer."
-        )
 
 
 def _files_on_hub(name: str) -> list[str]:
@@ -253,10 +254,11 @@ def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    contents.check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -270,8 +272,12 @@ def load_tokenizer(directory: Path) -> Any | None:
     `spiece.model` alone is enough, as is a `tokenizer_config.json` for a tokenizer that
     needs no vocabulary (ByT5).
     """
-    if not any(path for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)):
+    files = {path for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)}
+    if not files:
         return None
+    for file in sorted(files):
+        if file.name != "merges.txt":  # which may be empty
+            contents.check_readable(file)
     import transformers
 
     try:
