@@ -1,7 +1,6 @@
 """What a path holds: a training run, a Hugging Face checkpoint, or what is neither, and why."""
 
 import json
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +49,7 @@ def check_readable(path: Path) -> None:
 
 def why_no_config(directory: Path) -> str:
     """A sentence on a directory without `config.json`: what it is, and what to do."""
-    names = sorted(os.listdir(directory))
+    names = sorted(path.name for path in directory.iterdir())
     run = next((up for up in [*directory.absolute().parents][:2] if is_run(up)), None)
     if run is not None and directory.absolute().relative_to(run).parts[0] == "checkpoints":
         return f"{directory}: a part of the training run {run}: name that"

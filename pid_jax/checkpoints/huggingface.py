@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from pid_jax import models
-from pid_jax.atomic_file import replacing
+from pid_jax.atomic_file import filling
 from pid_jax.checkpoints import contents, finite
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
@@ -39,6 +39,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_WEIGHT_FILES = ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS)
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
 
@@ -103,10 +104,10 @@ def load(
     config = read_config(directory)
     family = models.family_of(config.model_type)
     if not any(directory.glob("*.safetensors*")):
-        names = [path.name for path in directory.iterdir()]
+        files = [path.name for path in directory.iterdir()]
         if directory != Path(path_or_hub_id):  # of those that are not read nothing was fetched
-            names = _files_on_hub(str(path_or_hub_id)) or names
-        raise UserError(contents.why_no_weights(str(path_or_hub_id), names))
+            files = _files_on_hub(str(path_or_hub_id)) or files
+        raise UserError(contents.why_no_weights(str(path_or_hub_id), files))
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         params = _read_params(config, family, names, tensors, directory, dtype)
@@ -293,41 +294,44 @@ def save(
 
     (LED's, if its calls pass the `global_attention_mask` that the model has: 1 for the first
     token.) The weights keep their dtype. In an existing directory files of the same names and older
-    weights are replaced, each file at once and older weights only when the new ones are
-    complete; a save that is killed between two files can leave files of both models.
+    weights are replaced when all new ones are complete; until then nothing is changed. Raises
+    UserError where that cannot be, or where the directory is a training run's.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if contents.is_run(directory):
+        raise UserError(
+            f"{directory} is a training run, which would lose its config.json: name another "
+            "directory"
+        )
     flat = flatten_dict(params)
     places = models.family_of(model.config.model_type).tensors(model.config)
     shards = _split(places, flat)
-    if len(shards) == 1:
-        written = {WEIGHTS}
-        _write_shard(directory / WEIGHTS, shards[0], places, flat)
-    else:
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, start=1):
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_shard(directory / file, names, places, flat)
-            weight_map |= dict.fromkeys(names, file)
-        size = sum(leaf.nbytes for leaf in flat.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        _write_json(directory / WEIGHTS_INDEX, index)
-        written = {WEIGHTS_INDEX, *weight_map.values()}
-    for pattern in ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS):
-        for stale in directory.glob(pattern):
-            if stale.name not in written:
-                stale.unlink()
-    save_config(directory, model.config, tokenizer, dtype=str(jax.tree.leaves(params)[0].dtype))
+    with filling(directory, _WEIGHT_FILES) as folder:
+        if len(shards) == 1:
+            _write_shard(folder / WEIGHTS, shards[0], places, flat)
+        else:
+            weight_map: dict[str, str] = {}
+            for number, names in enumerate(shards, start=1):
+                file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+                _write_shard(folder / file, names, places, flat)
+                weight_map |= dict.fromkeys(names, file)
+            size = sum(leaf.nbytes for leaf in flat.values())
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            _write_json(folder / WEIGHTS_INDEX, index)
+        dtype = str(jax.tree.leaves(params)[0].dtype)
+        _write_config(folder, model.config, tokenizer, dtype)
 
 
 def save_config(
     directory: str | Path, config: Config, tokenizer: Any | None, dtype: str = "float32"
 ) -> None:
-    """Writes everything of a checkpoint but its weights."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", config.to_hf() | {"dtype": dtype})
+    """Writes everything of a checkpoint but its weights. Raises UserError where it cannot."""
+    with filling(directory) as folder:
+        _write_config(folder, config, tokenizer, dtype)
+
+
+def _write_config(folder: Path, config: Config, tokenizer: Any | None, dtype: str) -> None:
+    _write_json(folder / "config.json", config.to_hf() | {"dtype": dtype})
     generation = {
         "decoder_start_token_id": config.decoder_start_token_id,
         "eos_token_id": end_tokens(config),
@@ -335,9 +339,9 @@ def save_config(
     }
     forced = {key: getattr(config, key) for key in _FORCED}
     generation |= {key: token for key, token in forced.items() if token is not None}
-    _write_json(directory / GENERATION, generation)
+    _write_json(folder / GENERATION, generation)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        tokenizer.save_pretrained(folder)
 
 
 def _split(
@@ -367,10 +371,8 @@ def _write_shard(
     for name in names:
         leaf, transposed = np.asarray(flat[places[name].path]), places[name].transposed
         tensors[name] = np.ascontiguousarray(leaf.T if transposed else leaf)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

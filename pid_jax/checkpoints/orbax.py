@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 CONFIG = "config.json"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
 _REMOVING = ".removing-"
 
 
@@ -48,7 +50,7 @@ class RunCheckpoints:
         directory = (Path(workdir) / CHECKPOINTS).absolute()
         # What a killed run left half-written or half-removed. Orbax can do the first too, but in
         # a thread that nobody waits for.
-        for pattern in ("*.orbax-checkpoint-tmp*", f"{_REMOVING}*"):
+        for pattern in (_UNFINISHED, f"{_REMOVING}*"):
             for unfinished in directory.glob(pattern):
                 shutil.rmtree(unfinished)
         self._checkpointer = ocp.training.Checkpointer(
@@ -103,8 +105,15 @@ class RunCheckpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._checkpointer.close()
+            return
+        # What is being written may have failed already, which is being said.
+        with suppress(Exception):
+            self._checkpointer.close()
+        for unfinished in (self._workdir / CHECKPOINTS).glob(_UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
