@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
@@ -98,11 +98,12 @@ class PidModel:
         """
         dtype = _dtype(dtype)
         keep_compiled_programs()
-        if (Path(path) / "checkpoints").is_dir() or (Path(path) / "model").is_dir():
-            from pid_jax.checkpoints import orbax
+        with contents.reading(path):
+            if contents.is_run(path):
+                from pid_jax.checkpoints import orbax
 
-            return cls(*orbax.load_model(Path(path), dtype=dtype))
-        return cls(*huggingface.load(path, dtype))
+                return cls(*orbax.load_model(Path(path), dtype=dtype))
+            return cls(*huggingface.load(path, dtype))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes a directory that transformers loads with `from_pretrained`."""

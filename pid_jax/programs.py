@@ -74,17 +74,19 @@ class Programs:
         self.compilations: list[Compilation] = []
         self._most_kept = most_kept
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._others: list[Programs] = []
         self._lock = threading.Lock()
 
     def of_another_device(self) -> "Programs":
         """Programs of their own, which stand in the same table."""
         others = Programs(self._most_kept)
         others.compilations = self.compilations
+        self._others.append(others)
         return others
 
     def __len__(self) -> int:
-        """How many programs are kept at the moment."""
-        return len(self._kept)
+        """How many programs are kept at the moment, on all devices."""
+        return len(self._kept) + sum(map(len, self._others))
 
     def seconds_by_label(self, program: str) -> dict[Hashable, float]:
         """The labels of the programs of this name that are kept, and what each took to compile."""

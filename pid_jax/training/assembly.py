@@ -134,7 +134,7 @@ def save_model(directory: Path, model: EncoderDecoder, tokenizer: Tokenizer) -> 
 
 
 def tokenize(
-    config: ConfigDict, examples: Sequence[Example], model: EncoderDecoder, tokenizer: Tokenizer
+    config: ConfigDict, examples: Iterable[Example], model: EncoderDecoder, tokenizer: Tokenizer
 ) -> TokenizedExamples:
     """The examples in token ids, cut to the run's limits.
 
