@@ -19,6 +19,7 @@ from pid_jax import prompt_in_decoder
 from pid_jax.checkpoints import huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.batching import batches_within, bucket, spread
+from pid_jax.data.sequences import size
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.engine import Engine, Job, Outputs
@@ -37,9 +38,10 @@ _score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
 class PidModel:
     """An encoder-decoder that answers many prompts about one document.
 
-    Documents and prompts are text, or lists of token ids that are used as they are. Of text,
-    documents get the special tokens of the tokenizer (T5 appends `</s>`), prompts get none,
-    and targets to be scored get the end token.
+    Documents and prompts are text, or token ids that are used as they are. Lists, tuples, arrays,
+    pandas columns and other iterables are read in their order; what is neither text nor whole
+    numbers is a `UserError` that names its place. Of text, documents get the special tokens of
+    the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
     """
 
     def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
@@ -266,6 +268,10 @@ class PidModel:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
         chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        document_tokens = size(document_tokens, "document_tokens", at_least=0)
+        prompts = size(prompts, "prompts", at_least=1)
+        prompt_tokens = size(prompt_tokens, "prompt_tokens", at_least=0)
+        documents = size(documents, "documents", at_least=1)
         fill = [self.config.pad_token_id]
         example = TokenizedExample(
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
@@ -299,6 +305,8 @@ class PidModel:
 
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
+        if targets is None:
+            raise UserError("targets must be a list with one list per document, not None")
         examples = self._inputs.examples(documents, prompts, targets)
         work, _ = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
         longest = max((len(t) for example in examples for t in example.targets), default=0)

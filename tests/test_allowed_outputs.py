@@ -96,7 +96,7 @@ def test_rules_yield_to_the_list(varied_model: PidModel) -> None:
     ("allowed", "message"),
     [
         ([[None] * 3, [None]], "3 documents and 2 lists"),
-        ([[None] * 2, [None], [None] * 2], r"allowed\[0\] must hold one list.*3 prompts"),
+        ([[None] * 2, [None], [None] * 2], r"allowed\[0\] must be a list.*each of 3 prompts, but"),
         ([[None] * 3, [[]], [None] * 2], r"allowed\[1\]\[0\] is an empty list"),
         ([[None] * 3, ["yes"], [None] * 2], r"allowed\[1\]\[0\] must be a list of texts"),
         ([[None] * 3, [["yes"]], [None] * 2], r"allowed\[1\]\[0\]\[0\] is text, but the model has"),

@@ -6,12 +6,13 @@ is only a number in it is a leaf of `Controls`, so another temperature compiles 
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pid_jax.data import sequences
 from pid_jax.data.batching import Arr
 from pid_jax.decoding.beam import EarlyStopping
 from pid_jax.decoding.constraints import PrefixForest
@@ -87,7 +88,7 @@ class GenerationOptions:
     """Above 1, tokens of the prompt and of the output so far become less likely."""
     no_repeat_ngram_size: int = 0
     """No n-gram of prompt and output comes twice; 0: it may."""
-    stop: Sequence[str | Sequence[int]] = ()
+    stop: Iterable[Any] = ()
     """An output also ends where it holds one of these texts, or of these lists of token ids;
     its text ends before it. Outputs held to a list of allowed ones are not ended so."""
     draft_tokens: int = 0
@@ -117,10 +118,8 @@ class GenerationOptions:
                 "draft_tokens is for greedy decoding: not with num_beams, do_sample, "
                 "repetition_penalty or no_repeat_ngram_size"
             )
-        if isinstance(self.stop, str):
-            raise UserError("stop must be a list of texts, not one text")
         # Hashable, and safe from what the caller does to its lists later.
-        stop = tuple(item if isinstance(item, str) else tuple(item) for item in self.stop)
+        stop = sequences.texts_or_ids(self.stop, "stop", "a list of texts or lists of token ids")
         object.__setattr__(self, "stop", stop)
 
     def _check_effects(self) -> None:
