@@ -12,12 +12,13 @@ import numpy as np
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data import sequences, tokenizing
 from pid_jax.data.batching import Batch, collate, shape_of
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import constraints, stopping
 from pid_jax.decoding.engine import Job
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import Config, end_token_ids
+from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
 Text = sequences.Text
 """Text, or token ids that are used as they are."""
@@ -41,10 +42,10 @@ class Work:
     most_examples_each: int = 1
     """Of a document: 1 under "pid", the most prompts under "pie"."""
 
-    def spelled(self, example: int, prompt: int) -> Mapping[tuple[int, ...], str]:
-        """The texts of this prompt's list, by their tokens."""
-        if self.roots is None:
-            return {}
+    def spelled(self, example: int, prompt: int) -> Mapping[tuple[int, ...], str] | None:
+        """The texts of this prompt's list, by their tokens; None where it has no list."""
+        if self.roots is None or self.roots[example][prompt] == constraints.UNCONSTRAINED:
+            return None
         return self.spellings.get(self.roots[example][prompt], {})
 
 
@@ -332,7 +333,8 @@ class Inputs:
     def _token_bytes(self) -> stopping.TokenBytes | None:
         if self.tokenizer is None:
             return None
-        return stopping.token_bytes(self.tokenizer, self.config.vocab_size)
+        detokenizer = Detokenizer(self.tokenizer, control_token_ids(self.config))
+        return stopping.token_bytes(detokenizer, self.config.vocab_size)
 
     def _stops(self, stop: Sequence[str | Sequence[int]]) -> stopping.StopAutomaton:
         if tuple(stop) in self._automata:

@@ -243,7 +243,7 @@ class PidModel:
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
                         shown[row, column], finished[row, column] = length, done
-                        spelled = work.spelled(index, column) if done else {}
+                        spelled = work.spelled(index, column)
                         [generation] = self._reader.generations(
                             outputs, row, column, options, spelled
                         )

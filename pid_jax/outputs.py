@@ -1,14 +1,17 @@
 """What was decoded, made into what callers of `PidModel` get."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.decoding import stopping
 from pid_jax.decoding.engine import Outputs
 from pid_jax.decoding.options import GenerationOptions
-from pid_jax.models.protocol import Config, end_token_ids
+from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,9 @@ class Generation:
     """What was generated for one prompt."""
 
     text: str | None
-    """None where the model has no tokenizer."""
+    """The tokens as text, spaces included; control tokens such as padding are left out, tokens
+    that were added to the tokenizer are not (see `pid_jax.data.detokenizing`). It ends before a
+    stop text. None where the model has no tokenizer."""
     tokens: list[int]
     """Without the prompt, the end token, and a stop sequence of tokens."""
     score: float
@@ -49,14 +54,17 @@ class Reader:
         row: int,
         column: int,
         options: GenerationOptions,
-        spelled: Mapping[tuple[int, ...], str],
+        spelled: Mapping[tuple[int, ...], str] | None,
     ) -> list[Generation]:
         """The outputs of one prompt that hold any token, the best first.
 
-        spelled: the texts of its list of allowed outputs, by their tokens. Of an output that is
-        not done, what may yet change is left out: half a character, half a stop sequence.
+        spelled: for a prompt with a list of allowed outputs, the texts of the list by their
+        tokens: they are returned as they were given, and stop sequences mean nothing to them.
+        None for any other prompt. Of an output that is not done, what may yet change is left
+        out: half a character, half a stop sequence.
         """
         done = bool(outputs.done[row, column])
+        stops = _Stops((), ()) if spelled is not None else _Stops.of(options)
         found = zip(
             outputs.tokens[row, column],
             outputs.lengths[row, column],
@@ -66,32 +74,73 @@ class Reader:
         generations = []
         for padded, length, score in found:
             if length:
-                tokens = self._tokens(padded[:length].tolist(), options, done)
-                text = spelled.get(tuple(tokens))
+                tokens = self._tokens(padded[:length].tolist(), stops, done)
+                text = None if spelled is None or not done else spelled.get(tuple(tokens))
                 if text is None:
-                    text = self._text(tokens, options, done)
+                    text = self._text(tokens, stops, done)
+                if not done and spelled and text is not None:
+                    text = self._agreed(text, tokens, spelled)
                 generations.append(Generation(text, tokens, float(score)))
         return generations
 
-    def _tokens(self, tokens: list[int], options: GenerationOptions, done: bool) -> list[int]:
+    @functools.cached_property
+    def _detokenizer(self) -> Detokenizer:
+        return Detokenizer(self.tokenizer, control_token_ids(self.config))
+
+    def _agreed(
+        self, text: str, tokens: Sequence[int], spelled: Mapping[tuple[int, ...], str]
+    ) -> str:
+        """What of an unfinished text holds for every allowed text that it may become."""
+        if self._respelled[0] is not spelled:
+            other = {body: name for body, name in spelled.items() if name != self._read(body)}
+            self._respelled[:] = spelled, other
+        for body, name in self._respelled[1].items():
+            if body[: len(tokens)] == tuple(tokens):
+                text = os.path.commonprefix([text, name])
+        return text
+
+    @functools.cached_property
+    def _respelled(self) -> list[Any]:
+        """The latest list of allowed outputs, and those in it that decoding spells otherwise."""
+        return [None, {}]
+
+    def _tokens(self, tokens: list[int], stops: "_Stops", done: bool) -> list[int]:
         """Without the end token or the stop sequence."""
         if tokens and tokens[-1] in end_token_ids(self.config):
-            tokens = tokens[:-1]
-        sequences = [stop for stop in options.stop if not isinstance(stop, str)]
+            return tokens[:-1]
         if not done:
-            return tokens[: len(tokens) - stopping.unsettled(tuple(tokens), sequences)]
-        ending = [len(stop) for stop in sequences if tuple(tokens[-len(stop) :]) == stop]
-        return tokens[: len(tokens) - max(ending, default=0)]
+            return tokens[: len(tokens) - stopping.unsettled(tuple(tokens), stops.sequences)]
+        return tokens[: len(tokens) - stops.ending(tokens)]
 
-    def _text(self, tokens: Sequence[int], options: GenerationOptions, done: bool) -> str | None:
+    def _read(self, tokens: Sequence[int]) -> str:
+        return self._detokenizer.text(tokens)
+
+    def _text(self, tokens: Sequence[int], stops: "_Stops", done: bool) -> str | None:
         if self.tokenizer is None:
             return None
-        strings = [stop for stop in options.stop if isinstance(stop, str)]
-        text = stopping.cut(self.tokenizer.decode(tokens, skip_special_tokens=True), strings)
+        text = stopping.cut(self._read(tokens), stops.texts)
         if not done:
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            text = text[: len(text) - stopping.unsettled(text, strings)]
-        return text.strip()
+            text = text[: len(text) - stopping.unsettled(text, stops.texts)]
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class _Stops:
+    """The stop sequences that apply to an output."""
+
+    texts: Sequence[str]
+    sequences: Sequence[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, options: GenerationOptions) -> "_Stops":
+        texts = [stop for stop in options.stop if isinstance(stop, str)]
+        return cls(texts, [stop for stop in options.stop if not isinstance(stop, str)])
+
+    def ending(self, tokens: Sequence[int]) -> int:
+        """The length of the longest stop sequence at the end."""
+        found = [len(stop) for stop in self.sequences if tuple(tokens[-len(stop) :]) == stop]
+        return max(found, default=0)
 
 
 def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
