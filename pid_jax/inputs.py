@@ -11,12 +11,13 @@ import numpy as np
 
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data import sequences, tokenizing
-from pid_jax.data.batching import Batch, collate, shape_of
+from pid_jax.data.batching import Batch, collate
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import constraints, stopping
 from pid_jax.decoding.engine import Job
 from pid_jax.decoding.options import Controls, GenerationOptions
+from pid_jax.decoding.planning import PlannedBatch
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
@@ -344,11 +345,19 @@ class Inputs:
         self._automata = {tuple(stop): stopping.compile_stops(stop, tokens, self.config.vocab_size)}
         return self._automata[tuple(stop)]
 
-    def collate(self, examples: list[TokenizedExample]) -> tuple[Batch, np.ndarray]:
+    def collate(
+        self, examples: list[TokenizedExample], planned: PlannedBatch
+    ) -> tuple[Batch, np.ndarray]:
         """A batch, and which places of it are taken."""
+        targets = max((len(target) for one in examples for target in one.targets), default=0)
+        shape = dataclasses.replace(
+            planned.shape,
+            prompts=planned.parts * planned.shape.prompts,
+            target_tokens=planned.shape.target_tokens if targets else 1,
+        )
         batch = collate(
             examples,
-            shape_of(examples),
+            shape,
             pad_token_id=self.config.pad_token_id,
             decoder_start_token_id=self.config.decoder_start_token_id,
         )
@@ -357,9 +366,16 @@ class Inputs:
         return batch, np.arange(batch.prompts.shape[1]) < counts[:, None]
 
     def job(
-        self, work: Work, indices: list[int], controls: Controls, options: GenerationOptions
+        self,
+        work: Work,
+        planned: PlannedBatch,
+        controls: Controls,
+        options: GenerationOptions,
+        **how: Any,
     ) -> Job:
-        batch, active = self.collate([work.examples[i] for i in indices])
+        """The batch with its tables. how: further fields of `Job`."""
+        indices = planned.examples
+        batch, active = self.collate([work.examples[i] for i in indices], planned)
         roots = keys = None
         if work.roots is not None:
             roots = np.full(active.shape, constraints.UNCONSTRAINED, np.int32)
@@ -367,9 +383,18 @@ class Inputs:
         if work.keys is not None:
             keys = np.zeros((*active.shape, 2), np.uint32)
             keys[active] = [key for i in indices for key in work.keys[i]]
-        returned = 1 if options.do_sample else options.num_return_sequences
-        strategy = options.strategy()
-        return Job(batch, active, strategy, controls, options.max_new_tokens, returned, roots, keys)
+        return Job(
+            batch,
+            active,
+            planned.shape,
+            options.strategy(),
+            controls,
+            options.max_new_tokens,
+            returned=1 if options.do_sample else options.num_return_sequences,
+            roots=roots,
+            keys=keys,
+            **how,
+        )
 
 
 def _one_each(rows: list[list[Any]] | None) -> Any:

@@ -1,8 +1,8 @@
-"""The decoding loop over documents and prompts: begin, advance, keep what still runs.
+"""The decoding loop over documents and prompts: prefill, advance, keep what still runs.
 
-Pure functions, each one compiled program:
+Pure functions, each one compiled program, on what `prompt_in_decoder.encode` returns:
 
-    encoded, state = begin(...)                     encode, read the prompts, choose a first token
+    state = prefill(encoded, ...)                   read the prompts, choose a first token
     state = advance(..., until, ...)                choose further tokens
     state = keep(state, ...)                        drop prompts that have ended, and with
     encoded = keep_documents(encoded, ...)          all of its prompts a document
@@ -25,11 +25,10 @@ from pid_jax.models.protocol import EncoderDecoder, Params, Past
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 
-def begin(
+def prefill(
     model: EncoderDecoder,
     params: Params,
-    documents: Int[Array, "B S"],
-    document_mask: Bool[Array, "B S"],
+    encoded: EncodedDocuments,
     prompts: Int[Array, "B P L"],
     prompt_mask: Bool[Array, "B P L"],
     active: Bool[Array, "B P"],
@@ -39,8 +38,8 @@ def begin(
     *,
     strategy: Strategy,
     room: int,
-) -> tuple[EncodedDocuments, State]:
-    """Encodes the documents, reads the prompts and chooses a first token for each.
+) -> State:
+    """Reads the prompts and chooses a first token for each.
 
     prompts: left-padded, the start token first. active: False for the empty places of a ragged
     batch, which are not waited for. roots: each prompt's node in `controls.forest`, if there
@@ -49,7 +48,6 @@ def begin(
     config = model.config
     width = strategy.num_beams
     length = prompts.shape[2]
-    encoded = prompt_in_decoder.encode(model, params, documents, document_mask)
     hidden, present = prompt_in_decoder.decode(
         model,
         params,
@@ -95,7 +93,7 @@ def begin(
     # All beams of a prompt are the same as yet: one row of logits stands for them.
     first = model.apply({"params": params}, hidden[:, :, -1:], method="logits")
     state = State(jnp.int32(0), start)
-    return encoded, choosing.choose(model, state, first, controls, strategy)
+    return choosing.choose(model, state, first, controls, strategy)
 
 
 def advance(

@@ -264,7 +264,7 @@ def _programs(
 
     def for_batch(name: str, jitted: Any) -> ForBatch:
         return lambda state, batch: programs.get(
-            name, jitted, (state,), (batch,), {}, lambda: str(batch.shape)
+            name, jitted, (state,), (batch,), {}, batch.shape
         )
 
     return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
