@@ -2,28 +2,57 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pid_jax import json_spans
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
 from pid_jax.outputs import Generation
 
+OURS = frozenset({"prediction", "score", "alternatives"})
+"""The keys of a subtask that an answer sets; whatever had them before is dropped."""
 
-def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
-    """A JSON line's object with "prediction" and "score" in each subtask, all else as it was.
 
-    Subtasks have "alternatives" if, and only if, their answers do.
+def answered(text: str, answers: Sequence[Generation]) -> str:
+    """A JSON line with "prediction" and "score" at the end of each subtask.
+
+    All else is copied character by character. Subtasks have "alternatives" if, and only if, their
+    answers do. `text` must be a line that `tasks.jsonl.parse_line` takes.
     """
-    subtasks = []
-    for subtask, answer in zip(line["subtasks"], answers, strict=True):
-        subtask = {**subtask, **_said(answer)}
-        subtask.pop("alternatives", None)
+    start = json_spans.begin(text)
+    [subtasks] = [span for span in json_spans.members(text, start) if span.key == "subtasks"]
+    pieces = []
+    at = start
+    spans = json_spans.elements(text, subtasks.start)
+    for span, answer in zip(spans, answers, strict=True):
+        said = _said(answer)
         if answer.alternatives:
-            subtask["alternatives"] = [_said(other) for other in answer.alternatives]
-        subtasks.append(subtask)
-    return {**line, "subtasks": subtasks}
+            said["alternatives"] = [_said(other) for other in answer.alternatives]
+        rest = _without(OURS | said.keys(), text[span.start : span.end])
+        pieces += [text[at : span.start], rest, ", ", _json(said)[1:]]
+        at = span.end
+    return "".join((*pieces, text[at:].rstrip()))
+
+
+def _without(keys: Collection[str], text: str) -> str:
+    """An object less `keys`, of which it has others, up to the bracket that closes it."""
+    spans = list(json_spans.members(text, 0))
+    ends = [span.begins for span in spans[1:]] + [spans[-1].end]
+    kept = [(span, end) for span, end in zip(spans, ends, strict=True) if span.key not in keys]
+    last, _ = kept.pop()
+    pieces = [text[span.begins : end] for span, end in kept]
+    return "".join((text[: spans[0].begins], *pieces, text[last.begins : last.end]))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(content)
+    return text
 
 
 def _said(answer: Generation) -> dict[str, Any]:
@@ -95,11 +124,7 @@ def answer_lines(
 
 
 def _line(text: str, answers: Sequence[Generation]) -> bytes:
-    line = answered(json.loads(text), answers)
-    try:
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, in a key that is only passed on
-        return json.dumps(line).encode() + b"\n"
+    return answered(text, answers).encode() + b"\n"
 
 
 def _answers(line: bytes, text: str) -> bool:

@@ -6,6 +6,7 @@
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -25,8 +26,8 @@ from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
 from pid_jax.scoring import Answer, Evaluation, Lengths, Run, scored, summary, table
-from pid_jax.tasks import Task, jsonl
-from pid_jax.tasks.fields import field, kind_of
+from pid_jax.tasks import Task, jsonl, text_files
+from pid_jax.tasks.fields import field, identifier_of, json_of, kind_of, optional
 
 FILES = METRICS, PREDICTIONS, REPORT = ("metrics.json", "predictions.jsonl", "report.html")
 
@@ -185,16 +186,11 @@ def read_predictions(path: str | Path, examples: Sequence[Example]) -> list[list
     """
     expected = {example.id: example for example in examples}
     found: dict[str, list[Answer]] = {}
-    with jsonl.opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    with text_files.opened(path) as (_, text):
+        for number, line in jsonl.numbered_lines(text, path):
             where = f"{path}, line {number}"
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON that can be read: {error}") from error
-            identifier = field(entry, "id", str, where)
+            entry = json_of(text_files.decoded(line, where), where)
+            identifier = identifier_of(entry, "id", where)
             if identifier not in expected:
                 raise UserError(
                     f"{where}: no example of the split has the id {identifier!r}: the ids are "
@@ -217,15 +213,17 @@ def _answers(entry: Mapping[str, Any], example: Example, where: str) -> list[Ans
     found: dict[str, Answer] = {}
     for number, subtask in enumerate(field(entry, "subtasks", list, where), start=1):
         here = f"{where}, subtask {number}"
-        identifier = field(subtask, "id", str, here)
+        identifier = identifier_of(subtask, "id", here)
         if identifier not in expected:
             raise UserError(f"{here}: the example has no subtask with the id {identifier!r}")
         if identifier in found:
             raise UserError(f"{here}: a second subtask has the id {identifier!r}")
         here = f"{here}, {identifier!r}"
-        score = subtask.get("score")
+        score = optional(subtask, "score", here)
         if not (score is None or type(score) in (int, float)):
             raise UserError(f'{here}: "score" must be a number, got {kind_of(score)}')
+        if score is not None and not abs(score) <= sys.float_info.max:
+            raise UserError(f'{here}: "score" must be a finite number, got {score}')
         found[identifier] = Answer(field(subtask, "prediction", str, here), score)
     for subtask in example.subtasks:
         if subtask.id not in found:

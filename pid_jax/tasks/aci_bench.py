@@ -17,7 +17,7 @@ from pathlib import Path
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.metrics.rouge import rouge
-from pid_jax.tasks.fields import field
+from pid_jax.tasks.fields import field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for, target_of
 
@@ -277,7 +277,7 @@ def _entries(source: SourceFiles, name: str, division: str) -> Iterator[tuple[st
         raise UserError(f"{where}: it has no entry")
     for number, entry in enumerate(entries, start=1):
         here = f"{where}, entry {number}"
-        identifier = field(entry, "file", str, here).removesuffix(f"-{division}")
+        identifier = identifier_of(entry, "file", here).removesuffix(f"-{division}")
         dialogue = field(entry, "src", str, here)
         _check(identifier, dialogue, identifiers, here)
         yield identifier, dialogue, field(entry, "tgt", str, here)

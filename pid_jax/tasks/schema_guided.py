@@ -25,7 +25,7 @@ from pid_jax.data.examples import Example
 from pid_jax.errors import MissingData, UserError
 from pid_jax.metrics.joint_goal_accuracy import ABSENT_VALUES
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
-from pid_jax.tasks.fields import checked, field
+from pid_jax.tasks.fields import checked, field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import check_split
 
@@ -71,7 +71,7 @@ class SchemaGuidedTask(DialogueStateTask):
         for name in names:
             for number, dialogue in enumerate(source.read_json_list(name), start=1):
                 where = f"{source.where(name)}, dialogue number {number}"
-                identifier = field(dialogue, "dialogue_id", str, where)
+                identifier = identifier_of(dialogue, "dialogue_id", where)
                 where = f"{source.where(name)}, dialogue {identifier}"
                 if identifier in identifiers:
                     raise UserError(f"{where}: a second dialogue has this dialogue_id")

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.metrics.squad import squad
-from pid_jax.tasks.fields import field
+from pid_jax.tasks.fields import field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for
 
@@ -130,7 +130,7 @@ class QuestionAnswering:
         )
 
     def _subtask(self, question: Any, where: str) -> Subtask:
-        identifier = field(question, "id", str, where)
+        identifier = identifier_of(question, "id", where)
         prompt = field(question, "question", str, where).strip()
         answers = [
             field(answer, "text", str, f"{where}, answer {number}")
