@@ -29,6 +29,7 @@ from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
 from pid_jax.programs import Programs
 
+
 class PidModel:
     """An encoder-decoder that answers many prompts about one document.
 

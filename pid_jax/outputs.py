@@ -2,16 +2,32 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.decoding import stopping
 from pid_jax.decoding.engine import Outputs
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an output, and the natural logarithm of the probability the model gives it.
+
+    The probabilities are the model's own, before penalties, lists and temperature.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this place and their log-probabilities, the likeliest first: as
+    many as the option `logprobs` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +45,13 @@ class Generation:
     token or the stop sequence."""
     alternatives: tuple["Generation", ...] = ()
     """The other outputs, the best first, where num_return_sequences asks for several."""
+    finish_reason: FinishReason | None = None
+    """Why it ended, in the words of OpenAI's API and vLLM: "stop" at the end token or a stop
+    sequence, "length" at max_new_tokens. An end token that the model's configuration forces at
+    max_new_tokens (BART's `forced_eos_token_id`) is "length", too. None while it grows."""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token that the score counts, the end token or the stop sequence included;
+    None without the option `logprobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +88,30 @@ class Reader:
         """
         done = bool(outputs.done[row, column])
         stops = _Stops((), ()) if spelled is not None else _Stops.of(options)
-        found = zip(
-            outputs.tokens[row, column],
-            outputs.lengths[row, column],
-            outputs.scores[row, column],
-            strict=True,
-        )
         generations = []
-        for padded, length, score in found:
-            if length:
-                tokens = self._tokens(padded[:length].tolist(), stops, done)
-                text = None if spelled is None or not done else spelled.get(tuple(tokens))
-                if text is None:
-                    text = self._text(tokens, stops, done)
-                if not done and spelled and text is not None:
+        for rank, length in enumerate(outputs.lengths[row, column].tolist()):
+            if length == 0:
+                continue
+            place = row, column, rank
+            chosen = outputs.tokens[place][:length].tolist()
+            tokens = self._tokens(chosen, stops, done)
+            read = None if self.tokenizer is None else self._read(tokens)
+            text = None if spelled is None or not done else spelled.get(tuple(tokens))
+            if text is None and read is not None:
+                text = _settled(read, stops, done)
+                if not done and spelled:
                     text = self._agreed(text, tokens, spelled)
-                generations.append(Generation(text, tokens, float(score)))
+            reason: FinishReason | None = None
+            if done:
+                stopped = len(tokens) < length or stopping.holds(read or "", stops.texts)
+                forced = self.config.forced_eos_token_id is not None and spelled is None
+                at_limit = length == options.max_new_tokens
+                ended = chosen[-1] in end_token_ids(self.config)
+                reason = "stop" if stopped and not (ended and forced and at_limit) else "length"
+            shown = length if done else len(tokens)
+            logprobs = _logprobs(outputs, place, chosen[:shown])
+            score = float(outputs.scores[place])
+            generations.append(Generation(text, tokens, score, (), reason, logprobs))
         return generations
 
     @functools.cached_property
@@ -96,7 +127,8 @@ class Reader:
             self._respelled[:] = spelled, other
         for body, name in self._respelled[1].items():
             if body[: len(tokens)] == tuple(tokens):
-                text = os.path.commonprefix([text, name])
+                alike = takewhile(lambda pair: pair[0] == pair[1], zip(text, name, strict=False))
+                text = text[: len(list(alike))]
         return text
 
     @functools.cached_property
@@ -115,14 +147,26 @@ class Reader:
     def _read(self, tokens: Sequence[int]) -> str:
         return self._detokenizer.text(tokens)
 
-    def _text(self, tokens: Sequence[int], stops: "_Stops", done: bool) -> str | None:
-        if self.tokenizer is None:
-            return None
-        text = stopping.cut(self._read(tokens), stops.texts)
-        if not done:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            text = text[: len(text) - stopping.unsettled(text, stops.texts)]
-        return text
+
+def _settled(text: str, stops: "_Stops", done: bool) -> str:
+    """What stands before the first stop and, of an unfinished text, cannot change any more."""
+    text = stopping.cut(text, stops.texts)
+    if not done:
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        text = text[: len(text) - stopping.unsettled(text, stops.texts)]
+    return text
+
+
+def _logprobs(
+    outputs: Outputs, place: tuple[int, int, int], tokens: Sequence[int]
+) -> tuple[TokenLogprob, ...] | None:
+    if outputs.logprobs is None:
+        return None
+    chosen, top, top_tokens = (leaf[place].T.tolist() for leaf in outputs.logprobs)
+    return tuple(
+        TokenLogprob(token, chosen[k], tuple(zip(top_tokens[k], top[k], strict=True)))
+        for k, token in enumerate(tokens)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ class Strategy:
     """Tokens guessed from the document in each call of the decoder; 0: none."""
     draft_ngram: int = 0
     """The most tokens at an output's end that are sought in the document."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are kept beside each one chosen; None: nothing is."""
 
 
 class Controls(NamedTuple):
@@ -97,8 +99,14 @@ class GenerationOptions:
     they need fewer calls (see `pid_jax.decoding.drafting`)."""
     draft_ngram: int = 3
     """The longest end of an output that is sought in the document for such a guess."""
+    logprobs: int | None = None
+    """Return the log-probability of each token of an output, and of so many of the likeliest
+    tokens at its place; 0: only of the output's own."""
 
     def __post_init__(self) -> None:
+        if self.logprobs is not None:
+            logprobs = sequences.size(self.logprobs, "logprobs", at_least=0)
+            object.__setattr__(self, "logprobs", logprobs)
         self._check_numbers()
         self._check_effects()
         if self.num_beams > 1 and self.do_sample:
@@ -177,6 +185,7 @@ class GenerationOptions:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             draft_tokens=self.draft_tokens,
             draft_ngram=self.draft_ngram if self.draft_tokens else 0,
+            logprobs=self.logprobs,
         )
 
     def controls(self, stops: StopAutomaton | None, forest: PrefixForest | None) -> Controls:

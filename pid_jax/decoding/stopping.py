@@ -105,6 +105,11 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)[1]] if found else text
 
 
+def holds(text: str, stops: Sequence[str]) -> bool:
+    """Whether any of the stop strings stands in the text."""
+    return any(stop in text for stop in stops)
+
+
 def unsettled(output: Sequence[Any], stops: Sequence[Sequence[Any]]) -> int:
     """How much at the end of an unfinished output, text or tokens, may yet become a stop."""
     beginnings = (stop[:size] for stop in stops for size in range(1, len(stop)))
@@ -137,9 +142,7 @@ def token_bytes(detokenizer: Detokenizer, vocab_size: int) -> TokenBytes:
         by_spaces = sorted(whole, key=lambda id: following[id].count(b" "), reverse=True)
         for drop in _DROPPED_AT_THE_START:
             first = list(map(drop, plain))
-            restarted = [
-                following[id] if id in joints else text for id, text in enumerate(first)
-            ]
+            restarted = [following[id] if id in joints else text for id, text in enumerate(first)]
             tokens = TokenBytes(first, following, restarted, restarts)
             if all(
                 detokenizer.text(sequence).encode() == tokens.joined(sequence)

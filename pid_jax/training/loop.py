@@ -230,6 +230,8 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials
         (config.data.validation_split, held_out),
     ):
         log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
+        if (targets := tokenized.target_report()).changed:
+            log.warning("%s: %s", split, targets)
     if held_out.without_target().any():
         raise UserError(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
@@ -263,9 +265,7 @@ def _programs(
     programs = Programs()
 
     def for_batch(name: str, jitted: Any) -> ForBatch:
-        return lambda state, batch: programs.get(
-            name, jitted, (state,), (batch,), {}, batch.shape
-        )
+        return lambda state, batch: programs.get(name, jitted, (state,), (batch,), {}, batch.shape)
 
     return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
 

@@ -46,7 +46,8 @@ def test_a_separator_that_a_user_added_is_text(make: str, add: str) -> None:
 
 @pytest.mark.parametrize("make", ["trained", "bytes"])
 @pytest.mark.parametrize(
-    "text", [" a", "a ", "  a  \n", "price < 5 { cheap }", "one\ntwo", "a , b . isn 't", "日本 é 🏨", ""]
+    "text",
+    [" a", "a ", "  a  \n", "price < 5 { cheap }", "one\ntwo", "a , b . isn 't", "日本 é 🏨", ""],
 )
 def test_tokenizers_of_bytes_keep_every_space_and_sign(make: str, text: str) -> None:
     assert back(MADE[make](), text) == text

@@ -135,7 +135,9 @@ def test_parts_of_characters_are_kept_as_bytes():
 )
 def test_outputs_stop_with_the_token_that_completes_a_string(tokenizer, stops):
     vocab_size = len(tokenizer)
-    automaton = compile_stops(stops, token_bytes(Detokenizer(tokenizer, ()), vocab_size), vocab_size)
+    automaton = compile_stops(
+        stops, token_bytes(Detokenizer(tokenizer, ()), vocab_size), vocab_size
+    )
     found = 0
     for tokens in sequences(tokenizer):
         expected = first_that(
@@ -182,7 +184,9 @@ def test_characters_of_several_tokens_are_found(name):
     else:
         ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "日本".encode()]
     assert decode(tokenizer, ids) == "日本"
-    automaton = compile_stops(["本"], token_bytes(Detokenizer(tokenizer, ()), len(tokenizer)), len(tokenizer))
+    automaton = compile_stops(
+        ["本"], token_bytes(Detokenizer(tokenizer, ()), len(tokenizer)), len(tokenizer)
+    )
     assert stops_after(automaton, ids) == 6
     assert stops_after(automaton, ids[:5]) is None
 
