@@ -139,8 +139,11 @@ def _allowed(examples: Sequence[Example]) -> list[list[tuple[str, ...] | None]] 
 
 def _lengths(tokenized: TokenizedExamples, generated: Sequence[Sequence[Generation]]) -> Lengths:
     # An answer that was cut has no end token; any other has one, as targets have.
+    longest = tokenized.limits.target_tokens
     predictions = [
-        len(one.tokens) + (one.finish_reason != "length") for row in generated for one in row
+        min(len(one.tokens) + (one.finish_reason != "length"), longest)
+        for row in generated
+        for one in row
     ]
     return Lengths(
         "tokens", {**tokenized.lengths_before_cutting(), "predictions": np.array(predictions)}

@@ -1,6 +1,7 @@
 """From token ids to text: which of an output's tokens are text, and how it is put together."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 _NAMED = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id")
@@ -67,17 +68,29 @@ class Detokenizer:
             if token not in self.control:
                 flags = added.special, added.normalized, added.lstrip, added.rstrip
                 kinds.setdefault((*flags, added.single_word), []).append(token)
-        found = {}
+        found: dict[int, Joint] = {}
+        word = self._some_word() if kinds else ""
         for tokens in kinds.values():
-            joint = next(filter(None, map(self._joint_of, tokens[:4])), _SIMPLE)
+            joints = (self._joint_of(token, word) for token in tokens[:4])
+            joint = next(filter(None, joints), _SIMPLE)
             if any(joint):
                 found.update(dict.fromkeys(tokens, joint))
         return found
 
-    def _joint_of(self, token: int) -> Joint | None:
+    def _some_word(self) -> str:
+        """A text that comes back."""
+        of_tokens = (self._decoded([token]).strip() for token in range(len(self.tokenizer)))
+        words = chain(["a"], islice(filter(str.isalpha, of_tokens), _WORDS_TRIED))
+        return next((word for word in words if self.text(self._encoded(word)) == word), "a")
+
+    def _encoded(self, text: str) -> list[int]:
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _joint_of(self, token: int, word: str) -> Joint | None:
         """None where nothing brings the text back."""
-        text = f"a {self.tokenizer.convert_ids_to_tokens(token).strip()} a"
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        text = f"{word} {self.tokenizer.convert_ids_to_tokens(token).strip()} {word}"
+        ids = self._encoded(text)
         try:
             for joint in _SIMPLE, Joint(True, False), Joint(False, True), Joint(True, True):
                 self.joints = {token: joint} if any(joint) else {}
@@ -88,6 +101,7 @@ class Detokenizer:
             self.joints = {}
 
 
+_WORDS_TRIED = 100
 _SIMPLE = Joint(restarts=False, spaced=False)
 
 
