@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from pid_jax import json_spans
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
-from pid_jax.outputs import Generation
+from pid_jax.outputs import Generation, TokenLogprob
 
-OURS = frozenset({"prediction", "score", "alternatives"})
+OURS = frozenset({"prediction", "score", "finish_reason", "logprobs", "alternatives"})
 """The keys of a subtask that an answer sets; whatever had them before is dropped."""
 
 
@@ -56,13 +56,28 @@ def _json(content: Mapping[str, Any]) -> str:
 
 
 def _said(answer: Generation) -> dict[str, Any]:
-    return {"prediction": answer.text, "score": answer.score}
+    said: dict[str, Any] = {"prediction": answer.text, "score": answer.score}
+    if answer.finish_reason is not None:
+        said["finish_reason"] = answer.finish_reason
+    if answer.logprobs is not None:
+        said["logprobs"] = [
+            {"token": one.token, "logprob": one.logprob, "top": [list(pair) for pair in one.top]}
+            for one in answer.logprobs
+        ]
+    return said
 
 
 def _answer_in(subtask: Mapping[str, Any]) -> Generation:
     """The answer that `answered` made this of."""
     alternatives = tuple(map(_answer_in, subtask.get("alternatives", ())))
-    return Generation(subtask["prediction"], [], subtask["score"], alternatives)
+    logprobs = subtask.get("logprobs")
+    if logprobs is not None:
+        logprobs = tuple(
+            TokenLogprob(one["token"], one["logprob"], tuple(map(tuple, one["top"])))
+            for one in logprobs
+        )
+    reason = subtask.get("finish_reason")
+    return Generation(subtask["prediction"], [], subtask["score"], alternatives, reason, logprobs)
 
 
 class Output(Protocol):

@@ -51,6 +51,8 @@ def _argument(field: "dataclasses.Field[Any]", text: str) -> dict[str, Any]:
     default = field.default
     if field.type is bool:
         return {"action": "store_true", "help": text}
+    if field.type == int | None:
+        return {"type": int, "metavar": "N", "help": text}
     if field.type in (int, float):
         text += f" (default: {default:g})"
         metavar = "N" if field.type is int else "X"

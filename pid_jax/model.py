@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.data.sequences import size
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.engine import Job
@@ -32,9 +33,10 @@ from pid_jax.programs import Programs
 class PidModel:
     """An encoder-decoder that answers many prompts about one document.
 
-    Documents and prompts are text, or lists of token ids that are used as they are. Of text,
-    documents get the special tokens of the tokenizer (T5 appends `</s>`), prompts get none,
-    and targets to be scored get the end token.
+    Documents and prompts are text, or token ids that are used as they are. Lists, tuples, arrays,
+    pandas columns and other iterables are read in their order; what is neither text nor whole
+    numbers is a `UserError` that names its place. Of text, documents get the special tokens of
+    the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
     """
 
     def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
@@ -251,7 +253,7 @@ class PidModel:
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
                         shown[row, column], finished[row, column] = length, done
-                        spelled = work.spelled(index, column) if done else {}
+                        spelled = work.spelled(index, column)
                         [generation] = self._reader.generations(
                             outputs, row, column, options, spelled
                         )
@@ -276,6 +278,10 @@ class PidModel:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
         chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        document_tokens = size(document_tokens, "document_tokens", at_least=0)
+        prompts = size(prompts, "prompts", at_least=1)
+        prompt_tokens = size(prompt_tokens, "prompt_tokens", at_least=0)
+        documents = size(documents, "documents", at_least=1)
         fill = [self.config.pad_token_id]
         example = TokenizedExample(
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
@@ -310,6 +316,8 @@ class PidModel:
 
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
+        if targets is None:
+            raise UserError("targets must be a list with one list per document, not None")
         examples = self._inputs.examples(documents, prompts, targets)
         work, controls = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
         longest = max((len(t) for example in examples for t in example.targets), default=0)

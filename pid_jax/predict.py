@@ -36,9 +36,12 @@ Each input line is one document and what is asked of it:
   {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "..."}]}
 
 The output holds the same lines in the same order; each subtask gains "prediction", the
-generated text, and "score", the natural logarithm of that text's probability; and with
---num-return-sequences "alternatives", a list of such pairs. Anything else on a line stays as it
-is. A subtask may have "allowed": ["north", "south"]: its prediction is then one of these texts.
+generated text, "score", the natural logarithm of that text's probability, and "finish_reason",
+"stop" for an answer that ended or "length" for one cut at --max-new-tokens; with
+--num-return-sequences "alternatives", a list of such answers; with --logprobs=N "logprobs", for
+each token {"token": id, "logprob": x, "top": [[id, x], ...]} with the N likeliest. Anything else
+on a line stays as it is. A subtask may have "allowed": ["north", "south"]: its prediction is then
+one of these texts.
 Files of any size are read and written piece by piece; gzip may have packed the input.
 
 The output file appears only once it is complete. Until then the answers are in OUTPUT.partial:

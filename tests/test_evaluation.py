@@ -128,6 +128,22 @@ def _prompt_ids(model: PidModel) -> list[list[int]]:
     return [model.tokenizer(slot)["input_ids"][:-1] for slot in TwoSlots.slots]
 
 
+def test_targets_that_the_tokenizer_changes_and_answers_that_were_cut_are_told(
+    text_model: PidModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = TwoSlots()
+    asked = Subtask("area", "hotel-area", "none"), Subtask("stars", "hotel-stars", "a </s> b")
+    result = evaluation.evaluate(
+        text_model, task, [Example("d", "[user] hello", asked)], limits=LIMITS
+    )
+    assert "1 of 2 targets do not come back from the tokenizer" in caplog.text
+    assert "the first is 'a </s> b' → 'a   b'" in caplog.text
+    told = scoring.summary(result)
+    assert told["targets"]["changed"] == 1
+    assert told["answers_cut"] == 2
+    assert "2 did not end within 8 tokens" in scoring.table(result)
+
+
 def test_no_examples_and_no_tokenizer_are_errors(scripted: Scripted, text_model: PidModel) -> None:
     task = TwoSlots()
     with pytest.raises(UserError, match="no examples"):

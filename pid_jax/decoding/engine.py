@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Batch, BatchShape
-from pid_jax.decoding import beam, loop
+from pid_jax.decoding import beam, loop, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.compaction import (
     FEWEST_ROWS,
@@ -29,6 +29,7 @@ from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.decoding.savings import Run, Savings
 from pid_jax.decoding.state import State
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
 from pid_jax.prompt_in_decoder import EncodedDocuments
@@ -53,6 +54,8 @@ class Outputs(NamedTuple):
     done: Bool[np.ndarray, "B P"]
     drafted: Int[np.ndarray, "B P"]
     accepted: Int[np.ndarray, "B P"]
+    logprobs: TokenLogprobs | None = None
+    """`[B, P, N, T]`, where they are asked for."""
 
 
 class Kind(NamedTuple):
@@ -153,12 +156,20 @@ class Engine:
             ~job.active,
             np.zeros((count, width), np.int32),
             np.zeros((count, width), np.int32),
+            self._empty_logprobs(job),
         )
         job.report.add_batch(job.batch, job.active)
         for part in job.parts():
             yield from self._decode_part(job, encoded, controls, part, outputs)
         job.report.add_outputs(outputs.lengths[:, :, 0], outputs.drafted, outputs.accepted)
         yield outputs
+
+    def _empty_logprobs(self, job: Job) -> TokenLogprobs | None:
+        if job.strategy.logprobs is None:
+            return None
+        places = (*job.active.shape, job.returned)
+        count = min(job.strategy.logprobs, self.model.config.vocab_size)
+        return token_logprobs.empty(places, count, job.room, np)
 
     def _decode_part(
         self,
@@ -491,9 +502,10 @@ def _collect(
     if isinstance(held, Beams):
         best = beam.best(held, outputs.tokens.shape[2])
         tokens, lengths, scores = best.tokens, best.lengths, best.log_probabilities
+        logprobs = best.logprobs
     else:
-        tokens, lengths, scores = (
-            leaf[:, :, None] for leaf in (held.tokens, held.lengths, held.scores)
+        tokens, lengths, scores, logprobs = jax.tree.map(
+            lambda leaf: leaf[:, :, None], (held.tokens, held.lengths, held.scores, held.logprobs)
         )
     # Copies: the state's buffers are given away in the next call.
     held_tokens, held_lengths, held_scores, done = (
@@ -504,6 +516,10 @@ def _collect(
     outputs.lengths[where] = held_lengths[real]
     outputs.scores[where] = held_scores[real]
     outputs.done[where] = done[real]
+    for ours, theirs in zip(
+        jax.tree.leaves(outputs.logprobs), jax.tree.leaves(jax.device_get(logprobs)), strict=True
+    ):
+        ours[where] = theirs[real]
     if not isinstance(held, Beams):
         drafted, accepted = jax.device_get((held.drafted, held.accepted))
         outputs.drafted[where] = drafted[real]

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import beam, choosing, drafting, stopping
+from pid_jax.decoding import beam, choosing, drafting, stopping, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
@@ -68,8 +68,12 @@ def prefill(
     def of_every_beam(values: Int[Array, "B P"]) -> Int[Array, "B P K"]:
         return jnp.broadcast_to(values[:, :, None], (*active.shape, width))
 
+    logprobs = None
+    if strategy.logprobs is not None:
+        places = active.shape if width == 1 else (*active.shape, width)
+        logprobs = token_logprobs.empty(places, min(strategy.logprobs, config.vocab_size), room)
     if width > 1:
-        outputs: Chosen | Beams = beam.start(active, width, room, config.pad_token_id)
+        outputs: Chosen | Beams = beam.start(active, width, room, config.pad_token_id, logprobs)
     else:
         outputs = Chosen(
             tokens=jnp.full((*active.shape, room), config.pad_token_id, jnp.int32),
@@ -78,6 +82,7 @@ def prefill(
             done=~active,
             drafted=jnp.zeros(active.shape, jnp.int32),
             accepted=jnp.zeros(active.shape, jnp.int32),
+            logprobs=logprobs,
         )
     start = Prompts(
         tokens=prompts,

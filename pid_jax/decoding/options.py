@@ -6,12 +6,13 @@ is only a number in it is a leaf of `Controls`, so another temperature compiles 
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pid_jax.data import sequences
 from pid_jax.data.batching import Arr
 from pid_jax.decoding.beam import EarlyStopping
 from pid_jax.decoding.constraints import PrefixForest
@@ -36,6 +37,8 @@ class Strategy:
     """Tokens guessed from the document in each call of the decoder; 0: none."""
     draft_ngram: int = 0
     """The most tokens at an output's end that are sought in the document."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are kept beside each one chosen; None: nothing is."""
 
 
 class Controls(NamedTuple):
@@ -87,7 +90,7 @@ class GenerationOptions:
     """Above 1, tokens of the prompt and of the output so far become less likely."""
     no_repeat_ngram_size: int = 0
     """No n-gram of prompt and output comes twice; 0: it may."""
-    stop: Sequence[str | Sequence[int]] = ()
+    stop: Iterable[Any] = ()
     """An output also ends where it holds one of these texts, or of these lists of token ids;
     its text ends before it. Outputs held to a list of allowed ones are not ended so."""
     draft_tokens: int = 0
@@ -96,8 +99,14 @@ class GenerationOptions:
     they need fewer calls (see `pid_jax.decoding.drafting`)."""
     draft_ngram: int = 3
     """The longest end of an output that is sought in the document for such a guess."""
+    logprobs: int | None = None
+    """Return the log-probability of each token of an output, and of so many of the likeliest
+    tokens at its place; 0: only of the output's own."""
 
     def __post_init__(self) -> None:
+        if self.logprobs is not None:
+            logprobs = sequences.size(self.logprobs, "logprobs", at_least=0)
+            object.__setattr__(self, "logprobs", logprobs)
         self._check_numbers()
         self._check_effects()
         if self.num_beams > 1 and self.do_sample:
@@ -117,10 +126,8 @@ class GenerationOptions:
                 "draft_tokens is for greedy decoding: not with num_beams, do_sample, "
                 "repetition_penalty or no_repeat_ngram_size"
             )
-        if isinstance(self.stop, str):
-            raise UserError("stop must be a list of texts, not one text")
         # Hashable, and safe from what the caller does to its lists later.
-        stop = tuple(item if isinstance(item, str) else tuple(item) for item in self.stop)
+        stop = sequences.texts_or_ids(self.stop, "stop", "a list of texts or lists of token ids")
         object.__setattr__(self, "stop", stop)
 
     def _check_effects(self) -> None:
@@ -178,6 +185,7 @@ class GenerationOptions:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             draft_tokens=self.draft_tokens,
             draft_ngram=self.draft_ngram if self.draft_tokens else 0,
+            logprobs=self.logprobs,
         )
 
     def controls(self, stops: StopAutomaton | None, forest: PrefixForest | None) -> Controls:

@@ -253,6 +253,8 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
         (config.data.validation_split, held_out),
     ):
         log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
+        if (targets := tokenized.target_report()).changed:
+            log.warning("%s: %s", split, targets)
     if held_out.without_target().any():
         raise UserError(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
