@@ -299,11 +299,13 @@ def decoding_array_sizes(
     strategy: Strategy,
     architecture: dict[str, Any] = WIDE,
 ) -> dict[str, list[int]]:
-    """Element counts of every array in the three programs of decoding, fused ones included."""
+    """Element counts of every array in the four programs of decoding, fused ones included."""
     model, params, inputs, controls = shapes_of(documents, prompts, architecture)
-    begin = functools.partial(loop.begin, model, strategy=strategy, room=NEW_TOKENS)
-    arguments = (params, *inputs, None, None, controls)
-    encoded, state = jax.eval_shape(begin, *arguments)
+    encode = functools.partial(prompt_in_decoder.encode, model)
+    encoded = jax.eval_shape(encode, params, *inputs[:2])
+    prefill = functools.partial(loop.prefill, model, strategy=strategy, room=NEW_TOKENS)
+    arguments = (params, encoded, *inputs[2:], None, None, controls)
+    state = jax.eval_shape(prefill, *arguments)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     advance = functools.partial(loop.advance, model, strategy=strategy)
     places = (
@@ -313,7 +315,8 @@ def decoding_array_sizes(
     )
     steps = (params, encoded, state, controls, number, (number, number))
     return {
-        "begin": array_sizes(jax.jit(begin).lower(*arguments)),
+        "encode": array_sizes(jax.jit(encode).lower(params, *inputs[:2])),
+        "prefill": array_sizes(jax.jit(prefill).lower(*arguments)),
         "advance": array_sizes(jax.jit(advance).lower(*steps)),
         "keep": array_sizes(jax.jit(loop.keep).lower(state, *places)),
     }
