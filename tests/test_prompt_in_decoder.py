@@ -371,7 +371,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
     # One document's encoding, or one layer's keys for it, has S * D = S * H * K elements.
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
-    assert max(sizes["begin"]) < DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["encode"] + sizes["prefill"]) < DOCUMENTS * PROMPTS * per_document
     assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
     # Beams make the caches that it reads as large as five prompts' documents.
     assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
@@ -392,14 +392,20 @@ def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, stra
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
-    assert max(sizes["begin"] + sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+    assert (
+        max(sizes["encode"] + sizes["prefill"] + sizes["advance"])
+        < DOCUMENTS * PROMPTS * per_document
+    )
 
 
 @pytest.mark.optimised
 def test_the_same_search_finds_shared_keys():
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)
-    assert min(max(sizes["begin"]), max(sizes["advance"])) >= DOCUMENTS * PROMPTS * per_document
+    assert (
+        min(max(sizes["encode"] + sizes["prefill"]), max(sizes["advance"]))
+        >= DOCUMENTS * PROMPTS * per_document
+    )
 
 
 @pytest.mark.optimised
@@ -407,5 +413,5 @@ def test_the_same_search_finds_the_documents_of_prompt_in_encoder():
     """There each prompt is a document."""
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy())
-    assert max(sizes["begin"]) >= DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["encode"] + sizes["prefill"]) >= DOCUMENTS * PROMPTS * per_document
     assert max(sizes["advance"]) >= DOCUMENTS * PROMPTS * per_document
