@@ -1,13 +1,13 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-import dataclasses
 import functools
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from pid_jax import prompt_in_decoder
+from pid_jax import arguments, prompt_in_decoder
 from pid_jax.checkpoints import huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.data.batching import batches_within, bucket, spread
@@ -26,6 +26,7 @@ from pid_jax.decoding.engines import Engines, together
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.generation_defaults import GenerationDefaults
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
@@ -42,10 +43,21 @@ class PidModel:
     and targets to be scored get the end token.
     """
 
-    def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: Params,
+        tokenizer: Any | None = None,
+        generation_config: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """generation_config: as a checkpoint's `generation_config.json` has it, by its keys."""
         self._model = model
         self._params = params
         self._tokenizer = tokenizer
+        self._generation_config = dict(generation_config)
+        self._defaults = GenerationDefaults(
+            self._generation_config, model.config, has_tokenizer=tokenizer is not None
+        )
 
     @property
     def model(self) -> EncoderDecoder:
@@ -61,6 +73,17 @@ class PidModel:
     def tokenizer(self) -> Any | None:
         """The Hugging Face tokenizer, or None."""
         return self._tokenizer
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """What the checkpoint says of how outputs are chosen, as it says it: `save_pretrained`
+        keeps all of it."""
+        return MappingProxyType(self._generation_config)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of `generate` that the checkpoint sets, where a caller does not."""
+        return MappingProxyType(dict(self._defaults.options))
 
     @functools.cached_property
     def _inputs(self) -> Inputs:
@@ -107,16 +130,16 @@ class PidModel:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes a directory that transformers loads with `from_pretrained`."""
-        huggingface.save(directory, self.model, self.params, self.tokenizer)
+        huggingface.save(directory, self.model, self.params, self.tokenizer, self.generation_config)
 
     def generate(
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
-        num_beams: int = 1,
+        num_beams: int | None = None,
         *,
         allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
         compact: Compaction = "auto",
@@ -132,8 +155,10 @@ class PidModel:
         prompts: one list per document, of any length, none too. method: "pid" encodes each
         document once; "pie" encodes it once per prompt, the prompt before it.
         options: those of `GenerationOptions`: beam search, sampling, penalties, stop sequences,
-        drafts; greedy without any. allowed: nested as the prompts are, for each prompt the list
-        of its allowed outputs, or None where anything is.
+        drafts, barred words. One that is not given, or None, is the checkpoint's, of its
+        `generation_config.json` (see `pid_jax.generation_defaults`), or else the default of
+        `GenerationOptions`: greedy, max_new_tokens=32. allowed: nested as the prompts are, for
+        each prompt the list of its allowed outputs, or None where anything is.
         compact: whether prompts that have ended are dropped from the batch, which compiles a
         few smaller programs; "auto" does where that is likely to repay.
         batch_tokens: how many tokens of documents, prompts and outputs, padding included, are
@@ -150,11 +175,9 @@ class PidModel:
         report: filled with what was done. Results depend on neither batch mates nor order nor
         padding. Raises `UserError` for arguments that do not fit.
         """
-        chosen = _options(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-            **options,
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            {**lengths, "num_beams": num_beams, **options}, held_to_lists=allowed is not None
         )
         examples = self._inputs.examples(documents, prompts)
         work, controls = self._inputs.work(examples, allowed, method, chosen)
@@ -189,8 +212,8 @@ class PidModel:
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         every: int = 1,
@@ -204,11 +227,15 @@ class PidModel:
         For interactive use: documents are decoded in the given order. Each output's last item,
         and only that, is `done` and equal to the result of `generate`, whose arguments these
         are. An output may lack its last character while that is half generated, and what may
-        become a stop sequence. Beam search has no outputs before its end: `UserError`.
+        become a stop sequence. Beam search has no outputs before its end: beams that are asked
+        for are a `UserError`, those of the checkpoint's `generation_config.json` are left out,
+        with a warning in the log.
         """
-        if every < 1:
-            raise UserError(f"every must be at least 1, not {every}")
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        every = arguments.integer("every", every, at_least=1)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            lengths | options, streamed=True, held_to_lists=allowed is not None
+        )
         if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
             raise UserError("stream yields one growing output: not num_beams, several sequences")
         work, controls = self._inputs.work(
@@ -252,8 +279,8 @@ class PidModel:
         document_tokens: int,
         prompts: int,
         prompt_tokens: int,
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         documents: int = 1,
@@ -265,7 +292,12 @@ class PidModel:
         Sizes are rounded up as those of a batch are. Programs with `allowed` are not covered:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(lengths | options)
+        document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
+        prompts = arguments.integer("prompts", prompts, at_least=1)
+        prompt_tokens = arguments.integer("prompt_tokens", prompt_tokens, at_least=0)
+        documents = arguments.integer("documents", documents, at_least=1)
         fill = [self.config.pad_token_id]
         example = TokenizedExample(
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
@@ -300,9 +332,9 @@ class PidModel:
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
         examples = self._inputs.examples(documents, prompts, targets)
-        work, _ = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
+        work, _ = self._inputs.work(examples, None, method, GenerationOptions(max_new_tokens=1))
         longest = max((len(t) for example in examples for t in example.targets), default=0)
-        lengths = _options(max_new_tokens=max(longest, 1))
+        lengths = GenerationOptions(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]
         for indices in self._batches(work, batch_tokens, batch_size, lengths):
             batch, _ = self._inputs.collate([work.examples[i] for i in indices])
@@ -321,11 +353,11 @@ class PidModel:
         sort: bool = True,
     ) -> list[list[int]]:
         """Indices of the examples that are decoded together; those without prompts are in none."""
-        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
         if batch_tokens is None:
             batch_tokens = 4096 if jax.default_backend() == "cpu" else 65536
+        batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
+        if batch_size is not None:
+            batch_size = arguments.integer("batch_size", batch_size, at_least=1)
         asked = [i for i, example in enumerate(work.examples) if example.prompts]
         batches = batches_within(
             [work.examples[i] for i in asked],
@@ -400,14 +432,6 @@ def _next_of(waiting: "deque[list[int]]") -> list[int] | None:
         return waiting.popleft()  # at once: other threads take from it too
     except IndexError:
         return None
-
-
-def _options(**given: Any) -> GenerationOptions:
-    known = {field.name for field in dataclasses.fields(GenerationOptions)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return GenerationOptions(**given)
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from pid_jax.decoding.engine import Outputs
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.models.protocol import Config, end_token_ids
 
+NOTHING_FOUND = -1e9
+"""The score of an empty output where beam search found none, as in transformers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -51,7 +54,7 @@ class Reader:
         options: GenerationOptions,
         spelled: Mapping[tuple[int, ...], str],
     ) -> list[Generation]:
-        """The outputs of one prompt that hold any token, the best first.
+        """The outputs of one prompt that hold any token, the best first; else an empty one.
 
         spelled: the texts of its list of allowed outputs, by their tokens. Of an output that is
         not done, what may yet change is left out: half a character, half a stop sequence.
@@ -71,6 +74,8 @@ class Reader:
                 if text is None:
                     text = self._text(tokens, options, done)
                 generations.append(Generation(text, tokens, float(score)))
+        if done and not generations:
+            generations.append(Generation(self._text([], options, done), [], NOTHING_FOUND))
         return generations
 
     def _tokens(self, tokens: list[int], options: GenerationOptions, done: bool) -> list[int]:

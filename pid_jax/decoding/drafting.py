@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import constraints, rules
-from pid_jax.decoding.choosing import after_stops
+from pid_jax.decoding import barring, constraints, rules
+from pid_jax.decoding.choosing import after_stops, rule_by_place
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past, end_token_ids
@@ -83,7 +83,7 @@ def verify(
     next_logits, cache = _read(model, params, encoded, prompts, chosen, read)
     nodes = _nodes_along(prompts.node, drafts, controls)
     places = chosen.lengths[..., None] + jnp.arange(read.shape[-1])
-    tokens = _greedy(model, next_logits, places, nodes, controls)
+    tokens = _greedy(model, next_logits, prompts, drafts, places, nodes, controls)
     right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1).sum(axis=-1)
 
     stop_states = _stop_states_along(prompts, tokens, controls)
@@ -170,19 +170,41 @@ def _read(
 def _greedy(
     model: EncoderDecoder,
     logits: Float[Array, "B P D1 V"],
+    prompts: Prompts,
+    drafts: Int[Array, "B P D"],
     places: Int[Array, "B P D1"],
     nodes: Int[Array, "B P D1"] | None,
     controls: Controls,
 ) -> Int[Array, "B P D1"]:
     """What plain greedy decoding chooses from these logits, at these places of the output."""
-    too_early = places < controls.min_new_tokens
-    ruled = rules.bar_tokens(logits, end_token_ids(model.config), too_early)
-    is_last = places + 1 == controls.max_new_tokens
-    # The first token is chosen before there are drafts.
-    ruled = rules.force_first_and_last(ruled, model.config, jnp.zeros_like(is_last), is_last)
+    ruled = logits
+    if controls.words is not None:
+        history, mask = _history_with(prompts, drafts)
+        rows = (*logits.shape[:3], history.shape[-1])
+        ruled = barring.bar_words(
+            ruled,
+            jnp.broadcast_to(history[:, :, None], rows),
+            jnp.broadcast_to(mask[:, :, None], rows),
+            prompts.tokens.shape[2] + places,
+            controls.words,
+        )
+    ruled = rule_by_place(model.config, prompts, ruled, places, controls)
     if controls.forest is not None and nodes is not None:
         ruled = constraints.constrain(ruled, logits, controls.forest, nodes)
     return rules.likeliest(ruled)
+
+
+def _history_with(
+    prompts: Prompts, drafts: Int[Array, "B P D"]
+) -> tuple[Int[Array, "B P W"], Bool[Array, "B P W"]]:
+    """Prompt, output and these drafts, as if all of them were right."""
+    chosen = prompts.outputs
+    assert isinstance(chosen, Chosen)
+    room = jnp.zeros(drafts.shape, chosen.tokens.dtype)
+    tokens = jnp.concatenate([chosen.tokens, room], axis=-1)
+    tokens = _written(tokens, drafts, chosen.lengths, jnp.int32(drafts.shape[-1]))
+    mask = jnp.concatenate([prompts.mask, jnp.ones_like(tokens, bool)], axis=-1)
+    return jnp.concatenate([prompts.tokens, tokens], axis=-1), mask
 
 
 def _nodes_along(

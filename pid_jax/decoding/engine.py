@@ -80,8 +80,7 @@ class Job:
 
     def kind(self, size: tuple[int, ...]) -> Hashable:
         """What a step is compiled for, at (documents, prompts) of this size."""
-        tables = self.controls.stops, self.controls.forest
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tables))
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(self.controls))
         return self.strategy, shapes, self.shape_at(size)
 
     def shape_at(self, size: tuple[int, ...]) -> BatchShape:

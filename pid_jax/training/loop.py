@@ -216,7 +216,8 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
     else:
         model, params, tokenizer = assembly.new_model(config, examples)
-        assembly.save_model(workdir / MODEL, model, tokenizer)
+        generation = assembly.generation_of(config)
+        assembly.save_model(workdir / MODEL, model, tokenizer, generation)
     with replacing(workdir / CONFIG) as file:
         file.write_text(configuration.to_json(config), encoding="utf-8")
 
