@@ -53,6 +53,8 @@ def add_fields(parser: "argparse._ActionsContainer", options: type, otherwise: s
 
 def _argument(field: "dataclasses.Field[Any]", text: str, otherwise: str) -> dict[str, Any]:
     default = field.default
+    if field.type == int | None:
+        return {"type": int, "metavar": "N", "help": text}
     if default == ():
         text += " May be given more than once."
         item: dict[str, Any] = {"type": str, "metavar": "TEXT"}

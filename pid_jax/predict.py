@@ -27,7 +27,7 @@ from pid_jax.generation_defaults import GenerationDefaults, check_alone
 from pid_jax.inputs import Inputs
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
-from pid_jax.tasks import jsonl
+from pid_jax.tasks import jsonl, text_files
 
 DESCRIPTION = """\
 Answers every prompt of a JSON-lines file with a trained model.
@@ -37,10 +37,13 @@ Each input line is one document and what is asked of it:
   {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "..."}]}
 
 The output holds the same lines in the same order; each subtask gains "prediction", the
-generated text, and "score", the natural logarithm of that text's probability; and with
---num-return-sequences "alternatives", a list of such pairs. Anything else on a line stays as it
-is. A subtask may have "allowed": ["north", "south"]: its prediction is then one of these texts.
-Files of any size are read and written piece by piece.
+generated text, "score", the natural logarithm of that text's probability, and "finish_reason",
+"stop" for an answer that ended or "length" for one cut at --max-new-tokens; with
+--num-return-sequences "alternatives", a list of such answers; with --logprobs=N "logprobs", for
+each token {"token": id, "logprob": x, "top": [[id, x], ...]} with the N likeliest. Anything else
+on a line stays as it is. A subtask may have "allowed": ["north", "south"]: its prediction is then
+one of these texts.
+Files of any size are read and written piece by piece; gzip may have packed the input.
 
 The output file appears only once it is complete. Until then the answers are in OUTPUT.partial:
 if the command is stopped or killed, the same command goes on from there. It refuses to where
@@ -138,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _predict_file(options: argparse.Namespace) -> Counts:
+    if options.output.suffix.lower() == ".gz":
+        raise UserError(
+            f"--output={options.output}: the output is written as plain text: leave .gz out"
+        )
     if options.write_every < 1:
         raise UserError(f"--write-every must be at least 1, not {options.write_every}")
     for name in ("batch_tokens", "batch_size"):
@@ -155,7 +162,10 @@ def _predict_file(options: argparse.Namespace) -> Counts:
     generation = {**chosen, "method": options.method or orbax.trained_method(options.checkpoint)}
     counts, report, started = Counts(), DecodingReport(), time.perf_counter()
 
-    with _opened(options.input) as (stream, name), _Progress(counts, stream, name) as progress:
+    with (
+        _opened(options.input) as (file, stream, name),
+        _Progress(counts, file, name) as progress,
+    ):
 
         def report_bad_line(error: UserError) -> None:
             counts.bad_lines += 1
@@ -202,13 +212,14 @@ def _is_standard(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """The input and what to call it."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, str]]:
+    """The input as it is, the text in it, and what to call it."""
     if _is_standard(path):
-        yield sys.stdin.buffer, "standard input"
+        name = "standard input"
+        yield sys.stdin.buffer, text_files.text_of(sys.stdin.buffer, name), name
     else:
-        with jsonl.opened(path) as file:
-            yield file, str(path)
+        with text_files.opened(path) as (file, text):
+            yield file, text, str(path)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ PiE is the baseline, and the same code: a batch in which every (document, prompt
 document of its own, whose one prompt is empty (`prompt_in_encoder`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -44,7 +44,14 @@ def encode(
     document_mask: Bool[Arr, "B S"],
     dropout_key: Key[Array, ""] | None = None,
 ) -> EncodedDocuments:
-    """Encodes each document once and projects its cross-attention keys and values once."""
+    """Encodes each document once and projects its cross-attention keys and values once.
+
+    An empty document is read as a single padding token, as transformers reads it. Attention to
+    masked tokens only would depend on their number, hence on the batch.
+    """
+    empty = ~jnp.any(document_mask, axis=1, keepdims=True)
+    documents = jnp.where(empty, model.config.pad_token_id, documents)
+    document_mask = document_mask | (empty & (jnp.arange(documents.shape[1]) == 0))
     variables = {"params": params}
     encoder_output = model.apply(
         variables,
@@ -62,10 +69,10 @@ def decode(
     model: EncoderDecoder,
     params: Params,
     encoded: EncodedDocuments,
-    tokens: Int[Array, "B P L"],
-    token_mask: Bool[Array, "B P L"],
-    positions: Int[Array, "B P L"],
-    slots: Int[Array, "#B L"] | Int[Array, "B P L"],
+    tokens: Int[Arr, "B P L"],
+    token_mask: Bool[Arr, "B P L"],
+    positions: Int[Arr, "B P L"],
+    slots: Int[Arr, "#B L"] | Int[Arr, "B P L"],
     past: Past | None = None,
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B P L D"], tuple[KeyValue, ...]]:
@@ -75,6 +82,7 @@ def decode(
     `[B, P, H, K, M]`, and so do the keys and values returned for the new tokens. `slots` has
     one only where the prompts of a document do not agree on the slots of their tokens.
     """
+    encoded = jax.tree.map(jnp.asarray, encoded)
 
     def decode_one_prompt(
         tokens: Int[Array, "B L"],
@@ -101,10 +109,17 @@ def decode(
     keys = None if dropout_key is None else jax.random.split(dropout_key, tokens.shape[1])
     over_slots = 1 if slots.ndim == 3 else None
     over_prompts = jax.vmap(decode_one_prompt, in_axes=(1, 1, 1, over_slots, 1, 0), out_axes=1)
-    return over_prompts(tokens, token_mask, positions, slots, past, keys)
+    return over_prompts(
+        jnp.asarray(tokens),
+        jnp.asarray(token_mask),
+        jnp.asarray(positions),
+        jnp.asarray(slots),
+        past,
+        keys,
+    )
 
 
-def positions_of(mask: Bool[Array, "*batch L"]) -> Int[Array, "*batch L"]:
+def positions_of(mask: Bool[Arr, "*batch L"]) -> Int[Array, "*batch L"]:
     """Each token's position in its own sequence; padding before it is not counted."""
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
@@ -120,48 +135,117 @@ def teacher_forced_logits(
     The decoder reads `[start ; prompt ; target]` less the target's last token; only the
     outputs that predict a target token reach the head.
     """
+    predicting = _predicting_outputs(model, params, batch, dropout_key)
+    return model.apply({"params": params}, predicting, method="logits")
+
+
+def _predicting_outputs(
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None = None,
+    encoded: EncodedDocuments | None = None,
+) -> Float[Array, "B P T D"]:
+    """The decoder's outputs from which the head predicts the target tokens."""
     encoder_key = decoder_key = None
     if dropout_key is not None:
         encoder_key, decoder_key = jax.random.split(dropout_key)
-    encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
+    if encoded is None:
+        encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
     tokens = jnp.concatenate([batch.prompts, batch.targets[..., :-1]], axis=-1)
     mask = jnp.concatenate([batch.prompt_mask, batch.target_mask[..., :-1]], axis=-1)
     slots = jnp.arange(tokens.shape[-1])[None]
     hidden, _ = decode(
         model, params, encoded, tokens, mask, positions_of(mask), slots, dropout_key=decoder_key
     )
-    predicting = hidden[:, :, batch.prompts.shape[-1] - 1 :]
-    return model.apply({"params": params}, predicting, method="logits")
+    return hidden[:, :, batch.prompts.shape[-1] - 1 :]
 
 
 def token_log_probabilities(
-    logits: Float[Array, "*rows V"], tokens: Int[Arr, "*rows"]
+    logits: Float[Arr, "*rows V"], tokens: Int[Arr, "*rows"]
 ) -> Float[Array, "*rows"]:
     """The logarithm of the softmax of the logits at these tokens."""
     of_tokens = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return of_tokens - jax.nn.logsumexp(logits, axis=-1)
 
 
+LOGITS_AT_ONCE = 1 << 25
+"""The most logits that scoring holds (128 MiB in float32), unless one vocabulary has more."""
+
+
 def target_log_probabilities(
-    model: EncoderDecoder, params: Params, batch: Batch
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    encoded: EncodedDocuments | None = None,
 ) -> Float[Array, "B P"]:
-    """log p(target | document, prompt), summed over the target's tokens; 0 for no target."""
-    logits = teacher_forced_logits(model, params, batch)
-    log_probabilities = token_log_probabilities(logits, batch.targets)
-    return jnp.where(batch.target_mask, log_probabilities, 0.0).sum(axis=-1)
+    """log p(target | document, prompt), summed over the target's tokens; 0 for no target.
+
+    encoded: the batch's documents, where they are encoded already.
+
+    The head runs on some target tokens at a time: memory does not grow with tokens times
+    vocabulary.
+    """
+    targets = jnp.asarray(batch.targets)
+    hidden = _predicting_outputs(model, params, batch, encoded=encoded)
+
+    def log_probabilities(hidden: Float[Array, "N D"], tokens: Int[Array, " N"]) -> Array:
+        logits = model.apply({"params": params}, hidden, method="logits")
+        return token_log_probabilities(logits, tokens)
+
+    rows = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    found = _by_chunks(log_probabilities, max(LOGITS_AT_ONCE // model.config.vocab_size, 1), *rows)
+    return jnp.where(batch.target_mask, found.reshape(targets.shape), 0.0).sum(axis=-1)
+
+
+def _by_chunks(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """`function(*arrays)`, computed from `size` rows of the arrays at a time."""
+    count = len(arrays[0])
+    if count <= size:
+        return function(*arrays)
+    chunks = -(-count // size)
+    size = -(-count // chunks)  # of equal sizes, so that little is padding
+
+    def in_chunks(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(chunks, size, *x.shape[1:])
+
+    found = jax.lax.map(lambda rows: function(*rows), tuple(map(in_chunks, arrays)))
+    return found.reshape(-1, *found.shape[2:])[:count]
 
 
 class LossMetrics(NamedTuple):
-    """What one batch says of the model. Means are over the batch's target tokens or subtasks."""
+    """What one batch says of the model, as sums and counts, from which the means follow.
 
-    loss: Float[Array, ""]
-    """Cross-entropy in nats per target token, without label smoothing or z-loss."""
-    token_accuracy: Float[Array, ""]
-    exact_match: Float[Array, ""]
-    """Share of subtasks whose every target token is the likeliest given those before it."""
-    target_tokens: Int[Array, ""]
-    subtasks: Int[Array, ""]
+    The fields of several batches, shards or micro-batches add up
+    (`jax.tree.map(jnp.add, first, second)`, `jax.lax.psum(metrics, axis)`), and the means of the
+    result are those of all their tokens, however unequally these are distributed.
+    """
+
+    loss_sum: Float[Arr, ""]
+    """Cross-entropy of all target tokens in nats, without label smoothing or z-loss."""
+    correct_tokens: Int[Arr, ""]
+    """Target tokens that are the likeliest ones given those before them."""
+    exact_matches: Int[Arr, ""]
+    """Subtasks whose every target token is so."""
+    target_tokens: Int[Arr, ""]
+    subtasks: Int[Arr, ""]
     """Those that have a target."""
+
+    @property
+    def loss(self) -> Float[Arr, ""]:
+        """Cross-entropy in nats per target token; 0 without any."""
+        return self.loss_sum / jnp.maximum(self.target_tokens, 1)
+
+    @property
+    def token_accuracy(self) -> Float[Arr, ""]:
+        """Share of target tokens that are correct; 0 without any."""
+        return self.correct_tokens / jnp.maximum(self.target_tokens, 1)
+
+    @property
+    def exact_match(self) -> Float[Arr, ""]:
+        """Share of subtasks that match exactly; 0 without any."""
+        return self.exact_matches / jnp.maximum(self.subtasks, 1)
 
 
 def loss(
@@ -178,6 +262,8 @@ def loss(
     label_smoothing: the share of the target's probability spread evenly over the vocabulary
     (Szegedy et al., arXiv 1512.00567, section 7). z_loss: weight of the squared log of the
     softmax's normaliser (Chowdhery et al., arXiv 2204.02311, section 5).
+    To average losses or gradients of several batches over their tokens, weight each by its
+    `LossMetrics.target_tokens`.
     """
     logits = teacher_forced_logits(model, params, batch, dropout_key)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
@@ -190,23 +276,17 @@ def loss(
         objective = objective + z_loss * jnp.square(normaliser)
 
     mask = batch.target_mask
-    tokens = mask.sum(dtype=jnp.int32)
     has_target = mask.any(axis=-1)
-    subtasks = has_target.sum(dtype=jnp.int32)
-    right = (logits.argmax(axis=-1) == batch.targets) | ~mask
-
-    def mean(values: Float[Array, "B P T"]) -> Float[Array, ""]:
-        return jnp.where(mask, values, 0.0).sum() / jnp.maximum(tokens, 1)
-
-    exact = (right.all(axis=-1) & has_target).sum() / jnp.maximum(subtasks, 1)
+    right = logits.argmax(axis=-1) == batch.targets
     metrics = LossMetrics(
-        loss=mean(cross_entropy),
-        token_accuracy=mean(right.astype(jnp.float32)),
-        exact_match=exact.astype(jnp.float32),
-        target_tokens=tokens,
-        subtasks=subtasks,
+        loss_sum=jnp.where(mask, cross_entropy, 0.0).sum(),
+        correct_tokens=(right & mask).sum(dtype=jnp.int32),
+        exact_matches=((right | ~mask).all(axis=-1) & has_target).sum(dtype=jnp.int32),
+        target_tokens=jnp.sum(mask, dtype=jnp.int32),
+        subtasks=jnp.sum(has_target, dtype=jnp.int32),
     )
-    return mean(objective), metrics
+    total = jnp.where(mask, objective, 0.0).sum()
+    return total / jnp.maximum(metrics.target_tokens, 1), metrics
 
 
 def prompt_in_encoder(

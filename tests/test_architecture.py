@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
     ("errors",),
-    ("arguments", "atomic_file", "command_line", "compilation_cache", "programs"),
+    ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
-    ("prompt_in_decoder", "tasks", "checkpoints"),
+    ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),
     ("decoding",),
     ("generation_defaults", "inputs", "outputs"),
     ("model",),

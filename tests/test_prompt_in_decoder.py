@@ -126,6 +126,79 @@ def test_exact_match_counts_whole_targets(tiny_model):
     assert metrics.subtasks == 2
 
 
+def test_numpy_batches_need_no_jit(tiny_model):
+    model, params, batch = tiny_model.model, tiny_model.params, batch_of(EXAMPLES)
+    assert all(isinstance(leaf, np.ndarray) for leaf in batch)
+    of = prompt_in_decoder
+    encoded = of.encode(model, params, batch.documents, batch.document_mask)
+    logits = of.teacher_forced_logits(model, params, batch)
+    np.testing.assert_allclose(logits, logits_of(model, params, batch), atol=1e-5)
+    loss, metrics = of.loss(model, params, batch)
+    in_jit, metrics_in_jit = loss_of(model, params, batch)
+    assert float(loss) == pytest.approx(float(in_jit), rel=1e-5)
+    np.testing.assert_allclose(metrics, metrics_in_jit, rtol=1e-5)
+    np.testing.assert_allclose(
+        of.target_log_probabilities(model, params, batch).sum(), -metrics.loss_sum, rtol=1e-5
+    )
+    # What a document was encoded to, fetched to the host and decoded from there.
+    slots = np.arange(batch.prompts.shape[-1])[None]
+    arguments = batch.prompts, batch.prompt_mask, of.positions_of(batch.prompt_mask), slots
+    hidden, _ = of.decode(model, params, encoded, *arguments)
+    again, _ = of.decode(model, params, jax.device_get(encoded), *map(np.asarray, arguments))
+    np.testing.assert_array_equal(hidden, again)
+
+
+def test_the_sums_of_batches_of_unequal_token_counts_add_up(tiny_model):
+    def of_batch(examples):
+        return loss_of(tiny_model.model, tiny_model.params, batch_of(examples))
+
+    whole_loss, whole = of_batch(EXAMPLES)
+    (loss_a, a), (loss_b, b) = (of_batch([example]) for example in EXAMPLES)
+    assert (a.target_tokens, b.target_tokens) == (5, 1)
+    added = jax.tree.map(jnp.add, a, b)
+    np.testing.assert_allclose(added, whole, rtol=1e-5)
+    np.testing.assert_allclose(added.loss, whole.loss, rtol=1e-5)
+    assert (added.token_accuracy, added.exact_match) == (whole.token_accuracy, whole.exact_match)
+    assert abs(float(loss_a + loss_b) / 2 - float(whole_loss)) > 1e-3  # the mean of means is not it
+
+
+def test_a_loss_without_targets_is_zero_and_not_nan(tiny_model):
+    batch = batch_of(EXAMPLES)
+    none = batch._replace(target_mask=np.zeros_like(batch.target_mask))
+    loss, metrics = loss_of(tiny_model.model, tiny_model.params, none)
+    assert (loss, metrics.loss, metrics.token_accuracy, metrics.exact_match) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 64, 3 * 64, 64 * 64])
+def test_scores_do_not_depend_on_how_many_logits_are_held(tiny_model, monkeypatch, logits_at_once):
+    batch = batch_of(EXAMPLES, BatchShape(2, 5, 2, 4, 3))
+    logits = logits_of(tiny_model.model, tiny_model.params, batch)
+    rows = jax.nn.log_softmax(np.asarray(logits))
+    expected = np.take_along_axis(np.asarray(rows), batch.targets[..., None], -1)[..., 0]
+    expected = np.where(batch.target_mask, expected, 0).sum(-1)
+    monkeypatch.setattr(prompt_in_decoder, "LOGITS_AT_ONCE", logits_at_once)
+    found = prompt_in_decoder.target_log_probabilities(tiny_model.model, tiny_model.params, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.optimised
+def test_scoring_with_a_large_vocabulary_holds_few_logits_at_once():
+    """One document and 60 prompts, mT5's vocabulary: all logits take 1.9 GB."""
+    model = models.build(WIDE | {"model_type": "mt5", "vocab_size": 250_112})
+    prompts, target_tokens = 60, 32
+
+    def tokens(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
+
+    batch = Batch(*tokens(1, 64), *tokens(1, prompts, 8), *tokens(1, prompts, target_tokens))
+    score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
+    lowered = score.lower(model, models.abstract_params(model), batch)
+    assert max(array_sizes(lowered)) <= prompt_in_decoder.LOGITS_AT_ONCE
+    temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+    print(f"temporaries: {temporaries / 1e6:.0f} MB")
+    assert temporaries < 3 * 4 * prompt_in_decoder.LOGITS_AT_ONCE
+
+
 def test_dropout_is_drawn_for_every_prompt_and_only_with_a_key(tiny_model):
     same = TokenizedExample("a", [5, 6, 7, 1], [[9, 10]] * 3, [[12, 1]] * 3)
     batch = batch_of([same])

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
-from pid_jax.decoding import barring, beam, constraints, rules, stopping
+from pid_jax.decoding import barring, beam, constraints, rules, stopping, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
 from pid_jax.decoding.stopping import StopAutomaton
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import Config, EncoderDecoder, end_token_ids
 
 
@@ -51,6 +52,11 @@ def _extend(
     likeliest = rules.likeliest(ruled)
     token = jnp.where(chosen.done, model.config.pad_token_id, likeliest)
     log_probability = prompt_in_decoder.token_log_probabilities(next_logits, token)
+    logprobs = chosen.logprobs
+    if logprobs is not None:
+        beside = token_logprobs.likeliest(next_logits, logprobs.top.shape[-2])
+        here = TokenLogprobs(log_probability, *beside)
+        logprobs = token_logprobs.written(logprobs, here, step)
     node, stop_state = _follow(prompts, token[..., None], controls)
     done = chosen.done | rules.is_one_of(token, end_token_ids(model.config))
     done |= step + 1 >= controls.max_new_tokens
@@ -67,6 +73,7 @@ def _extend(
                 lengths=chosen.lengths + ~chosen.done,
                 scores=chosen.scores + jnp.where(chosen.done, 0.0, log_probability),
                 done=done,
+                logprobs=logprobs,
             ),
         ),
     )

@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import barring, constraints, rules
+from pid_jax.decoding import barring, constraints, rules, token_logprobs
 from pid_jax.decoding.choosing import after_stops, rule_by_place
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past, end_token_ids
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
@@ -102,6 +103,17 @@ def verify(
     if controls.forest is not None and nodes is not None:
         node = constraints.next_node(controls.forest, _at(nodes, last_one), last)
     log_probabilities = prompt_in_decoder.token_log_probabilities(next_logits, tokens)
+    logprobs = chosen.logprobs
+    if logprobs is not None:
+        top, top_tokens = (
+            jnp.moveaxis(leaf, -1, -2)
+            for leaf in token_logprobs.likeliest(next_logits, logprobs.top.shape[-2])
+        )
+        logprobs = TokenLogprobs(
+            _written(logprobs.chosen, log_probabilities, chosen.lengths, count),
+            _written(logprobs.top, top, chosen.lengths[..., None], count[..., None]),
+            _written(logprobs.top_tokens, top_tokens, chosen.lengths[..., None], count[..., None]),
+        )
     return State(
         step + 1,
         prompts._replace(
@@ -117,6 +129,7 @@ def verify(
                 drafted=chosen.drafted + jnp.where(chosen.done, 0, found),
                 # What follows them may be right too, by chance: it was not read off the document.
                 accepted=chosen.accepted + jnp.minimum(jnp.minimum(right, count), found),
+                logprobs=logprobs,
             ),
         ),
     )

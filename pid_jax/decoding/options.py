@@ -6,7 +6,7 @@ is only a number in it is a leaf of `Controls`, so another temperature compiles 
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pid_jax import arguments
+from pid_jax.data import sequences
 from pid_jax.data.batching import Arr
 from pid_jax.decoding.barring import BarredWords, SuppressedTokens
 from pid_jax.decoding.beam import EarlyStopping
@@ -39,6 +40,8 @@ class Strategy:
     """Tokens guessed from the document in each call of the decoder; 0: none."""
     draft_ngram: int = 0
     """The most tokens at an output's end that are sought in the document."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are kept beside each one chosen; None: nothing is."""
 
 
 class Controls(NamedTuple):
@@ -92,7 +95,7 @@ class GenerationOptions:
     """Above 1, tokens of the prompt and of the output so far become less likely."""
     no_repeat_ngram_size: int = 0
     """No n-gram of prompt and output comes twice; 0: it may."""
-    stop: Sequence[str | Sequence[int]] = ()
+    stop: Iterable[Any] = ()
     """An output also ends where it holds one of these texts, or of these lists of token ids;
     its text ends before it. Outputs held to a list of allowed ones are not ended so."""
     suppress_tokens: Sequence[int] = ()
@@ -108,6 +111,9 @@ class GenerationOptions:
     they need fewer calls (see `pid_jax.decoding.drafting`)."""
     draft_ngram: int = 3
     """The longest end of an output that is sought in the document for such a guess."""
+    logprobs: int | None = None
+    """Return the log-probability of each token of an output, and of so many of the likeliest
+    tokens at its place; 0: only of the output's own."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -180,6 +186,7 @@ class GenerationOptions:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             draft_tokens=self.draft_tokens,
             draft_ngram=self.draft_ngram if self.draft_tokens else 0,
+            logprobs=self.logprobs,
         )
 
     def controls(
@@ -221,6 +228,14 @@ def _early_stopping(name: str, value: Any) -> EarlyStopping:
     return bool(value)
 
 
+def _stop(name: str, value: Any) -> tuple[str | tuple[int, ...], ...]:
+    return sequences.texts_or_ids(value, name, "a list of texts or lists of token ids")
+
+
+def _logprobs(name: str, value: Any) -> int | None:
+    return None if value is None else arguments.integer(name, value, 0)
+
+
 _READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
     {
         "max_new_tokens": arguments.integer,
@@ -236,12 +251,13 @@ _READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
         "seed": arguments.integer,
         "repetition_penalty": arguments.real,
         "no_repeat_ngram_size": _at_least(0),
-        "stop": arguments.texts_or_token_lists,
+        "stop": _stop,
         "suppress_tokens": arguments.token_ids,
         "begin_suppress_tokens": arguments.token_ids,
         "bad_words_ids": arguments.token_lists,
         "draft_tokens": _at_least(0),
         "draft_ngram": _at_least(1),
+        "logprobs": _logprobs,
     }
 )
 

@@ -16,6 +16,7 @@ from pid_jax import models, tasks
 from pid_jax.checkpoints import generation_config, huggingface, orbax
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import (
     Limits,
@@ -26,7 +27,7 @@ from pid_jax.data.tokenizing import (
 )
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
 
 
 def tokenize(
-    config: ConfigDict, examples: Sequence[Example], model: EncoderDecoder, tokenizer: Tokenizer
+    config: ConfigDict, examples: Iterable[Example], model: EncoderDecoder, tokenizer: Tokenizer
 ) -> TokenizedExamples:
     """The examples in token ids, cut to the run's limits.
 
@@ -172,7 +173,11 @@ def tokenize(
     lengths = limits(config)
     _check_positions(config.method, lengths, model.config)
     tokenized = TokenizedExamples(
-        examples, tokenizer, lengths, end_token_id=model.config.eos_token_id
+        examples,
+        tokenizer,
+        lengths,
+        end_token_id=model.config.eos_token_id,
+        text_of=Detokenizer(tokenizer, control_token_ids(model.config)).text,
     )
     # A tokenizer may have more tokens than the model: bart-large-cnn's <mask> has no embedding.
     found = models.why_unreadable(model.config, tokenized.tokens.tolist())

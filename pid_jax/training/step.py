@@ -113,7 +113,11 @@ def train_step(
     gradient_norm = optax.tree.norm(gradients)
     parameter_norm = optax.tree.norm(params)
     report = {
-        **{name: metric.astype(jnp.float32) for name, metric in metrics._asdict().items()},
+        "loss": metrics.loss,
+        "token_accuracy": metrics.token_accuracy,
+        "exact_match": metrics.exact_match,
+        "target_tokens": metrics.target_tokens.astype(jnp.float32),
+        "subtasks": metrics.subtasks.astype(jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
         "learning_rate": schedule(state.step),

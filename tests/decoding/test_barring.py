@@ -80,11 +80,10 @@ def test_nothing_barred_makes_no_table_and_no_other_program() -> None:
 
 @pytest.mark.parametrize("name", ["suppress_tokens", "begin_suppress_tokens", "bad_words_ids"])
 def test_ids_that_no_token_has_are_named(name: str) -> None:
+    makers = {
+        "suppress_tokens": lambda: barring.suppressed_tokens([9], (), VOCAB),
+        "begin_suppress_tokens": lambda: barring.suppressed_tokens((), [9], VOCAB),
+        "bad_words_ids": lambda: barring.barred_words([[3, 9]], [END], VOCAB),
+    }
     with pytest.raises(UserError, match=f"{name} holds the token id 9, but ids go from 0 to 8"):
-        match name:
-            case "suppress_tokens":
-                barring.suppressed_tokens([9], (), VOCAB)
-            case "begin_suppress_tokens":
-                barring.suppressed_tokens((), [9], VOCAB)
-            case _:
-                barring.barred_words([[3, 9]], [END], VOCAB)
+        makers[name]()

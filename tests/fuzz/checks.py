@@ -1,0 +1,167 @@
+"""One call of `generate`, compared prompt by prompt with plain greedy and with transformers."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from pid_jax.outputs import Generation
+from tests.fuzz import pairs, plain, theirs, watchdog
+from tests.fuzz.cases import Case, Tokens
+from tests.fuzz.pairs import Pair
+from tests.fuzz.plain import Asked, Fault
+
+SECONDS = 180
+"""What a call may take, compilation included, on a busy machine."""
+COMPARED = 3
+"""Prompts of a call that transformers answers, too."""
+NOISE = 2e-5
+ATTEMPTS = 12
+"""Of as many reruns with noise, one that gives our beams shows that a tie decided."""
+SCORE_TOLERANCE = 2e-3
+
+
+@dataclasses.dataclass
+class Tally:
+    """What came of the cases."""
+
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [f"{count:8,} {name}" for name, count in self.counts.items()]
+        return "\n".join([*rows, f"{len(self.faults):8,} faults"])
+
+
+def check(case: Case, tally: Tally, seconds: int = SECONDS) -> None:
+    """Runs a case and adds to the tally what came of it."""
+    tally.counts["calls"] += 1
+    pair = pairs.of(case.kind.pair)
+    try:
+        with watchdog.limit(seconds):
+            generations = pair.ours.generate(case.documents, case.prompts, **case.options)
+            if case.every is not None:
+                _check_stream(case, pair, generations, tally)
+        compared = _compared(case)
+        for i, j in _places(case):
+            asked = _asked(case, pair, i, j)
+            where = f"prompts[{i}][{j}]"
+            _check_prompt(asked, generations[i][j], (i, j) in compared, where, tally)
+    except Fault as fault:
+        tally.faults.append(f"{fault}\n  {case}")
+    except watchdog.Hang as hang:
+        tally.faults.append(f"HANG: {hang}\n  {case}")
+    except Exception as error:  # whatever it is, the other cases go on
+        tally.faults.append(f"{type(error).__name__}: {error}\n  {case}")
+
+
+def _places(case: Case) -> Iterator[tuple[int, int]]:
+    for i, row in enumerate(case.prompts):
+        for j in range(len(row)):
+            yield i, j
+
+
+def _compared(case: Case) -> set[tuple[int, int]]:
+    places = list(_places(case))
+    random = np.random.default_rng(case.number)
+    count = min(COMPARED, len(places))
+    return {places[k] for k in random.choice(len(places), count, replace=False)}
+
+
+def _asked(case: Case, pair: Pair, i: int, j: int) -> Asked:
+    document, prompt = case.documents[i], case.prompts[i][j]
+    if case.options["method"] == "pie":
+        document, prompt = [*prompt, *document], []
+    allowed = case.options.get("allowed")
+    return Asked(pair, document, prompt, case.options, None if allowed is None else allowed[i][j])
+
+
+def _check_prompt(
+    asked: Asked, generation: Generation, compared: bool, where: str, tally: Tally
+) -> None:
+    tally.counts["prompts"] += 1
+    outputs = [generation, *generation.alternatives]
+    try:
+        if asked.options.get("num_beams", 1) == 1:
+            _check_greedy(asked, generation, compared, tally)
+        else:
+            for output in outputs:
+                _check_score(asked, output)
+            if compared and theirs.can_answer(asked):
+                _check_beams(asked, outputs, tally)
+    except Fault as fault:
+        raise Fault(f"{where}: {fault}") from None
+
+
+def _check_greedy(asked: Asked, generation: Generation, compared: bool, tally: Tally) -> None:
+    expected = plain.greedy(asked, generation.tokens)
+    if expected.tokens != generation.tokens:
+        if not expected.ties:
+            raise Fault(f"plain greedy gives {expected.tokens}, generate {generation.tokens}")
+        tally.counts["prompts that differ from plain greedy by an exact tie"] += 1
+        return
+    if abs(expected.score - generation.score) > SCORE_TOLERANCE:
+        raise Fault(f"score {generation.score}, but log-probabilities sum to {expected.score}")
+    tally.counts["prompts equal to plain greedy"] += 1
+    if not (compared and theirs.can_answer(asked)):
+        return
+    [answer] = theirs.generate(asked)
+    if answer.tokens == generation.tokens:
+        tally.counts["prompts equal to transformers' greedy"] += 1
+    elif expected.ties:
+        tally.counts["prompts that differ from transformers' greedy by an exact tie"] += 1
+    else:
+        raise Fault(f"transformers gives {answer.tokens}, generate {generation.tokens}")
+
+
+def _check_beams(asked: Asked, outputs: list[Generation], tally: Tally) -> None:
+    found = [output.tokens for output in outputs]
+
+    def answer(noise: theirs.Noise | None = None) -> list[Tokens]:
+        return [one.tokens for one in theirs.generate(asked, noise) if one.rank > theirs.FILLER]
+
+    everything = theirs.generate(asked)
+    expected = [one.tokens for one in everything if one.rank > theirs.FILLER]
+    filler = len(everything) > len(expected)
+    if found == expected:
+        name = "prompts equal to transformers' beams"
+        tally.counts[f"{name}, but for its fillers" if filler else name] += 1
+    elif any(found == answer(theirs.Noise(seed, NOISE)) for seed in range(ATTEMPTS)):
+        tally.counts["prompts that differ from transformers' beams by an exact tie"] += 1
+    else:
+        raise Fault(f"transformers' beams are {everything}, ours {outputs}")
+
+
+def _check_score(asked: Asked, output: Generation) -> None:
+    """An output ends by an end token, a stop sequence that was cut off, or its length."""
+    ways = [[end] for end in asked.ends] + [[]]
+    ways += [list(stop) for stop in asked.options.get("stop", ())]
+    rows = [[*output.tokens, *way] for way in ways]
+    sums = []
+    for row in rows:
+        logits = plain.logits(asked.pair, asked.document, [*asked.start, *row])
+        logits = logits[len(asked.start) - 1 :]
+        sums.append(sum(plain.log_probability(logits[i], token) for i, token in enumerate(row)))
+    if min(abs(total - output.score) for total in sums) > SCORE_TOLERANCE:
+        raise Fault(f"{output} has log-probabilities that sum to one of {sums}")
+
+
+def _check_stream(
+    case: Case, pair: Pair, generations: list[list[Generation]], tally: Tally
+) -> None:
+    options = {name: value for name, value in case.options.items() if name != "compact"}
+    done: dict[tuple[int, int], Generation] = {}
+    for partial in pair.ours.stream(case.documents, case.prompts, every=case.every, **options):
+        place = partial.document, partial.prompt
+        final = generations[place[0]][place[1]].tokens
+        if place in done:
+            raise Fault(f"stream yields {place} again after it is done")
+        if partial.generation.tokens != final[: len(partial.generation.tokens)]:
+            raise Fault(f"stream yields {partial} of {final}")
+        if partial.done:
+            done[place] = partial.generation
+    finals = {place: generations[place[0]][place[1]].tokens for place in _places(case)}
+    if {place: one.tokens for place, one in done.items()} != finals:
+        raise Fault(f"stream ends with {done}, generate gives {finals}")
+    tally.counts["streams equal to generate"] += 1

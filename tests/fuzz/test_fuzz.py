@@ -1,0 +1,83 @@
+"""A few cases of the fuzz with every run of the tests, some hundreds with the slow ones.
+
+`python -m tests.fuzz --cases 2000` runs more, `--case N` one of them again.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.fuzz import cases, checks, endurance, pairs, plain, theirs, watchdog
+from tests.fuzz.cases import CASES_ALIKE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet():
+    theirs.quiet()
+    yield
+    pairs.of.cache_clear()
+    jax.clear_caches()
+
+
+def assert_explained(seed, numbers):
+    tally = checks.Tally()
+    for number in numbers:
+        checks.check(cases.draw(seed, number), tally)
+    print(tally)
+    assert not tally.faults, "\n".join(tally.faults)
+    assert tally.counts["prompts equal to plain greedy"]
+    assert tally.counts["prompts equal to transformers' greedy"]
+
+
+def test_generate_equals_plain_greedy_and_transformers():
+    """Three of each kind: kinds are what takes time to compile."""
+    assert_explained(0, [CASES_ALIKE * kind + i for kind in range(20) for i in range(3)])
+
+
+@pytest.mark.slow
+def test_generate_equals_plain_greedy_and_transformers_at_length():
+    assert_explained(1, range(400))
+
+
+@pytest.mark.slow
+def test_a_process_keeps_few_programs_and_memory_maps():
+    """After 60 calls of random sizes as after 120; Linux grants a process 65,530 maps."""
+    first, second = endurance.run(calls=120, seed=0, every=60)
+    assert second.programs <= max(first.programs + 16, 96)
+    assert second.maps < 32_000
+
+
+def test_a_case_is_drawn_from_its_seed_and_number_alone():
+    assert str(cases.draw(3, 17)) == str(cases.draw(3, 17))
+    assert str(cases.draw(3, 17)) != str(cases.draw(4, 17))
+    assert len({cases.draw(0, number).kind for number in range(0, 160, CASES_ALIKE)}) > 15
+
+
+def test_a_call_that_does_not_return_is_a_fault(monkeypatch):
+    def never(*_, **__):
+        while True:
+            pass
+
+    monkeypatch.setattr(pairs.of("t5").ours.__class__, "generate", never)
+    tally = checks.Tally()
+    checks.check(cases.draw(0, 0), tally, seconds=1)
+    [fault] = tally.faults
+    assert fault.startswith("HANG: no result after 1 s\n  case 0: ")
+
+
+def test_a_wrong_token_is_a_fault(monkeypatch):
+    """And so is a wrong score: the comparison would show both."""
+    pair = pairs.of("t5")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6}
+    asked = plain.Asked(pair, [5, 6, 7], [8], options, None)
+    right = plain.greedy(asked, [])
+    assert len(right.tokens) == 6
+    wrong = [*right.tokens[:3], 2 + (right.tokens[3] - 1) % 22, *right.tokens[4:]]
+    with pytest.raises(plain.Fault, match=r"plain greedy takes \d+, generate \d+"):
+        plain.greedy(asked, wrong)
+    assert theirs.generate(asked)[0].tokens == right.tokens
+
+
+def test_the_watchdog_leaves_calls_in_time_alone():
+    with watchdog.limit(60):
+        assert np.add(1, 1) == 2

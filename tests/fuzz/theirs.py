@@ -1,0 +1,108 @@
+"""What transformers' `generate` says of one prompt."""
+
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from tests.fuzz.plain import Asked, stopped
+
+SHARED = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "num_return_sequences",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+)
+FILLER = -1e8
+"""Beams below are transformers' fillers, of which each starts at -1e9."""
+
+
+class Sequence(NamedTuple):
+    tokens: list[int]
+    """Without the end token or the stop sequence."""
+    rank: float
+    """What transformers calls `sequences_scores`; 0 where there are no beams."""
+
+
+class Noise(transformers.LogitsProcessor):
+    """Moves logits by about as much as another order of summation does."""
+
+    def __init__(self, seed: int, size: float) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.size = size
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores + self.size * torch.randn(scores.shape, generator=self.generator)
+
+
+OUTWEIGHED = {"min_new_tokens", "repetition_penalty", "no_repeat_ngram_size"}
+
+
+def can_answer(asked: Asked) -> bool:
+    """Lists of allowed outputs outweigh other rules and forced tokens here, not there."""
+    config = asked.pair.ours.config
+    forces = config.forced_bos_token_id is not None or config.forced_eos_token_id is not None
+    return asked.allowed is None or not (forces or OUTWEIGHED & asked.options.keys())
+
+
+@torch.no_grad()
+def generate(asked: Asked, noise: Noise | None = None) -> list[Sequence]:
+    """The outputs, the best first."""
+    model = asked.pair.theirs
+    options = {name: asked.options[name] for name in SHARED if name in asked.options}
+    beams = options.get("num_beams", 1) > 1
+    document = asked.document or [model.config.pad_token_id]  # an empty one is read as that
+    length = len(asked.start)
+
+    def ends_here(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.tensor([stopped(asked, row[length:].tolist()) > 0 for row in ids])
+
+    def follows(batch: int, ids: torch.Tensor) -> list[int]:
+        assert asked.allowed is not None
+        chosen = ids[length:].tolist()
+        strings = [[*row, asked.ends[0]] for row in asked.allowed]
+        rest = [row[len(chosen)] for row in strings if row[: len(chosen)] == chosen != row]
+        return rest or [asked.ends[0]]
+
+    if asked.allowed is not None:
+        options["prefix_allowed_tokens_fn"] = follows
+    out = model.generate(
+        input_ids=torch.tensor([document]),
+        attention_mask=torch.ones(1, len(document), dtype=torch.long),
+        decoder_input_ids=torch.tensor([asked.start]),
+        do_sample=False,
+        use_cache=False,
+        return_dict_in_generate=True,
+        output_scores=beams,
+        logits_processor=transformers.LogitsProcessorList([] if noise is None else [noise]),
+        stopping_criteria=transformers.StoppingCriteriaList(
+            [ends_here] if asked.options.get("stop") else []
+        ),
+        **options,
+    )
+    ranks = out.sequences_scores.tolist() if beams else [0.0]
+    rows = out.sequences[:, length:].tolist()
+    return [Sequence(_read(asked, row), rank) for row, rank in zip(rows, ranks, strict=True)]
+
+
+def _read(asked: Asked, row: list[int]) -> list[int]:
+    """Up to the first end token or stop sequence, without it."""
+    for count in range(1, len(row) + 1):
+        if row[count - 1] in asked.ends:
+            return row[: count - 1]
+        if cut := stopped(asked, row[:count]):
+            return row[: count - cut]
+    return row
+
+
+def quiet() -> None:
+    """Silences transformers' advice and progress bars."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
