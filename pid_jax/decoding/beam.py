@@ -12,7 +12,8 @@ fills up with copies of its first beam that score -1e9, and such a copy may fini
 Here the missing beams score -inf and never finish: the pool holds fewer sequences, the best
 ones are the same, and a prompt without a beam left is done. Where nothing has finished then,
 transformers returns no tokens at the score -1e9, or a sequence that has not ended; the pool here
-is empty.
+is empty. The same score outranks in transformers what a length penalty far below 0 ranks lower
+still; here what has finished counts, whatever its rank.
 """
 
 from collections.abc import Callable

@@ -60,7 +60,7 @@ def draft(
     tokens = jnp.take_along_axis(documents[:, None], inside, axis=-1)
     exists = (places < size) & jnp.take_along_axis(document_mask[:, None], inside, axis=-1)
     exists &= (matched.max(axis=-1) > 0)[..., None]
-    return tokens, exists.sum(axis=-1)
+    return tokens, exists.sum(axis=-1, dtype=jnp.int32)
 
 
 def verify(
@@ -85,7 +85,8 @@ def verify(
     nodes = _nodes_along(prompts.node, drafts, controls)
     places = chosen.lengths[..., None] + jnp.arange(read.shape[-1])
     tokens = _greedy(model, next_logits, prompts, drafts, places, nodes, controls)
-    right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1).sum(axis=-1)
+    right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1, dtype=jnp.int32)
+    right = right.sum(axis=-1, dtype=jnp.int32)
 
     stop_states = _stop_states_along(prompts, tokens, controls)
     ends = rules.is_one_of(tokens, end_token_ids(model.config))
@@ -95,7 +96,7 @@ def verify(
     ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
     counts = (jnp.arange(read.shape[-1]) <= right[..., None]) & ~ended_before
     counts &= ~chosen.done[..., None]
-    count = counts.sum(axis=-1)
+    count = counts.sum(axis=-1, dtype=jnp.int32)
 
     last_one = jnp.maximum(count - 1, 0)
     last = _at(tokens, last_one)
