@@ -14,7 +14,7 @@ from pid_jax.data import sequences, tokenizing
 from pid_jax.data.batching import Batch, collate
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import constraints, stopping
+from pid_jax.decoding import barring, constraints, stopping
 from pid_jax.decoding.engine import Job
 from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.decoding.planning import PlannedBatch
@@ -262,7 +262,8 @@ class Inputs:
             examples = prompt_in_decoder.prompt_in_encoder(examples, self._leading)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
         self._check_positions(examples, places, options.max_new_tokens, method)
-        return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
+        controls = options.controls(stops, forest, *self._barred(options))
+        return Work(examples, places, roots, spellings, keys, each), controls
 
     def _check_positions(
         self,
@@ -344,6 +345,15 @@ class Inputs:
         tokens = self._token_bytes if has_text else None
         self._automata = {tuple(stop): stopping.compile_stops(stop, tokens, self.config.vocab_size)}
         return self._automata[tuple(stop)]
+
+    def _barred(
+        self, options: GenerationOptions
+    ) -> tuple[barring.BarredWords | None, barring.SuppressedTokens | None]:
+        size, ends = self.config.vocab_size, end_token_ids(self.config)
+        return (
+            barring.barred_words(options.bad_words_ids, ends, size),
+            barring.suppressed_tokens(options.suppress_tokens, options.begin_suppress_tokens, size),
+        )
 
     def collate(
         self, examples: list[TokenizedExample], planned: PlannedBatch

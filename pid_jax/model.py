@@ -1,11 +1,11 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from pid_jax import arguments
 from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
-from pid_jax.data.sequences import size
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.engine import Job
@@ -24,6 +24,7 @@ from pid_jax.decoding.options import Controls, GenerationOptions
 from pid_jax.decoding.planning import Limits, PlannedBatch, Planner
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.generation_defaults import GenerationDefaults
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
@@ -39,10 +40,21 @@ class PidModel:
     the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
     """
 
-    def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: Params,
+        tokenizer: Any | None = None,
+        generation_config: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """generation_config: as a checkpoint's `generation_config.json` has it, by its keys."""
         self._model = model
         self._params = params
         self._tokenizer = tokenizer
+        self._generation_config = dict(generation_config)
+        self._defaults = GenerationDefaults(
+            self._generation_config, model.config, has_tokenizer=tokenizer is not None
+        )
 
     @property
     def model(self) -> EncoderDecoder:
@@ -58,6 +70,17 @@ class PidModel:
     def tokenizer(self) -> Any | None:
         """The Hugging Face tokenizer, or None."""
         return self._tokenizer
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """What the checkpoint says of how outputs are chosen, as it says it: `save_pretrained`
+        keeps all of it."""
+        return MappingProxyType(self._generation_config)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of `generate` that the checkpoint sets, where a caller does not."""
+        return MappingProxyType(dict(self._defaults.options))
 
     @functools.cached_property
     def _inputs(self) -> Inputs:
@@ -109,16 +132,16 @@ class PidModel:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes a directory that transformers loads with `from_pretrained`."""
-        huggingface.save(directory, self.model, self.params, self.tokenizer)
+        huggingface.save(directory, self.model, self.params, self.tokenizer, self.generation_config)
 
     def generate(
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
-        num_beams: int = 1,
+        num_beams: int | None = None,
         *,
         allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
         compact: Compaction = "auto",
@@ -134,8 +157,10 @@ class PidModel:
         prompts: one list per document, of any length, none too. method: "pid" encodes each
         document once; "pie" encodes it once per prompt, the prompt before it.
         options: those of `GenerationOptions`: beam search, sampling, penalties, stop sequences,
-        drafts; greedy without any. allowed: nested as the prompts are, for each prompt the list
-        of its allowed outputs, or None where anything is.
+        drafts, barred words. One that is not given, or None, is the checkpoint's, of its
+        `generation_config.json` (see `pid_jax.generation_defaults`), or else the default of
+        `GenerationOptions`: greedy, max_new_tokens=32. allowed: nested as the prompts are, for
+        each prompt the list of its allowed outputs, or None where anything is.
         compact: whether prompts that have ended are dropped from the batch, which compiles a
         few smaller programs; "auto" does where that is likely to repay.
         batch_tokens: how many tokens of documents, prompts and outputs, padding included, are
@@ -152,11 +177,9 @@ class PidModel:
         report: filled with what was done. Results depend on neither batch mates nor order nor
         padding. Raises `UserError` for arguments that do not fit.
         """
-        chosen = _options(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-            **options,
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            {**lengths, "num_beams": num_beams, **options}, held_to_lists=allowed is not None
         )
         examples = self._inputs.examples(documents, prompts)
         work, controls = self._inputs.work(examples, allowed, method, chosen)
@@ -199,8 +222,8 @@ class PidModel:
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         every: int = 1,
@@ -214,11 +237,15 @@ class PidModel:
         For interactive use: documents are decoded in the given order. Each output's last item,
         and only that, is `done` and equal to the result of `generate`, whose arguments these
         are. An output may lack its last character while that is half generated, and what may
-        become a stop sequence. Beam search has no outputs before its end: `UserError`.
+        become a stop sequence. Beam search has no outputs before its end: beams that are asked
+        for are a `UserError`, those of the checkpoint's `generation_config.json` are left out,
+        with a warning in the log.
         """
-        if every < 1:
-            raise UserError(f"every must be at least 1, not {every}")
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        every = arguments.integer("every", every, at_least=1)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            lengths | options, streamed=True, held_to_lists=allowed is not None
+        )
         if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
             raise UserError("stream yields one growing output: not num_beams, several sequences")
         work, controls = self._inputs.work(
@@ -264,8 +291,8 @@ class PidModel:
         document_tokens: int,
         prompts: int,
         prompt_tokens: int,
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         documents: int = 1,
@@ -277,11 +304,12 @@ class PidModel:
         Sizes are rounded up as those of a batch are. Programs with `allowed` are not covered:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
-        document_tokens = size(document_tokens, "document_tokens", at_least=0)
-        prompts = size(prompts, "prompts", at_least=1)
-        prompt_tokens = size(prompt_tokens, "prompt_tokens", at_least=0)
-        documents = size(documents, "documents", at_least=1)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(lengths | options)
+        document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
+        prompts = arguments.integer("prompts", prompts, at_least=1)
+        prompt_tokens = arguments.integer("prompt_tokens", prompt_tokens, at_least=0)
+        documents = arguments.integer("documents", documents, at_least=1)
         fill = [self.config.pad_token_id]
         example = TokenizedExample(
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
@@ -319,9 +347,10 @@ class PidModel:
         if targets is None:
             raise UserError("targets must be a list with one list per document, not None")
         examples = self._inputs.examples(documents, prompts, targets)
-        work, controls = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
+        one = GenerationOptions(max_new_tokens=1)
+        work, controls = self._inputs.work(examples, None, method, one)
         longest = max((len(t) for example in examples for t in example.targets), default=0)
-        lengths = _options(max_new_tokens=max(longest, 1))
+        lengths = GenerationOptions(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]
         engine = self._engines[0]
         for planned in self._batches(
@@ -347,9 +376,10 @@ class PidModel:
         scored: bool = False,
     ) -> list[PlannedBatch]:
         """What is decoded together; examples without prompts are in no batch."""
-        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+        if batch_tokens is not None:
+            batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
+        if batch_size is not None:
+            batch_size = arguments.integer("batch_size", batch_size, at_least=1)
         most = batch_size and batch_size * work.most_examples_each
         engine = self._engines[0]
         return self._planner.plan(
@@ -363,14 +393,6 @@ class PidModel:
             else engine.shapes(options.strategy(), controls),
             sort=sort,
         )
-
-
-def _options(**given: Any) -> GenerationOptions:
-    known = {field.name for field in dataclasses.fields(GenerationOptions)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return GenerationOptions(**given)
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class TokenLogprob:
     many as the option `logprobs` says."""
 
 
+NOTHING_FOUND = -1e9
+"""The score of an empty output where beam search found none, as in transformers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """What was generated for one prompt."""
@@ -79,7 +83,7 @@ class Reader:
         options: GenerationOptions,
         spelled: Mapping[tuple[int, ...], str] | None,
     ) -> list[Generation]:
-        """The outputs of one prompt that hold any token, the best first.
+        """The outputs of one prompt that hold any token, the best first; else an empty one.
 
         spelled: for a prompt with a list of allowed outputs, the texts of the list by their
         tokens: they are returned as they were given, and stop sequences mean nothing to them.
@@ -112,6 +116,10 @@ class Reader:
             logprobs = _logprobs(outputs, place, chosen[:shown])
             score = float(outputs.scores[place])
             generations.append(Generation(text, tokens, score, (), reason, logprobs))
+        if done and not generations:
+            text = None if self.tokenizer is None else ""
+            logprobs = None if outputs.logprobs is None else ()
+            generations.append(Generation(text, [], NOTHING_FOUND, (), "length", logprobs))
         return generations
 
     @functools.cached_property

@@ -23,6 +23,7 @@ from pid_jax.data.examples import Example
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.generation_defaults import GenerationDefaults, check_alone
 from pid_jax.inputs import Inputs
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of parameters and activations: bfloat16 takes half the memory, and less time on GPU "
         "and TPU; auto is that of the checkpoint (default: float32)",
     )
-    add_fields(answers, GenerationOptions)
+    add_fields(answers, GenerationOptions, otherwise="the checkpoint's, or ")
     return parser
 
 
@@ -146,10 +147,16 @@ def _predict_file(options: argparse.Namespace) -> Counts:
         )
     if options.write_every < 1:
         raise UserError(f"--write-every must be at least 1, not {options.write_every}")
-    chosen = {
+    for name in ("batch_tokens", "batch_size"):
+        if (getattr(options, name) or 1) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least 1, not {getattr(options, name)}")
+    given = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(GenerationOptions)
     }
-    GenerationOptions(**chosen)  # refuses what does not fit
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in chosen.items():
+        check_alone(name, value)
     from pid_jax.checkpoints import orbax  # slow to import, and --help should not wait for it
 
     generation = {**chosen, "method": options.method or orbax.trained_method(options.checkpoint)}
@@ -324,6 +331,10 @@ class _Model:
             )
         # Options that do not fit are refused here, before any document can be blamed for them.
         model.generate([], [], **self._batches, **self._generation)
+        own = {k: v for k, v in model.generation_defaults.items() if k not in self._generation}
+        if own:
+            listed = ", ".join(f"{name}={value}" for name, value in own.items())
+            self._progress.print(f"defaults of {self._options.checkpoint}: {listed}")
         return model
 
     @property
@@ -332,14 +343,16 @@ class _Model:
 
     def check(self, example: Example, where: str) -> None:
         """Raises UserError for what the model cannot read, or answer within its limits."""
-        inputs = self._inputs
+        if self._reading is None:
+            return
+        inputs, options = self._reading
         constrained = any(subtask.allowed is not None for subtask in example.subtasks)
-        if inputs is None or (inputs.any_text_fits and not constrained):
+        if inputs.any_text_fits and not constrained:
             return
         prompts = [subtask.prompt for subtask in example.subtasks]
-        answering = self._generation["method"], self._generation["max_new_tokens"]
         try:
-            inputs.check(example.document, prompts, *answering)
+            method = self._generation["method"]
+            inputs.check(example.document, prompts, method, options.max_new_tokens)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):
@@ -347,15 +360,15 @@ class _Model:
                 inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    min_new_tokens=self._generation["min_new_tokens"],
-                    max_new_tokens=self._generation["max_new_tokens"],
+                    min_new_tokens=options.min_new_tokens,
+                    max_new_tokens=options.max_new_tokens,
                 )
                 self._admissible.add(subtask.allowed)
 
     @functools.cached_property
-    def _inputs(self) -> Inputs | None:
-        """What reads texts, without the weights; None where the checkpoint is not as it should be,
-        which loading it will say."""
+    def _reading(self) -> tuple[Inputs, GenerationOptions] | None:
+        """What reads texts, without the weights, and the options for lists of allowed texts; None
+        where the checkpoint is not as it should be, which loading it will say."""
         path = Path(self._options.checkpoint)
         try:
             directory = path / "model"
@@ -363,14 +376,17 @@ class _Model:
                 directory = huggingface.find(self._options.checkpoint)
             config = huggingface.read_config(directory)
             tokenizer = huggingface.load_tokenizer(directory)
+            own = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)
         except UserError:
             return None
         if tokenizer is None:
             return None
         inputs = Inputs(config, tokenizer)
+        given = {name: value for name, value in self._generation.items() if name != "method"}
         with user_errors():  # ends the command: it is no fault of a line
-            inputs.check_new_tokens(self._generation["max_new_tokens"])
-        return inputs
+            options = own.options_with(given, held_to_lists=True)
+            inputs.check_new_tokens(options.max_new_tokens)
+        return inputs, options
 
     def __call__(self, examples: Sequence[Example]) -> list[list[Generation]]:
         model = self._model

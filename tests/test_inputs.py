@@ -151,10 +151,10 @@ def test_lists_and_stops_that_do_not_fit_are_refused(
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((4.0, 1, 1), r"document_tokens must be a whole number of at least 0, not a float \(4.0"),
-        ((4, [[3]], 1), "prompts must be a whole number of at least 1, not a list"),
-        ((4, 0, 1), "prompts must be a whole number of at least 1, not 0"),
-        ((4, 1, "a"), "prompt_tokens must be a whole number of at least 0, not text"),
+        ((4.0, 1, 1), "document_tokens must be a whole number, not 4.0"),
+        ((4, [[3]], 1), r"prompts must be a whole number, not \[\[3\]\]"),
+        ((4, 0, 1), "prompts must be at least 1, not 0"),
+        ((4, 1, "a"), "prompt_tokens must be a whole number, not 'a'"),
     ],
 )
 def test_sizes_to_warm_up_that_are_none_are_refused(

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jax.typing import DTypeLike
 
 from pid_jax import models
 from pid_jax.atomic_file import filling
-from pid_jax.checkpoints import contents, finite
+from pid_jax.checkpoints import contents, finite, generation_config
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-GENERATION = "generation_config.json"
+GENERATION = generation_config.FILE
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -76,7 +77,7 @@ def read_config(directory: Path) -> Config:
 
     As in transformers, the latter alone, where it is there, says which tokens are forced, and it
     has the last word on the start token and on those that end outputs. Its other settings are
-    left to the caller of `generate`.
+    what `read_generation` gives.
     """
     content = _read_json(directory / "config.json")
     if (directory / GENERATION).is_file():
@@ -88,10 +89,17 @@ def read_config(directory: Path) -> Config:
     return models.config_from_hf(content)
 
 
+def read_generation(directory: Path) -> dict[str, Any]:
+    """What a directory's files say of generation, as `generation_config.json` says it."""
+    if (directory / GENERATION).is_file():
+        return _read_json(directory / GENERATION)
+    return generation_config.of_config(_read_json(directory / "config.json"))
+
+
 def load(
     path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32
-) -> tuple[EncoderDecoder, Params, Any | None]:
-    """The model, its parameters in `dtype`, and its tokenizer or None.
+) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
+    """The model, its parameters in `dtype`, its tokenizer or None, and `read_generation` of it.
 
     dtype: None keeps each tensor's own.
 
@@ -112,7 +120,7 @@ def load(
         config, names = _match(family, config, tensors)
         params = _read_params(config, family, names, tensors, directory, dtype)
     model = models.build(config, activations_of(params))
-    return model, params, load_tokenizer(directory)
+    return model, params, load_tokenizer(directory), read_generation(directory)
 
 
 def activations_of(params: Params) -> DTypeLike:
@@ -288,9 +296,15 @@ def load_tokenizer(directory: Path) -> Any | None:
 
 
 def save(
-    directory: str | Path, model: EncoderDecoder, params: Params, tokenizer: Any | None = None
+    directory: str | Path,
+    model: EncoderDecoder,
+    params: Params,
+    tokenizer: Any | None = None,
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes a directory from which transformers' `from_pretrained` gives the same logits.
+
+    generation: what `generation_config.json` holds beside the tokens of the configuration.
 
     (LED's, if its calls pass the `global_attention_mask` that the model has: 1 for the first
     token.) The weights keep their dtype. In an existing directory files of the same names and older
@@ -319,27 +333,37 @@ def save(
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             _write_json(folder / WEIGHTS_INDEX, index)
         dtype = str(jax.tree.leaves(params)[0].dtype)
-        _write_config(folder, model.config, tokenizer, dtype)
+        _write_config(folder, model.config, tokenizer, dtype, generation)
 
 
 def save_config(
-    directory: str | Path, config: Config, tokenizer: Any | None, dtype: str = "float32"
+    directory: str | Path,
+    config: Config,
+    tokenizer: Any | None,
+    dtype: str = "float32",
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes everything of a checkpoint but its weights. Raises UserError where it cannot."""
+    """Writes everything of a checkpoint but its weights. generation: as in `save`.
+
+    Raises UserError where it cannot.
+    """
     with filling(directory) as folder:
-        _write_config(folder, config, tokenizer, dtype)
+        _write_config(folder, config, tokenizer, dtype, generation)
 
 
-def _write_config(folder: Path, config: Config, tokenizer: Any | None, dtype: str) -> None:
+def _write_config(
+    folder: Path, config: Config, tokenizer: Any | None, dtype: str, generation: Mapping[str, Any]
+) -> None:
     _write_json(folder / "config.json", config.to_hf() | {"dtype": dtype})
-    generation = {
+    tokens = {
         "decoder_start_token_id": config.decoder_start_token_id,
         "eos_token_id": end_tokens(config),
         "pad_token_id": config.pad_token_id,
     }
     forced = {key: getattr(config, key) for key in _FORCED}
-    generation |= {key: token for key, token in forced.items() if token is not None}
-    _write_json(folder / GENERATION, generation)
+    tokens |= {key: token for key, token in forced.items() if token is not None}
+    others = {key: value for key, value in generation.items() if key not in _FORCED}
+    _write_json(folder / GENERATION, others | tokens)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -148,13 +148,15 @@ def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
-) -> tuple[EncoderDecoder, Params, Any | None]:
-    """The model of a run, its parameters as `load_params` gives them, and its tokenizer."""
+) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
+    """The model of a run, its parameters as `load_params` gives them, and as `huggingface.load`
+    its tokenizer and its settings for generation."""
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype)
     config = huggingface.read_config(directory)
     model = models.build(config, huggingface.activations_of(params))
-    return model, params, huggingface.load_tokenizer(directory)
+    tokenizer = huggingface.load_tokenizer(directory)
+    return model, params, tokenizer, huggingface.read_generation(directory)
 
 
 def load_params(

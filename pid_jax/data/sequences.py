@@ -72,15 +72,6 @@ def whole_number(value: Any) -> int | None:
         return None
 
 
-def size(value: Any, name: str, at_least: int) -> int:
-    """A whole number of at least this much; raises `UserError` for anything else."""
-    number = whole_number(value)
-    if number is None or number < at_least:
-        given = kind(value) if number is None else number
-        raise UserError(f"{name} must be a whole number of at least {at_least}, not {given}")
-    return number
-
-
 def kind(value: Any) -> str:
     """What the value is, for a message."""
     if value is None:

@@ -10,7 +10,10 @@ length ** length_penalty.
 One thing differs. Where a constraint leaves a prompt fewer than K continuations, transformers
 fills up with copies of its first beam that score -1e9, and such a copy may finish and count.
 Here the missing beams score -inf and never finish: the pool holds fewer sequences, the best
-ones are the same, and a prompt without a beam left is done.
+ones are the same, and a prompt without a beam left is done. Where nothing has finished then,
+transformers returns no tokens at the score -1e9, or a sequence that has not ended; the pool here
+is empty. The same score outranks in transformers what a length penalty far below 0 ranks lower
+still; here what has finished counts, whatever its rank.
 """
 
 from collections.abc import Callable
@@ -125,7 +128,11 @@ def choose(
     at_limit = length >= max_new_tokens
 
     def rank(scores: Float[Array, "B P N"], length: int | Int[Array, ""]) -> Float[Array, "B P N"]:
-        return scores / jnp.asarray(length, jnp.float32) ** length_penalty
+        # Every sum of log-probabilities has a finite rank, whatever the penalty.
+        most = jnp.finfo(jnp.float32)
+        divisor = jnp.asarray(length, jnp.float32) ** length_penalty
+        ranks = scores / jnp.clip(divisor, most.tiny, most.max)
+        return jnp.where(scores == -jnp.inf, scores, jnp.clip(ranks, most.min, most.max))
 
     count = max(2, 1 + end_tokens) * width
     candidates = _likeliest(beams, logits, process, count)

@@ -63,7 +63,7 @@ class Kind(NamedTuple):
 
     strategy: Strategy
     tables: tuple[tuple[int, ...], ...]
-    """The shapes of the stop automaton and of the forest of allowed outputs."""
+    """The shapes of the tables among the controls: stops, allowed outputs, barred words."""
     shape: BatchShape
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class Job:
 
 def kind_of(strategy: Strategy, controls: Controls, shape: BatchShape) -> Kind:
     """What the programs for such a batch are compiled for."""
-    tables = jax.tree.leaves((controls.stops, controls.forest))
+    tables = jax.tree.leaves(controls)
     return Kind(strategy, tuple(leaf.shape for leaf in tables), shape)
 
 

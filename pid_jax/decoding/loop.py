@@ -92,7 +92,7 @@ def prefill(
         node=None if roots is None else of_every_beam(roots),
         stop_state=None
         if controls.stops is None
-        else jnp.full((*active.shape, width), stopping.START),
+        else jnp.full((*active.shape, width), stopping.START, jnp.int32),
         key=keys,
         cache=jax.tree.map(with_room, present),
     )

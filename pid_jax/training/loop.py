@@ -233,7 +233,8 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
     else:
         model, params, tokenizer = assembly.new_model(config, examples)
-        assembly.save_model(workdir / MODEL, model, tokenizer)
+        generation = assembly.generation_of(config)
+        assembly.save_model(workdir / MODEL, model, tokenizer, generation)
 
     held_out_examples = assembly.evenly_spaced(
         assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
