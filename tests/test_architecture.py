@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
-    ("errors",),
+    ("errors", "json_spans"),
     ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
     ("prompt_in_decoder", "tasks", "checkpoints"),
