@@ -243,3 +243,27 @@ REPEATED = [
 def test_a_repeated_key_that_is_ours_is_refused(line: str) -> None:
     with pytest.raises(UserError, match=r'in.jsonl, line 3.*: the key "[a-z]+" is there twice'):
         jsonl.parse_line(line, "in.jsonl", 3)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True)
+@given(st.dictionaries(st.text(), VALUES, max_size=4), st.integers(0, 2), st.booleans())
+def test_whatever_a_line_carries_it_comes_back(
+    carried: dict[str, Any], number: int, spaced: bool
+) -> None:
+    line = question(number) | {f"x{key}": value for key, value in carried.items()}
+    for subtask in line["subtasks"]:
+        subtask |= {f"x{key}": value for key, value in carried.items()}
+    text = json.dumps(line, separators=(" , ", " : ") if spaced else (",", ":"))
+    answers = [Generation('"}]', [], -0.5)] * len(line["subtasks"])
+    for subtask in line["subtasks"]:
+        subtask |= {"prediction": '"}]', "score": -0.5}
+    written = answered(text, answers)
+    assert json.loads(written) == line
+    assert answered(written, answers) == written

@@ -193,6 +193,11 @@ def parse_line(
     """
     where = f"{file}, line {line_number}"
     line = json_of(text, where)
+    if isinstance(line, list):
+        raise UserError(
+            f"{where}: expected an object {{...}}, got a list: JSON lines are objects, one a line, "
+            "with neither brackets around them nor commas between"
+        )
     document = field(line, "document", str, where)
     if not document.strip():
         raise UserError(f'{where}: "document" is empty')

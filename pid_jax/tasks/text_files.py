@@ -29,6 +29,7 @@ _OTHER_KINDS = {
     b"PAR1": "a Parquet file",
     b"ARROW1": "an Arrow file",
 }
+_TAR, _TAR_AT = b"ustar", 257
 _FIRST_BYTES = max(map(len, _OTHER_KINDS))
 
 
@@ -53,11 +54,13 @@ def text_of(file: IO[bytes], where: str | Path, *, most: int | None = None) -> B
         text = io.BufferedReader(_Stream(first, file, where))
         if first.startswith(_GZIP):
             unpacked = gzip.GzipFile(fileobj=text)
-            first = unpacked.read(_FIRST_BYTES)
+            first = unpacked.read(_TAR_AT + len(_TAR))
             text = io.BufferedReader(_Stream(first, unpacked, where, most))
     for beginning, kind in _OTHER_KINDS.items():
         if first.startswith(beginning):
             raise UserError(f"{where}: it is {kind}, not text: unpack it, or save it as UTF-8 text")
+    if first[_TAR_AT:] == _TAR:
+        raise UserError(f"{where}: it is a .tar.gz of files: unpack it, and name what is inside")
     # UTF-16 and UTF-32 begin with a mark of theirs, or have a null byte in the first character.
     if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first[:2]:
         raise UserError(f"{where}: not UTF-8 but UTF-16, UTF-32 or no text: save the file as UTF-8")

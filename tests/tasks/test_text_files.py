@@ -15,6 +15,7 @@ from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks import jsonl, source_files, text_files
 from pid_jax.tasks.source_files import SourceFiles
+from tests.tasks import mutations
 
 LINES = [
     {
@@ -75,6 +76,8 @@ NOT_UTF_8 = {
     gzip.compress(TEXT.encode("utf-16")): "UTF-16",
     b"PK\x03\x04" + BYTES: "a .zip",
     b"BZh9" + BYTES: "bzip2",
+    gzip.compress(b"in.jsonl".ljust(257, b"0") + b"ustar"): "a .tar.gz of files: unpack it",
+    b"[{}]": "line 1: expected an object .* got a list: JSON lines are objects, one a line",
     gzip.compress(BYTES)[:-9]: "is the download complete",
     gzip.compress(BYTES)[:20] + b"\xff" * 20: "is the download complete",
     '{"id": "café"}'.encode("latin-1"): "line 1: not UTF-8 at byte 12: save the file as UTF-8",
@@ -90,6 +93,15 @@ def test_what_is_no_utf_8_text_is_named(tmp_path: Path, content: bytes, message:
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path}.*{message}"):
         list(jsonl.read(path))
+
+
+def test_damaged_packed_files_are_refused_or_read(tmp_path: Path):
+    files = {"test.jsonl.gz": gzip.compress(codecs.BOM_UTF8 + BYTES)}
+    task = tasks.get("jsonl")
+    outcomes = mutations.read_mutated(
+        lambda path: task.examples(path, "test"), files, tmp_path, count=200
+    )
+    assert outcomes["refused"] > 100
 
 
 def test_what_unpacks_to_too_much_is_refused_where_files_are_read_whole(tmp_path: Path):
