@@ -28,7 +28,7 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
-from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
+from pid_jax.outputs import Generation, Partial, Reader, check_computed, with_alternatives
 from pid_jax.programs import Programs
 
 _score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
@@ -173,6 +173,7 @@ class PidModel:
                 for row, index in enumerate(indices):
                     for column, (document, prompt, copy) in enumerate(work.places[index]):
                         of_prompt = found.setdefault((document, prompt), {})
+                        check_computed(outputs.scores[row, column], document, prompt)
                         spelled = work.spelled(index, column)
                         of_prompt[copy] = self._reader.generations(
                             outputs, row, column, chosen, spelled
@@ -241,6 +242,7 @@ class PidModel:
                         done = bool(outputs.done[row, column])
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
+                        check_computed(outputs.scores[row, column], document, prompt)
                         shown[row, column], finished[row, column] = length, done
                         spelled = work.spelled(index, column) if done else {}
                         [generation] = self._reader.generations(
@@ -310,6 +312,7 @@ class PidModel:
             scores = jax.device_get(_score(self.model, self.params, batch))
             for row, index in enumerate(indices):
                 for column, (document, prompt, _) in enumerate(work.places[index]):
+                    check_computed(scores[row, column], document, prompt)
                     results[document][prompt] = float(scores[row, column])
         return results
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
     ("errors",),
+    ("directory_lock", "disk_errors"),
     ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
     ("prompt_in_decoder", "tasks", "checkpoints"),
