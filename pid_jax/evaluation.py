@@ -27,7 +27,7 @@ from pid_jax.errors import UserError
 from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from pid_jax.models.protocol import control_token_ids
-from pid_jax.outputs import Generation
+from pid_jax.outputs import Generation, NotComputable
 from pid_jax.scoring import Answer, Evaluation, Lengths, Run, scored, summary, table
 from pid_jax.tasks import Task, jsonl, text_files
 from pid_jax.tasks.fields import field, identifier_of, json_of, kind_of, optional
@@ -92,16 +92,20 @@ def evaluate(
 
     inputs = [tokenized[i] for i in range(len(examples))]
     started = time.perf_counter()
-    generated = model.generate(
-        [example.document for example in inputs],
-        [example.prompts for example in inputs],
-        batch_size=batch_size,
-        after_batch=timed,
-        allowed=_allowed(examples),
-        progress=False if after_batch is not None else None,
-        max_new_tokens=limits.target_tokens,
-        method=method,
-    )
+    try:
+        generated = model.generate(
+            [example.document for example in inputs],
+            [example.prompts for example in inputs],
+            batch_size=batch_size,
+            after_batch=timed,
+            allowed=_allowed(examples),
+            progress=False if after_batch is not None else None,
+            max_new_tokens=limits.target_tokens,
+            method=method,
+        )
+    except NotComputable as error:
+        example = examples[error.document]
+        raise error.named(example.id, example.subtasks[error.prompt].id) from error
     seconds = time.perf_counter() - started
     answers = [[Answer(one.text or "", one.score) for one in row] for row in generated]
     if predictions is not None:

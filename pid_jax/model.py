@@ -27,7 +27,7 @@ from pid_jax.errors import UserError
 from pid_jax.generation_defaults import GenerationDefaults
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
-from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
+from pid_jax.outputs import Generation, Partial, Reader, check_computed, with_alternatives
 from pid_jax.programs import Programs
 
 
@@ -205,6 +205,7 @@ class PidModel:
                 for row, index in enumerate(batch.examples):
                     for column, (document, prompt, copy) in enumerate(work.places[index]):
                         of_prompt = found.setdefault((document, prompt), {})
+                        check_computed(outputs.scores[row, column], document, prompt)
                         spelled = work.spelled(index, column)
                         of_prompt[copy] = self._reader.generations(
                             outputs, row, column, chosen, spelled
@@ -279,6 +280,7 @@ class PidModel:
                         done = bool(outputs.done[row, column])
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
+                        check_computed(outputs.scores[row, column], document, prompt)
                         shown[row, column], finished[row, column] = length, done
                         spelled = work.spelled(index, column)
                         [generation] = self._reader.generations(
@@ -360,6 +362,7 @@ class PidModel:
             scores = engine.score(batch, planned.shape)
             for row, index in enumerate(planned.examples):
                 for column, (document, prompt, _) in enumerate(work.places[index]):
+                    check_computed(scores[row, column], document, prompt)
                     results[document][prompt] = float(scores[row, column])
         return results
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
 
+import numpy as np
+
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.decoding import stopping
 from pid_jax.decoding.engine import Outputs
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
 FinishReason = Literal["stop", "length"]
@@ -199,3 +202,25 @@ def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
     """The first output of a prompt, with the others of the same and of its further samples."""
     first, *others = (generation for _, made in sorted(copies.items()) for generation in made)
     return dataclasses.replace(first, alternatives=tuple(others)) if others else first
+
+
+class NotComputable(UserError):
+    """The model's numbers for a prompt are NaN or infinite."""
+
+    def __init__(self, document: object, prompt: object, names: str = "documents[{}], prompts[{}]"):
+        self.document, self.prompt = document, prompt
+        place = names.format(document, prompt)
+        super().__init__(
+            f"{place}: the model computes NaN or infinity: its weights are damaged, or lead beyond "
+            "the range of their dtype (float32 may help a checkpoint that was trained in it)"
+        )
+
+    def named(self, document: str, prompt: str) -> "NotComputable":
+        """The same with the names that a caller of commands knows."""
+        return NotComputable(document, prompt, "document {!r}, prompt {!r}")
+
+
+def check_computed(scores: object, document: int, prompt: int) -> None:
+    """Raises NotComputable where a score is NaN or +inf; -inf is that of what cannot be."""
+    if not np.all(np.asarray(scores) < np.inf):
+        raise NotComputable(document, prompt)

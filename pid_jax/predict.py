@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pid_jax.answering import Counts, Output, answer_lines
 from pid_jax.atomic_file import ResumableFile, partial_path
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import contents, huggingface
 from pid_jax.command_line import add_fields, checkpoint_parser, user_errors
 from pid_jax.data.examples import Example
 from pid_jax.decoding.options import GenerationOptions
@@ -26,7 +26,7 @@ from pid_jax.errors import UserError
 from pid_jax.generation_defaults import GenerationDefaults, check_alone
 from pid_jax.inputs import Inputs
 from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.outputs import Generation, NotComputable
 from pid_jax.tasks import jsonl, text_files
 
 DESCRIPTION = """\
@@ -371,9 +371,8 @@ class _Model:
         where the checkpoint is not as it should be, which loading it will say."""
         path = Path(self._options.checkpoint)
         try:
-            directory = path / "model"
-            if not directory.is_dir():
-                directory = huggingface.find(self._options.checkpoint)
+            run = contents.is_run(path)
+            directory = path / "model" if run else huggingface.find(self._options.checkpoint)
             config = huggingface.read_config(directory)
             tokenizer = huggingface.load_tokenizer(directory)
             own = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)
@@ -404,6 +403,9 @@ class _Model:
                 **self._batches,
                 **self._generation,
             )
+        except NotComputable as error:
+            example = examples[error.document]
+            raise error.named(example.id, example.subtasks[error.prompt].id) from error
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

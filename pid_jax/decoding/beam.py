@@ -42,7 +42,8 @@ class Finished(NamedTuple):
     """What transformers calls `sequences_scores`: the sum of the log-probabilities as processed,
     over length ** length_penalty; -inf where nothing was found."""
     log_probabilities: Float[Array, "B P K"]
-    """The sum of the model's own log-probabilities; -inf where nothing was found."""
+    """The sum of the model's own log-probabilities; -inf where nothing was found, NaN where the
+    model gives none."""
     logprobs: TokenLogprobs | None
     """Of `tokens`, where they are asked for."""
 
@@ -154,7 +155,10 @@ def choose(
             hoped_length = jnp.where(length_penalty > 0, max_new_tokens, length)
         settled &= rank(scores[..., :1], hoped_length)[..., 0] <= finished.ranks[..., -1]
     nothing_runs = scores[..., 0] == -jnp.inf
-    done = at_limit | nothing_runs | settled
+    broken = jnp.isnan(candidates.log_probabilities).any(axis=-1)
+    known = jnp.where(broken[..., None], jnp.nan, finished.log_probabilities)
+    finished = finished._replace(log_probabilities=known)
+    done = at_limit | nothing_runs | settled | broken
 
     advanced = Beams(
         _write(_take(beams.tokens, parents), step, tokens),
