@@ -207,17 +207,19 @@ def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
 class NotComputable(UserError):
     """The model's numbers for a prompt are NaN or infinite."""
 
-    def __init__(self, document: object, prompt: object, names: str = "documents[{}], prompts[{}]"):
+    def __init__(self, document: int, prompt: int, place: str = "") -> None:
+        """`place` names the two otherwise than by their indices."""
         self.document, self.prompt = document, prompt
-        place = names.format(document, prompt)
         super().__init__(
-            f"{place}: the model computes NaN or infinity: its weights are damaged, or lead beyond "
-            "the range of their dtype (float32 may help a checkpoint that was trained in it)"
+            f"{place or f'documents[{document}], prompts[{prompt}]'}: the model computes NaN or "
+            "infinity: its weights are damaged, or lead beyond the range of their dtype (float32 "
+            "may help a checkpoint that was trained in it)"
         )
 
     def named(self, document: str, prompt: str) -> "NotComputable":
         """The same with the names that a caller of commands knows."""
-        return NotComputable(document, prompt, "document {!r}, prompt {!r}")
+        place = f"document {document!r}, prompt {prompt!r}"
+        return NotComputable(self.document, self.prompt, place)
 
 
 def check_computed(scores: object, document: int, prompt: int) -> None:

@@ -181,7 +181,7 @@ def _predict_file(options: argparse.Namespace) -> Counts:
         lines = _counted(lines, counts)
         # Mistakes in the first lines show before the checkpoint is looked at.
         first = list(itertools.islice(lines, options.write_every))
-        with _output(options, generation, counts) as output:
+        with _output(options, generation, counts, model) as output:
             answer_lines(
                 itertools.chain(first, lines),
                 output,
@@ -224,7 +224,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, str]]:
 
 @contextmanager
 def _output(
-    options: argparse.Namespace, generation: Mapping[str, Any], counts: Counts
+    options: argparse.Namespace, generation: Mapping[str, Any], counts: Counts, model: "_Model"
 ) -> Iterator[Output]:
     """The output, complete when the block ends, or what an earlier run has of it."""
     if _is_standard(options.output):
@@ -233,7 +233,7 @@ def _output(
     from pid_jax.checkpoints import identity  # imports Orbax
 
     _refuse_to_lose(options)
-    checkpoint = identity.digest(options.checkpoint)
+    checkpoint = model.digest = identity.digest(options.checkpoint)
     settings = {**generation, "dtype": options.dtype, "checkpoint": checkpoint}
     with ResumableFile(options.output) as output:
         earlier = output.settings
@@ -320,10 +320,20 @@ class _Model:
         """Lists that were checked already: the same are asked of document after document."""
         self._progress = progress
         self._report = report
+        self.digest: str | None = None
+        """Of the checkpoint that the answers are said to be of."""
 
     @functools.cached_property
     def _model(self) -> PidModel:
         model = PidModel.from_pretrained(self._options.checkpoint, dtype=self._options.dtype)
+        if self.digest is not None and contents.is_run(self._options.checkpoint):
+            from pid_jax.checkpoints import identity  # imports Orbax
+
+            if identity.digest(self._options.checkpoint) != self.digest:
+                raise UserError(
+                    f"{self._options.checkpoint} has got a better checkpoint since this command "
+                    "began: give it again"
+                )
         if model.tokenizer is None:
             raise UserError(
                 f"{self._options.checkpoint} has no tokenizer, so it cannot read text: put "
