@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for fault in tally.faults[before:]:
             print(fault, flush=True)
         if (number + 1) % 100 == 0:
+            checks.forget()
             seconds = time.perf_counter() - since
             print(f"{number + 1} cases, {seconds:.0f} s, {len(tally.faults)} faults", flush=True)
     print(f"seed {options.seed}, {time.perf_counter() - since:.0f} s")

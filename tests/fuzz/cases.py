@@ -8,7 +8,7 @@ import numpy as np
 from pid_jax.decoding.options import GenerationOptions
 from tests.fuzz import pairs
 
-CASES_ALIKE = 8
+CASES_ALIKE = 16
 """So many cases in a row have the same sizes and the same compiled programs."""
 END = 1
 
@@ -31,9 +31,10 @@ class Kind:
     draft_tokens: int
     compact: bool | str
     held: bool
-    """Whether some outputs are held to lists, of a single one if `lopsided`."""
+    """Whether outputs are held to lists, of a single one if `lopsided`."""
     lopsided: bool
-    """Whether some documents have long answers and all others answers of one token."""
+    """Whether two documents have eight long answers each and all other answers are one token: what
+    is left of a batch then has another shape than all that came before."""
     batched: bool
     """Whether the call is cut into several batches."""
 
@@ -97,17 +98,17 @@ def _kind(random: np.random.Generator) -> Kind:
         pair=one_of(*pairs.NAMES),
         documents=4 if lopsided else one_of(1, 2, 4),
         document_tokens=one_of(9, 30, 60),
-        prompts=one_of(8, 16) if lopsided else one_of(1, 4, 8),
+        prompts=16 if lopsided else one_of(1, 4, 8),
         prompt_tokens=one_of(0, 3, 7),
         max_new_tokens=12 if lopsided else one_of(1, 2, 8, 12),
         method="pid" if lopsided else one_of("pid", "pid", "pie"),
         num_beams=one_of(2, 4) if way == "beams" else 1,
         early_stopping=one_of(False, True, "never"),
         draft_tokens=one_of(2, 4) if way == "drafts" else 0,
-        compact=one_of("auto", True) if lopsided else one_of("auto", True, False),
+        compact=one_of("auto", "auto", True) if lopsided else one_of("auto", True, False),
         held=lopsided or random.random() < 0.2,
         lopsided=lopsided,
-        batched=random.random() < 0.2,
+        batched=not lopsided and random.random() < 0.2,
     )
 
 
@@ -122,7 +123,9 @@ def _texts(random: np.random.Generator, kind: Kind) -> tuple[list[Tokens], list[
     counts = random.integers(0, kind.prompts + 1, kind.documents)
     counts[random.integers(kind.documents)] = kind.prompts
     if kind.lopsided:
-        counts[:] = kind.prompts
+        counts[:] = random.choice([8, 16])
+    elif kind.method == "pie":
+        counts[:] = kind.prompts  # each is a document, and each number of them another program
     lengths = [random.integers(0, kind.prompt_tokens + 1, count) for count in counts]
     lengths[int(np.argmax(counts))][0] = kind.prompt_tokens
     documents = [_tokens(random, size) for size in sizes]
@@ -170,16 +173,17 @@ def _allowed(
         drawn = [np.array(_tokens(random, int(size)), int) for size in sizes]
         return [np.where(row == pairs.OTHER_END, pairs.FIRST_TOKEN, row).tolist() for row in drawn]
 
-    rows: list[list[list[Tokens] | None]] = []
-    for row in prompts:
-        long = random.random() < 0.5
-        lists: list[list[Tokens] | None] = []
-        for _ in row:
-            if kind.lopsided:
-                lists.append(outputs(longest - 1, longest) if long else [[]])
-            elif shortest > longest or longest < 1 or random.random() < 0.3:
-                lists.append(None)
-            else:
-                lists.append(outputs(1, longest))
-        rows.append(lists)
-    return rows
+    if kind.lopsided:
+        long = set(random.choice(len(prompts), 2, replace=False).tolist())
+        return [
+            [
+                outputs(longest - 1, longest) if i in long and j < 8 else [[]]
+                for j in range(len(row))
+            ]
+            for i, row in enumerate(prompts)
+        ]
+    if longest < max(shortest, 1):
+        return [[None] * len(row) for row in prompts]
+    return [
+        [None if random.random() < 0.3 else outputs(1, longest) for _ in row] for row in prompts
+    ]

@@ -30,7 +30,9 @@ class Fault(Exception):
 
 
 @functools.cache
-def _logits(model: Any) -> Any:
+def program(model: Any) -> Any:
+    """All logits of one prompt of one document, padded to the sizes above."""
+
     @jax.jit
     def logits(params: Any, document: Any, document_mask: Any, tokens: Any, mask: Any) -> Any:
         encoded = prompt_in_decoder.encode(model, params, document, document_mask)
@@ -53,7 +55,7 @@ def logits(pair: Pair, document: Tokens, decoder_input: Tokens) -> np.ndarray:
 
     row, row_mask = padded(document, DOCUMENT_TOKENS)
     tokens, mask = padded(decoder_input, DECODER_TOKENS)
-    found = _logits(pair.ours.model)(
+    found = program(pair.ours.model)(
         pair.ours.params, row[None], row_mask[None], tokens[None, None], mask[None, None]
     )
     return np.asarray(found)[: len(decoder_input)]
