@@ -134,5 +134,5 @@ def test_a_stop_at_the_limit_is_a_stop(text_model: PidModel) -> None:
 
 
 def test_counts_that_are_none_are_refused(varied_model: PidModel) -> None:
-    with pytest.raises(UserError, match="logprobs must be a whole number of at least 0, not -1"):
+    with pytest.raises(UserError, match="logprobs must be at least 0, not -1"):
         varied_model.generate([[5]], [[[6]]], logprobs=-1)
