@@ -277,7 +277,7 @@ def _difference(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if not earlier:
         return "does not say how it made them"
     different = [
-        f"{name}={earlier.get(name)}, not {settings.get(name)}"
+        f"{name}={earlier.get(name, '(default)')}, not {settings.get(name, '(default)')}"
         for name in sorted(earlier.keys() | settings.keys())
         if name != "checkpoint" and earlier.get(name) != settings.get(name)
     ]

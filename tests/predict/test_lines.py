@@ -113,7 +113,7 @@ def test_other_options_or_another_model_are_refused_until_a_restart(
     for changed, message in [
         ("--max-new-tokens=3", "max_new_tokens=2, not 3"),
         ("--method=pie", "method=pid, not pie"),
-        ("--stop=,", "stop=[], not [',']"),
+        ("--stop=,", "stop=(default), not [',']"),
         (f"--checkpoint={other}", "another checkpoint"),
     ]:
         again = functools.partial(run, no_model, ten_lines, output, *options, changed)
