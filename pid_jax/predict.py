@@ -147,10 +147,10 @@ def _predict_file(options: argparse.Namespace) -> Counts:
         )
     if options.write_every < 1:
         raise UserError(f"--write-every must be at least 1, not {options.write_every}")
-    for name in ("batch_tokens", "batch_size"):
-        if (getattr(options, name) or 1) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} must be at least 1, not {getattr(options, name)}")
+    for flag in ("batch-tokens", "batch-size"):
+        value = getattr(options, flag.replace("-", "_"))
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} must be at least 1, not {value}")
     given = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(GenerationOptions)
     }

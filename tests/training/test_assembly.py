@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from pid_jax.checkpoints import huggingface
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
@@ -149,3 +150,17 @@ def test_negative_targets_are_drawn_at_their_rate(config):
     assert share_of_none(0.2) == pytest.approx(
         0.2 * in_data / (0.2 * in_data + 1 - in_data), abs=0.05
     )
+
+
+def test_how_a_checkpoint_chooses_its_outputs_is_kept_but_for_their_lengths(
+    config, text_model, tmp_path
+):
+    said = {"num_beams": 4, "length_penalty": 2.0, "min_length": 56, "max_length": 142}
+    start = PidModel(text_model.model, text_model.params, text_model.tokenizer, said)
+    start.save_pretrained(tmp_path / "start")
+    config.model.init = str(tmp_path / "start")
+    model, _, tokenizer = assembly.new_model(config, [])
+    assembly.save_model(tmp_path / "run", model, tokenizer, assembly.generation_of(config))
+    kept = huggingface.read_generation(tmp_path / "run")
+    assert kept.items() >= {"num_beams": 4, "length_penalty": 2.0}.items()
+    assert not kept.keys() & {"min_length", "max_length"}
