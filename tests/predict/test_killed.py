@@ -88,13 +88,23 @@ def test_killed_five_times_the_output_is_complete_in_order_and_each_once(
         assert not output.exists()
         left.append(partial_size(output))
         if left[-1]:
-            right_so_far = whole.startswith(partial_path(output).read_bytes())
-            assert right_so_far
+            assert_begins_alike(partial_path(output).read_bytes(), whole)
     assert start(output).wait(timeout=1000) == 0
-    the_same = output.read_bytes() == whole
-    assert the_same
+    assert_begins_alike(output.read_bytes(), whole)
+    assert output.read_bytes().count(b"\n") == whole.count(b"\n")
     assert not list(tmp_path.glob("*.partial*"))
     print(f"{documents} documents, {len(whole)} bytes; killed with {left} bytes written")
+
+
+def assert_begins_alike(part: bytes, whole: bytes) -> None:
+    """The same lines and answers. Scores may round differently: a process that has compiled other
+    shapes before pads its batches otherwise."""
+    lines = part.splitlines()
+    for line, expected in zip(lines, whole.splitlines()[: len(lines)], strict=True):
+        ours, theirs = json.loads(line), json.loads(expected)
+        for one, other in zip(ours["subtasks"], theirs["subtasks"], strict=True):
+            assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-3)
+        assert ours == theirs
 
 
 def partial_size(output: Path) -> int:
