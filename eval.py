@@ -81,6 +81,10 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
+    own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
+    if own:
+        listed = ", ".join(f"{name}={value}" for name, value in own.items())
+        print(f"defaults of {options.checkpoint}: {listed}", file=sys.stderr)
     try:  # before the work, not after it
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,7 +18,8 @@ pid_jax/training/config.py explains every key.
 
 The same command run again goes on from the last checkpoint in WORKDIR. SIGTERM and Ctrl-C save
 first. WORKDIR then holds checkpoints/, metrics.jsonl, TensorBoard events and all that
-eval.py, pid_jax.predict and pid_jax.export need.
+eval.py, pid_jax.predict and pid_jax.export need. A run whose data has changed is not taken up
+again, unless with --other-data.
 """
 EPILOG = """\
 exit status: 0 trained; 1 the loss became NaN or infinite; 2 a mistake in the command, the config
@@ -29,7 +30,8 @@ or the data; 128 + signal number after a signal (130 for Ctrl-C, 143 for SIGTERM
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python train.py",
-        usage="python train.py --config=FILE --workdir=DIRECTORY [--config.KEY=VALUE ...]",
+        usage="python train.py --config=FILE --workdir=DIRECTORY [--other-data] "
+        "[--config.KEY=VALUE ...]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="DIRECTORY",
         type=Path,
         help="where checkpoints and metrics go; made if missing",
+    )
+    parser.add_argument(
+        "--other-data",
+        action="store_true",
+        help="go on with a run although its data is not what it has read so far",
     )
     options, overrides = parser.parse_known_args(arguments)
 
@@ -60,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log.propagate = (
         False  # absl, imported on the way, writes the root logger's lines in its own form
     )
+    # Orbax writes there what it raises, too: tracebacks of a full disk, say.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     with user_errors():
         config = configuration.load(options.config, overrides)
         keep_compiled_programs()
         try:
-            loop.train(config, options.workdir)
+            loop.train(config, options.workdir, other_data=options.other_data)
         except loop.Diverged as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

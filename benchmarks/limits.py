@@ -69,7 +69,7 @@ def as_prompt_in_encoder(workload: Workload) -> Workload:
 def demands(config: T5Config, workload: Workload, itemsize: int) -> dict[str, list[Demand]]:
     """Per phase its passes, in order, for prompt in decoder; see the module for the formulas."""
     width, attention_width = config.d_model, config.num_heads * config.d_kv
-    feed_forward = (2 if config.gated else 1) + 1
+    feed_forward = (2 if config.is_gated_act else 1) + 1
     feed_forward *= width * config.d_ff
     square = width * attention_width
     document_tokens = workload.documents * workload.document_tokens

@@ -5,7 +5,7 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.outputs import Generation, Partial
+from pid_jax.outputs import Generation, Partial, TokenLogprob
 
 __all__ = [
     "DecodingReport",
@@ -13,6 +13,7 @@ __all__ = [
     "GenerationOptions",
     "Partial",
     "PidModel",
+    "TokenLogprob",
     "UserError",
     "metrics",
     "models",

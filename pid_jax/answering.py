@@ -2,38 +2,82 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pid_jax import json_spans
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
-from pid_jax.outputs import Generation
+from pid_jax.outputs import Generation, TokenLogprob
+
+OURS = frozenset({"prediction", "score", "finish_reason", "logprobs", "alternatives"})
+"""The keys of a subtask that an answer sets; whatever had them before is dropped."""
 
 
-def answered(line: Mapping[str, Any], answers: Sequence[Generation]) -> dict[str, Any]:
-    """A JSON line's object with "prediction" and "score" in each subtask, all else as it was.
+def answered(text: str, answers: Sequence[Generation]) -> str:
+    """A JSON line with "prediction" and "score" at the end of each subtask.
 
-    Subtasks have "alternatives" if, and only if, their answers do.
+    All else is copied character by character. Subtasks have "alternatives" if, and only if, their
+    answers do. `text` must be a line that `tasks.jsonl.parse_line` takes.
     """
-    subtasks = []
-    for subtask, answer in zip(line["subtasks"], answers, strict=True):
-        subtask = {**subtask, **_said(answer)}
-        subtask.pop("alternatives", None)
+    start = json_spans.begin(text)
+    [subtasks] = [span for span in json_spans.members(text, start) if span.key == "subtasks"]
+    pieces = []
+    at = start
+    spans = json_spans.elements(text, subtasks.start)
+    for span, answer in zip(spans, answers, strict=True):
+        said = _said(answer)
         if answer.alternatives:
-            subtask["alternatives"] = [_said(other) for other in answer.alternatives]
-        subtasks.append(subtask)
-    return {**line, "subtasks": subtasks}
+            said["alternatives"] = [_said(other) for other in answer.alternatives]
+        rest = _without(OURS | said.keys(), text[span.start : span.end])
+        pieces += [text[at : span.start], rest, ", ", _json(said)[1:]]
+        at = span.end
+    return "".join((*pieces, text[at:].rstrip()))
+
+
+def _without(keys: Collection[str], text: str) -> str:
+    """An object less `keys`, of which it has others, up to the bracket that closes it."""
+    spans = list(json_spans.members(text, 0))
+    ends = [span.begins for span in spans[1:]] + [spans[-1].end]
+    kept = [(span, end) for span, end in zip(spans, ends, strict=True) if span.key not in keys]
+    last, _ = kept.pop()
+    pieces = [text[span.begins : end] for span, end in kept]
+    return "".join((text[: spans[0].begins], *pieces, text[last.begins : last.end]))
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(content)
+    return text
 
 
 def _said(answer: Generation) -> dict[str, Any]:
-    return {"prediction": answer.text, "score": answer.score}
+    said: dict[str, Any] = {"prediction": answer.text, "score": answer.score}
+    if answer.finish_reason is not None:
+        said["finish_reason"] = answer.finish_reason
+    if answer.logprobs is not None:
+        said["logprobs"] = [
+            {"token": one.token, "logprob": one.logprob, "top": [list(pair) for pair in one.top]}
+            for one in answer.logprobs
+        ]
+    return said
 
 
 def _answer_in(subtask: Mapping[str, Any]) -> Generation:
     """The answer that `answered` made this of."""
     alternatives = tuple(map(_answer_in, subtask.get("alternatives", ())))
-    return Generation(subtask["prediction"], [], subtask["score"], alternatives)
+    logprobs = subtask.get("logprobs")
+    if logprobs is not None:
+        logprobs = tuple(
+            TokenLogprob(one["token"], one["logprob"], tuple(map(tuple, one["top"])))
+            for one in logprobs
+        )
+    reason = subtask.get("finish_reason")
+    return Generation(subtask["prediction"], [], subtask["score"], alternatives, reason, logprobs)
 
 
 class Output(Protocol):
@@ -95,11 +139,7 @@ def answer_lines(
 
 
 def _line(text: str, answers: Sequence[Generation]) -> bytes:
-    line = answered(json.loads(text), answers)
-    try:
-        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, in a key that is only passed on
-        return json.dumps(line).encode() + b"\n"
+    return answered(text, answers).encode() + b"\n"
 
 
 def _answers(line: bytes, text: str) -> bool:

@@ -5,12 +5,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
+from pid_jax import directory_lock
+from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 
 if sys.platform != "win32":
@@ -26,16 +28,59 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _make_place(path)
-    try:
+    with in_one_sentence(path.parent, lambda: f"{path.name} is as it was"):
         # Beside its place: a rename is atomic only within one file system.
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    try:
-        yield folder / path.name
-        (folder / path.name).replace(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder / path.name
+            (folder / path.name).replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[Path]:
+    """A directory to fill, whose files go to `directory` if the block ends without an error.
+
+    Otherwise `directory` stays as it was, or is not there. Files of the same names are replaced,
+    those that match the patterns `instead_of` are removed, all others are left alone. Files get
+    their places one after the other, but nothing is written meanwhile: who reads is disturbed for
+    a moment only. Other processes that would fill it are kept out (where the file system has
+    locks). Raises UserError where nothing can be written.
+    """
+    directory = Path(directory)
+    made = not directory.exists()
+    with ExitStack() as stack:
+        stack.enter_context(in_one_sentence(directory, lambda: "nothing there was changed"))
+        directory.mkdir(parents=True, exist_ok=True)
+        if made:
+            stack.callback(_remove_if_empty, directory)
+        if stack.enter_context(directory_lock.writing(directory)):
+            for left_behind in directory.glob(f"{_FILLING}*"):
+                shutil.rmtree(left_behind)
+        place = Path(tempfile.mkdtemp(prefix=_FILLING, dir=directory))
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        # Inside, for mkdtemp's own directories are closed to others.
+        folder = place / "files"
+        folder.mkdir()
+        yield folder
+        _sync(folder)
+        new = [path.name for path in folder.iterdir()]
+        for pattern in instead_of:
+            for old in directory.glob(pattern):
+                if old.name not in new:
+                    old.unlink()
+        for name in new:
+            (folder / name).replace(directory / name)
+        _sync_directory(directory)
+
+
+_FILLING = ".filling-"
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
 
 
 @contextmanager
@@ -50,7 +95,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if stack.enter_context(_locked_directory(path.parent)):
+            if stack.enter_context(directory_lock.writing(path.parent)):
                 for left_behind in path.parent.glob(f"{_BUILDING}*"):
                     shutil.rmtree(left_behind)
             if path.exists():
@@ -62,40 +107,14 @@ def new_directory(path: str | Path) -> Iterator[Path]:
             directory.mkdir()
         except OSError as error:
             raise _cannot_write(path, error) from error
-        yield directory
-        try:
-            for folder, _, files in os.walk(directory):
-                for name in files:
-                    with (Path(folder) / name).open("rb") as file:
-                        os.fsync(file.fileno())
-                _sync_directory(Path(folder))
+        with in_one_sentence(path.parent, lambda: f"{path.name} was not made"):
+            yield directory
+            _sync(directory)
             directory.rename(path)
             _sync_directory(path.parent)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
 
 
 _BUILDING = ".building-"
-
-
-@contextmanager
-def _locked_directory(directory: Path) -> Iterator[bool]:
-    """Keeps other processes out; False where the file system has no locks."""
-    if sys.platform == "win32":
-        yield False
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            raise UserError(f"{directory}: another process is writing there") from None
-        except OSError:
-            locked = False
-        yield locked
-    finally:
-        os.close(descriptor)
 
 
 class ResumableFile:
@@ -257,6 +276,15 @@ def _lock(file: FileIO, path: Path) -> None:
     if not alone:
         file.close()
         raise UserError(f"{path}: another process is writing it")
+
+
+def _sync(directory: Path) -> None:
+    """Puts everything in a directory on disk."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _sync_directory(Path(folder))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, get_args
@@ -34,30 +34,42 @@ def checkpoint_parser(program: str, description: str) -> argparse.ArgumentParser
     return parser
 
 
-def add_fields(parser: "argparse._ActionsContainer", options: type) -> None:
+def add_fields(parser: "argparse._ActionsContainer", options: type, otherwise: str = "") -> None:
     """Adds an option for each field of a dataclass to a parser, or a group of one.
 
     `max_new_tokens: int = 32` makes `--max-new-tokens N`; the text below the field is its help.
-    A bool makes a flag, a sequence an option that may be given again and again, and
-    `bool | Literal[...]` a choice between true, false and the others.
+    A bool makes a pair of flags, a sequence an option that may be given again and again, one of
+    token ids with commas between, and `bool | Literal[...]` a choice between true, false and the
+    others. What is not given is None. otherwise: what comes before the field's default then, for
+    the help.
     """
     documentation = _documentation(options)
     for field in dataclasses.fields(options):
         text = documentation.get(field.name, "").replace("%", "%%")
-        parser.add_argument("--" + field.name.replace("_", "-"), **_argument(field, text))
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"), **_argument(field, text, otherwise)
+        )
 
 
-def _argument(field: "dataclasses.Field[Any]", text: str) -> dict[str, Any]:
+def _argument(field: "dataclasses.Field[Any]", text: str, otherwise: str) -> dict[str, Any]:
     default = field.default
-    if field.type is bool:
-        return {"action": "store_true", "help": text}
-    if field.type in (int, float):
-        text += f" (default: {default:g})"
-        metavar = "N" if field.type is int else "X"
-        return {"type": field.type, "metavar": metavar, "default": default, "help": text}
+    if field.type == int | None:
+        return {"type": int, "metavar": "N", "help": text}
     if default == ():
         text += " May be given more than once."
-        return {"action": "append", "metavar": "TEXT", "default": [], "help": text}
+        item: dict[str, Any] = {"type": str, "metavar": "TEXT"}
+        if field.type == Sequence[int]:
+            item = {"type": int, "metavar": "ID"}
+        elif field.type == Sequence[Sequence[int]]:
+            item = {"type": _token_ids, "metavar": "ID,ID"}
+        return {"action": "append", "help": text, **item}
+    shown = f"{default:g}" if type(default) in (int, float) else str(default).lower()
+    text += f" (default: {otherwise}{shown})"
+    if field.type is bool:
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    if field.type in (int, float):
+        metavar = "N" if field.type is int else "X"
+        return {"type": field.type, "metavar": metavar, "help": text}
     _, literal = get_args(field.type)
     named = {"true": True, "false": False} | {name: name for name in get_args(literal)}
 
@@ -66,8 +78,14 @@ def _argument(field: "dataclasses.Field[Any]", text: str) -> dict[str, Any]:
             raise argparse.ArgumentTypeError(f"{name!r}: choose from {', '.join(named)}")
         return named[name]
 
-    text += f" (default: {str(default).lower()})"
-    return {"type": choice, "metavar": f"{{{','.join(named)}}}", "default": default, "help": text}
+    return {"type": choice, "metavar": f"{{{','.join(named)}}}", "help": text}
+
+
+def _token_ids(text: str) -> list[int]:
+    try:
+        return [int(token) for token in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: token ids with commas between") from None
 
 
 def _documentation(options: type) -> dict[str, str]:

@@ -5,7 +5,9 @@
 
 import argparse
 import json
+import logging
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -18,15 +20,19 @@ import numpy as np
 from pid_jax import html_report, tasks
 from pid_jax.atomic_file import replacing
 from pid_jax.command_line import add_task_options, task_options, user_errors
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples
 from pid_jax.errors import UserError
 from pid_jax.inputs import Method
 from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.models.protocol import control_token_ids
+from pid_jax.outputs import Generation, NotComputable
 from pid_jax.scoring import Answer, Evaluation, Lengths, Run, scored, summary, table
-from pid_jax.tasks import Task, jsonl
-from pid_jax.tasks.fields import field, kind_of
+from pid_jax.tasks import Task, jsonl, text_files
+from pid_jax.tasks.fields import field, identifier_of, json_of, kind_of, optional
+
+log = logging.getLogger(__name__)
 
 FILES = METRICS, PREDICTIONS, REPORT = ("metrics.json", "predictions.jsonl", "report.html")
 
@@ -68,8 +74,15 @@ def evaluate(
     if model.tokenizer is None:
         raise UserError("the checkpoint has no tokenizer: an evaluation needs one to read text")
     tokenized = TokenizedExamples(
-        examples, model.tokenizer, limits, end_token_id=model.config.eos_token_id
+        examples,
+        model.tokenizer,
+        limits,
+        end_token_id=model.config.eos_token_id,
+        text_of=Detokenizer(model.tokenizer, control_token_ids(model.config)).text,
     )
+    targets = tokenized.target_report()
+    if targets.changed:
+        log.warning("%s: no prediction can equal these", targets)
     per_document: list[float] = []
 
     def timed(documents: float, seconds: float) -> None:
@@ -79,16 +92,20 @@ def evaluate(
 
     inputs = [tokenized[i] for i in range(len(examples))]
     started = time.perf_counter()
-    generated = model.generate(
-        [example.document for example in inputs],
-        [example.prompts for example in inputs],
-        batch_size=batch_size,
-        after_batch=timed,
-        allowed=_allowed(examples),
-        progress=False if after_batch is not None else None,
-        max_new_tokens=limits.target_tokens,
-        method=method,
-    )
+    try:
+        generated = model.generate(
+            [example.document for example in inputs],
+            [example.prompts for example in inputs],
+            batch_size=batch_size,
+            after_batch=timed,
+            allowed=_allowed(examples),
+            progress=False if after_batch is not None else None,
+            max_new_tokens=limits.target_tokens,
+            method=method,
+        )
+    except NotComputable as error:
+        example = examples[error.document]
+        raise error.named(example.id, example.subtasks[error.prompt].id) from error
     seconds = time.perf_counter() - started
     answers = [[Answer(one.text or "", one.score) for one in row] for row in generated]
     if predictions is not None:
@@ -99,6 +116,8 @@ def evaluate(
         seconds=seconds,
         seconds_per_document=statistics.median(per_document),
         truncation=tokenized.truncation_report(),
+        targets=targets,
+        answers_cut=sum(one.finish_reason == "length" for row in generated for one in row),
     )
     try:
         return scored(task, examples, answers, lengths=_lengths(tokenized, generated), run=run)
@@ -123,9 +142,13 @@ def _allowed(examples: Sequence[Example]) -> list[list[tuple[str, ...] | None]] 
 
 
 def _lengths(tokenized: TokenizedExamples, generated: Sequence[Sequence[Generation]]) -> Lengths:
-    # An answer that reached the limit has no end token; any other has one, as targets have.
+    # An answer that was cut has no end token; any other has one, as targets have.
     longest = tokenized.limits.target_tokens
-    predictions = [min(len(one.tokens) + 1, longest) for row in generated for one in row]
+    predictions = [
+        min(len(one.tokens) + (one.finish_reason != "length"), longest)
+        for row in generated
+        for one in row
+    ]
     return Lengths(
         "tokens", {**tokenized.lengths_before_cutting(), "predictions": np.array(predictions)}
     )
@@ -185,16 +208,11 @@ def read_predictions(path: str | Path, examples: Sequence[Example]) -> list[list
     """
     expected = {example.id: example for example in examples}
     found: dict[str, list[Answer]] = {}
-    with jsonl.opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    with text_files.opened(path) as (_, text):
+        for number, line in jsonl.numbered_lines(text, path):
             where = f"{path}, line {number}"
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON that can be read: {error}") from error
-            identifier = field(entry, "id", str, where)
+            entry = json_of(text_files.decoded(line, where), where)
+            identifier = identifier_of(entry, "id", where)
             if identifier not in expected:
                 raise UserError(
                     f"{where}: no example of the split has the id {identifier!r}: the ids are "
@@ -217,15 +235,17 @@ def _answers(entry: Mapping[str, Any], example: Example, where: str) -> list[Ans
     found: dict[str, Answer] = {}
     for number, subtask in enumerate(field(entry, "subtasks", list, where), start=1):
         here = f"{where}, subtask {number}"
-        identifier = field(subtask, "id", str, here)
+        identifier = identifier_of(subtask, "id", here)
         if identifier not in expected:
             raise UserError(f"{here}: the example has no subtask with the id {identifier!r}")
         if identifier in found:
             raise UserError(f"{here}: a second subtask has the id {identifier!r}")
         here = f"{here}, {identifier!r}"
-        score = subtask.get("score")
+        score = optional(subtask, "score", here)
         if not (score is None or type(score) in (int, float)):
             raise UserError(f'{here}: "score" must be a number, got {kind_of(score)}')
+        if score is not None and not abs(score) <= sys.float_info.max:
+            raise UserError(f'{here}: "score" must be a finite number, got {score}')
         found[identifier] = Answer(field(subtask, "prediction", str, here), score)
     for subtask in example.subtasks:
         if subtask.id not in found:

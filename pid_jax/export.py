@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pid_jax.checkpoints import contents
 from pid_jax.command_line import checkpoint_parser, user_errors
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
@@ -24,16 +25,15 @@ def export(checkpoint: str | Path, output: str | Path, *, overwrite: bool = Fals
     output = Path(output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file: name a directory to export to")
+    if contents.is_run(output):
+        raise UserError(f"{output} is a training run: name another directory to export to")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise UserError(
             f"{output} is not empty: name another directory, or pass --overwrite to replace "
             "the model in it"
         )
     model = PidModel.from_pretrained(checkpoint, dtype="auto")
-    try:
-        model.save_pretrained(output)
-    except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror or error}") from error
+    model.save_pretrained(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,16 +10,18 @@ from typing import Any, Literal
 import numpy as np
 
 from pid_jax import models, prompt_in_decoder
-from pid_jax.data import tokenizing
-from pid_jax.data.batching import Batch, collate, shape_of
+from pid_jax.data import sequences, tokenizing
+from pid_jax.data.batching import Batch, collate
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import constraints, stopping
+from pid_jax.decoding import barring, constraints, stopping
 from pid_jax.decoding.engine import Job
 from pid_jax.decoding.options import Controls, GenerationOptions
+from pid_jax.decoding.planning import PlannedBatch
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import Config, end_token_ids
+from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
-Text = str | Sequence[int]
+Text = sequences.Text
 """Text, or token ids that are used as they are."""
 Method = Literal["pid", "pie"]
 
@@ -41,10 +43,10 @@ class Work:
     most_examples_each: int = 1
     """Of a document: 1 under "pid", the most prompts under "pie"."""
 
-    def spelled(self, example: int, prompt: int) -> Mapping[tuple[int, ...], str]:
-        """The texts of this prompt's list, by their tokens."""
-        if self.roots is None:
-            return {}
+    def spelled(self, example: int, prompt: int) -> Mapping[tuple[int, ...], str] | None:
+        """The texts of this prompt's list, by their tokens; None where it has no list."""
+        if self.roots is None or self.roots[example][prompt] == constraints.UNCONSTRAINED:
+            return None
         return self.spellings.get(self.roots[example][prompt], {})
 
 
@@ -162,58 +164,61 @@ class Inputs:
         targets: Sequence[Sequence[Text]] | None = None,
     ) -> list[TokenizedExample]:
         """The token ids of all texts. Raises `UserError` naming the place of what does not fit."""
-        for name, rows in (("documents", documents), ("prompts", prompts), ("targets", targets)):
-            if isinstance(rows, str):
-                raise UserError(f"{name} must be a list, not one string")
-            if rows is not None and len(rows) != len(documents):
-                raise UserError(
-                    f"{name} must hold one list per document: there are {len(documents)} "
-                    f"documents and {len(rows)} lists of {name}"
-                )
+        documents = sequences.items(documents, "documents", "a list of documents")
+        asked = self._rows(prompts, "prompts", len(documents))
+        wanted = None if targets is None else self._rows(targets, "targets", len(documents))
         # The same prompts are asked of document after document.
         encode_prompt = functools.cache(tokenizing.encode_prompt)
         encode_target = functools.cache(self._encode_target)
-        encode = self._encode
         examples = []
-        for i, (document, asked) in enumerate(zip(documents, prompts, strict=True)):
-            wanted = [()] * len(asked) if targets is None else targets[i]
-            for name, texts in (("prompts", asked), ("targets", wanted)):
-                if isinstance(texts, str):
-                    raise UserError(f"{name}[{i}] must be a list, one item per prompt, not text")
-            if len(wanted) != len(asked):
-                raise UserError(f"prompts[{i}] holds {len(asked)}, but targets[{i}] {len(wanted)}")
+        for i, (document, row) in enumerate(zip(documents, asked, strict=True)):
+            answers = [()] * len(row) if wanted is None else wanted[i]
+            if len(answers) != len(row):
+                raise UserError(f"prompts[{i}] holds {len(row)}, but targets[{i}] {len(answers)}")
             example = TokenizedExample(
                 str(i),
-                encode(document, f"documents[{i}]", tokenizing.encode_document),
+                self._encode(document, f"documents[{i}]", tokenizing.encode_document),
                 [
-                    encode(prompt, f"prompts[{i}][{j}]", encode_prompt)
-                    for j, prompt in enumerate(asked)
+                    self._encode(prompt, f"prompts[{i}][{j}]", encode_prompt)
+                    for j, prompt in enumerate(row)
                 ],
                 [
-                    encode(target, f"targets[{i}][{j}]", encode_target)
-                    for j, target in enumerate(wanted)
+                    self._encode(target, f"targets[{i}][{j}]", encode_target)
+                    for j, target in enumerate(answers)
                 ],
             )
             examples.append(example)
         return examples
 
+    def _rows(self, rows: Any, name: str, documents: int) -> list[list[Any]]:
+        """One list per document."""
+        rows = sequences.items(rows, name, "a list with one list per document")
+        if len(rows) != documents:
+            raise UserError(
+                f"{name} must hold one list per document: there are {documents} documents and "
+                f"{len(rows)} lists of {name}"
+            )
+        return [
+            sequences.items(row, f"{name}[{i}]", "a list, one item per prompt")
+            for i, row in enumerate(rows)
+        ]
+
     def _encode_target(self, tokenizer: Any, text: str) -> list[int]:
         return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
 
     def _encode(
-        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
+        self, given: Text, where: str, encode: Callable[[Any, str], list[int]]
     ) -> Sequence[int]:
-        if isinstance(text, str):
+        read = sequences.text_or_ids(given, where)
+        if isinstance(read, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
-            tokens: Sequence[int] = encode(self.tokenizer, text)
-        else:
-            tokens = text
-        found = models.why_unreadable(self.config, tokens)
+            read = encode(self.tokenizer, read)
+        found = models.why_unreadable(self.config, read)
         if found is not None:
             token, why = found
             raise UserError(f"{where} holds the token id {token}, {why}")
-        return tokens
+        return read
 
     def work(
         self,
@@ -231,7 +236,7 @@ class Inputs:
             forest, roots, spellings = self._forest(examples, allowed, options)
         stops = None
         if options.stop:
-            stops = self._stops(options.stop)
+            stops = self._stops(tuple(options.stop))
         copies = options.num_return_sequences if options.do_sample else 1
         places = [
             [(i, j, k) for j in range(len(example.prompts)) for k in range(copies)]
@@ -257,7 +262,8 @@ class Inputs:
             examples = prompt_in_decoder.prompt_in_encoder(examples, self._leading)
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
         self._check_positions(examples, places, options.max_new_tokens, method)
-        return Work(examples, places, roots, spellings, keys, each), options.controls(stops, forest)
+        controls = options.controls(stops, forest, *self._barred(options))
+        return Work(examples, places, roots, spellings, keys, each), controls
 
     def _check_positions(
         self,
@@ -284,7 +290,8 @@ class Inputs:
         allowed: Sequence[Sequence[Sequence[Text] | None]],
         options: GenerationOptions,
     ) -> tuple[constraints.PrefixForest, list[list[int]], dict[int, dict[tuple[int, ...], str]]]:
-        if isinstance(allowed, str) or len(allowed) != len(examples):
+        allowed = sequences.items(allowed, "allowed", "a list with one list per document")
+        if len(allowed) != len(examples):
             raise UserError(
                 f"allowed must hold one list per document: there are {len(examples)} documents "
                 f"and {len(allowed)} lists"
@@ -293,20 +300,17 @@ class Inputs:
         spelled: dict[tuple[Any, ...], dict[tuple[int, ...], str]] = {}
         wanted: list[list[tuple[Any, ...] | None]] = []
         for i, (example, of_document) in enumerate(zip(examples, allowed, strict=True)):
-            if isinstance(of_document, str) or len(of_document) != len(example.prompts):
-                raise UserError(
-                    f"allowed[{i}] must hold one list, or None, for each of the document's "
-                    f"{len(example.prompts)} prompts"
-                )
+            each = f"a list, with one list or None for each of {len(example.prompts)} prompts"
+            of_document = sequences.items(of_document, f"allowed[{i}]", each)
+            if len(of_document) != len(example.prompts):
+                raise UserError(f"allowed[{i}] must be {each}, but holds {len(of_document)}")
             row: list[tuple[Any, ...] | None] = []
             for j, texts in enumerate(of_document):
                 if texts is None:
                     row.append(None)
                     continue
                 where = f"allowed[{i}][{j}]"
-                if isinstance(texts, str):
-                    raise UserError(f"{where} must be a list of texts, not one text")
-                names = tuple(text if isinstance(text, str) else tuple(text) for text in texts)
+                names = sequences.texts_or_ids(texts, where, "a list of texts, or None")
                 if names not in lists:
                     lists[names], spelled[names] = self.allowed(
                         names,
@@ -331,7 +335,8 @@ class Inputs:
     def _token_bytes(self) -> stopping.TokenBytes | None:
         if self.tokenizer is None:
             return None
-        return stopping.token_bytes(self.tokenizer, self.config.vocab_size)
+        detokenizer = Detokenizer(self.tokenizer, control_token_ids(self.config))
+        return stopping.token_bytes(detokenizer, self.config.vocab_size)
 
     def _stops(self, stop: Sequence[str | Sequence[int]]) -> stopping.StopAutomaton:
         if tuple(stop) in self._automata:
@@ -341,11 +346,28 @@ class Inputs:
         self._automata = {tuple(stop): stopping.compile_stops(stop, tokens, self.config.vocab_size)}
         return self._automata[tuple(stop)]
 
-    def collate(self, examples: list[TokenizedExample]) -> tuple[Batch, np.ndarray]:
+    def _barred(
+        self, options: GenerationOptions
+    ) -> tuple[barring.BarredWords | None, barring.SuppressedTokens | None]:
+        size, ends = self.config.vocab_size, end_token_ids(self.config)
+        return (
+            barring.barred_words(options.bad_words_ids, ends, size),
+            barring.suppressed_tokens(options.suppress_tokens, options.begin_suppress_tokens, size),
+        )
+
+    def collate(
+        self, examples: list[TokenizedExample], planned: PlannedBatch
+    ) -> tuple[Batch, np.ndarray]:
         """A batch, and which places of it are taken."""
+        targets = max((len(target) for one in examples for target in one.targets), default=0)
+        shape = dataclasses.replace(
+            planned.shape,
+            prompts=planned.parts * planned.shape.prompts,
+            target_tokens=planned.shape.target_tokens if targets else 1,
+        )
         batch = collate(
             examples,
-            shape_of(examples),
+            shape,
             pad_token_id=self.config.pad_token_id,
             decoder_start_token_id=self.config.decoder_start_token_id,
         )
@@ -354,9 +376,16 @@ class Inputs:
         return batch, np.arange(batch.prompts.shape[1]) < counts[:, None]
 
     def job(
-        self, work: Work, indices: list[int], controls: Controls, options: GenerationOptions
+        self,
+        work: Work,
+        planned: PlannedBatch,
+        controls: Controls,
+        options: GenerationOptions,
+        **how: Any,
     ) -> Job:
-        batch, active = self.collate([work.examples[i] for i in indices])
+        """The batch with its tables. how: further fields of `Job`."""
+        indices = planned.examples
+        batch, active = self.collate([work.examples[i] for i in indices], planned)
         roots = keys = None
         if work.roots is not None:
             roots = np.full(active.shape, constraints.UNCONSTRAINED, np.int32)
@@ -364,9 +393,18 @@ class Inputs:
         if work.keys is not None:
             keys = np.zeros((*active.shape, 2), np.uint32)
             keys[active] = [key for i in indices for key in work.keys[i]]
-        returned = 1 if options.do_sample else options.num_return_sequences
-        strategy = options.strategy()
-        return Job(batch, active, strategy, controls, options.max_new_tokens, returned, roots, keys)
+        return Job(
+            batch,
+            active,
+            planned.shape,
+            options.strategy(),
+            controls,
+            options.max_new_tokens,
+            returned=1 if options.do_sample else options.num_return_sequences,
+            roots=roots,
+            keys=keys,
+            **how,
+        )
 
 
 def _one_each(rows: list[list[Any]] | None) -> Any:

@@ -1,13 +1,11 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-import dataclasses
 import functools
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,37 +13,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from pid_jax import prompt_in_decoder
-from pid_jax.checkpoints import huggingface
+from pid_jax import arguments
+from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import keep_compiled_programs
-from pid_jax.data.batching import batches_within, bucket, spread
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
-from pid_jax.decoding.engine import Engine, Job, Outputs
-from pid_jax.decoding.engines import Engines, together
+from pid_jax.decoding.engine import Job
+from pid_jax.decoding.engines import Engines
 from pid_jax.decoding.options import Controls, GenerationOptions
+from pid_jax.decoding.planning import Limits, PlannedBatch, Planner
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.generation_defaults import GenerationDefaults
 from pid_jax.inputs import Inputs, Method, Text, Work
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
-from pid_jax.outputs import Generation, Partial, Reader, with_alternatives
+from pid_jax.outputs import Generation, Partial, Reader, check_computed, with_alternatives
 from pid_jax.programs import Programs
-
-_score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
 
 
 class PidModel:
     """An encoder-decoder that answers many prompts about one document.
 
-    Documents and prompts are text, or lists of token ids that are used as they are. Of text,
-    documents get the special tokens of the tokenizer (T5 appends `</s>`), prompts get none,
-    and targets to be scored get the end token.
+    Documents and prompts are text, or token ids that are used as they are. Lists, tuples, arrays,
+    pandas columns and other iterables are read in their order; what is neither text nor whole
+    numbers is a `UserError` that names its place. Of text, documents get the special tokens of
+    the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
     """
 
-    def __init__(self, model: EncoderDecoder, params: Params, tokenizer: Any | None = None):
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: Params,
+        tokenizer: Any | None = None,
+        generation_config: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """generation_config: as a checkpoint's `generation_config.json` has it, by its keys."""
         self._model = model
         self._params = params
         self._tokenizer = tokenizer
+        self._generation_config = dict(generation_config)
+        self._defaults = GenerationDefaults(
+            self._generation_config, model.config, has_tokenizer=tokenizer is not None
+        )
 
     @property
     def model(self) -> EncoderDecoder:
@@ -62,6 +71,17 @@ class PidModel:
         """The Hugging Face tokenizer, or None."""
         return self._tokenizer
 
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """What the checkpoint says of how outputs are chosen, as it says it: `save_pretrained`
+        keeps all of it."""
+        return MappingProxyType(self._generation_config)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of `generate` that the checkpoint sets, where a caller does not."""
+        return MappingProxyType(dict(self._defaults.options))
+
     @functools.cached_property
     def _inputs(self) -> Inputs:
         return Inputs(self.config, self.tokenizer)
@@ -76,6 +96,10 @@ class PidModel:
         if jax.default_backend() == "cpu":
             params = self.model.decoding_params(params)
         return Engines(self.model, params)
+
+    @functools.cached_property
+    def _planner(self) -> Planner:
+        return Planner()
 
     @property
     def programs(self) -> Programs:
@@ -99,24 +123,25 @@ class PidModel:
         """
         dtype = _dtype(dtype)
         keep_compiled_programs()
-        if (Path(path) / "checkpoints").is_dir() or (Path(path) / "model").is_dir():
-            from pid_jax.checkpoints import orbax
+        with contents.reading(path):
+            if contents.is_run(path):
+                from pid_jax.checkpoints import orbax
 
-            return cls(*orbax.load_model(Path(path), dtype=dtype))
-        return cls(*huggingface.load(path, dtype))
+                return cls(*orbax.load_model(Path(path), dtype=dtype))
+            return cls(*huggingface.load(path, dtype))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes a directory that transformers loads with `from_pretrained`."""
-        huggingface.save(directory, self.model, self.params, self.tokenizer)
+        huggingface.save(directory, self.model, self.params, self.tokenizer, self.generation_config)
 
     def generate(
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
-        num_beams: int = 1,
+        num_beams: int | None = None,
         *,
         allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
         compact: Compaction = "auto",
@@ -132,8 +157,10 @@ class PidModel:
         prompts: one list per document, of any length, none too. method: "pid" encodes each
         document once; "pie" encodes it once per prompt, the prompt before it.
         options: those of `GenerationOptions`: beam search, sampling, penalties, stop sequences,
-        drafts; greedy without any. allowed: nested as the prompts are, for each prompt the list
-        of its allowed outputs, or None where anything is.
+        drafts, barred words. One that is not given, or None, is the checkpoint's, of its
+        `generation_config.json` (see `pid_jax.generation_defaults`), or else the default of
+        `GenerationOptions`: greedy, max_new_tokens=32. allowed: nested as the prompts are, for
+        each prompt the list of its allowed outputs, or None where anything is.
         compact: whether prompts that have ended are dropped from the batch, which compiles a
         few smaller programs; "auto" does where that is likely to repay.
         batch_tokens: how many tokens of documents, prompts and outputs, padding included, are
@@ -150,28 +177,35 @@ class PidModel:
         report: filled with what was done. Results depend on neither batch mates nor order nor
         padding. Raises `UserError` for arguments that do not fit.
         """
-        chosen = _options(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            num_beams=num_beams,
-            **options,
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            {**lengths, "num_beams": num_beams, **options}, held_to_lists=allowed is not None
         )
         examples = self._inputs.examples(documents, prompts)
         work, controls = self._inputs.work(examples, allowed, method, chosen)
-        batches = self._batches(work, batch_tokens, batch_size, chosen)
+        batches = self._batches(work, batch_tokens, batch_size, chosen, controls)
         report = DecodingReport() if report is None else report
         found: dict[tuple[int, int], dict[int, list[Generation]]] = {}
         copies = chosen.num_return_sequences if chosen.do_sample else 1
         parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]
         asked = sum(1 for example in examples if example.prompts)
-        with _progress_bar(asked, progress) as bar:
-            for indices, outputs, seconds in self._decode_all(
-                work, batches, controls, chosen, compact, report
-            ):
+
+        def job_of(batch: PlannedBatch, left: int) -> Job:
+            return self._inputs.job(
+                work, batch, controls, chosen, compact=compact, batches_left=left
+            )
+
+        with (
+            _progress_bar(asked, progress) as bar,
+            closing(self._engines.decode(batches, job_of)) as decoded,
+        ):
+            for batch, outputs, part, seconds in decoded:
+                report.add(part)
                 ready = 0.0
-                for row, index in enumerate(indices):
+                for row, index in enumerate(batch.examples):
                     for column, (document, prompt, copy) in enumerate(work.places[index]):
                         of_prompt = found.setdefault((document, prompt), {})
+                        check_computed(outputs.scores[row, column], document, prompt)
                         spelled = work.spelled(index, column)
                         of_prompt[copy] = self._reader.generations(
                             outputs, row, column, chosen, spelled
@@ -189,8 +223,8 @@ class PidModel:
         self,
         documents: Sequence[Text],
         prompts: Sequence[Sequence[Text]],
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         every: int = 1,
@@ -204,44 +238,51 @@ class PidModel:
         For interactive use: documents are decoded in the given order. Each output's last item,
         and only that, is `done` and equal to the result of `generate`, whose arguments these
         are. An output may lack its last character while that is half generated, and what may
-        become a stop sequence. Beam search has no outputs before its end: `UserError`.
+        become a stop sequence. Beam search has no outputs before its end: beams that are asked
+        for are a `UserError`, those of the checkpoint's `generation_config.json` are left out,
+        with a warning in the log.
         """
-        if every < 1:
-            raise UserError(f"every must be at least 1, not {every}")
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        every = arguments.integer("every", every, at_least=1)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(
+            lengths | options, streamed=True, held_to_lists=allowed is not None
+        )
         if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
             raise UserError("stream yields one growing output: not num_beams, several sequences")
         work, controls = self._inputs.work(
             self._inputs.examples(documents, prompts), allowed, method, chosen
         )
-        batches = self._batches(work, batch_tokens, batch_size, chosen, sort=False)
+        batches = self._batches(
+            work, batch_tokens, batch_size, chosen, controls, sort=False, devices=1
+        )
         return self._stream(work, batches, controls, chosen, every)
 
     def _stream(
         self,
         work: Work,
-        batches: list[list[int]],
+        batches: list[PlannedBatch],
         controls: Controls,
         options: GenerationOptions,
         every: int,
     ) -> Iterator[Partial]:
-        for indices in batches:
-            job = self._inputs.job(work, indices, controls, options)
-            job.steps_at_once = every
-            job.compact = False
+        for batch in batches:
+            job = self._inputs.job(
+                work, batch, controls, options, steps_at_once=every, compact=False
+            )
             shown = np.zeros(job.active.shape, np.int32)
             finished = np.zeros(job.active.shape, bool)
             for outputs in self._engines[0].decode(job):
                 if outputs is None:
                     continue
-                for row, index in enumerate(indices):
+                for row, index in enumerate(batch.examples):
                     for column, (document, prompt, _) in enumerate(work.places[index]):
                         length = outputs.lengths[row, column, 0]
                         done = bool(outputs.done[row, column])
                         if finished[row, column] or (length == shown[row, column] and not done):
                             continue
+                        check_computed(outputs.scores[row, column], document, prompt)
                         shown[row, column], finished[row, column] = length, done
-                        spelled = work.spelled(index, column) if done else {}
+                        spelled = work.spelled(index, column)
                         [generation] = self._reader.generations(
                             outputs, row, column, options, spelled
                         )
@@ -252,8 +293,8 @@ class PidModel:
         document_tokens: int,
         prompts: int,
         prompt_tokens: int,
-        max_new_tokens: int = 32,
-        min_new_tokens: int = 0,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
         method: Method = "pid",
         *,
         documents: int = 1,
@@ -265,25 +306,31 @@ class PidModel:
         Sizes are rounded up as those of a batch are. Programs with `allowed` are not covered:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
-        chosen = _options(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **options)
+        lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        chosen = self._defaults.options_with(lengths | options)
+        document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
+        prompts = arguments.integer("prompts", prompts, at_least=1)
+        prompt_tokens = arguments.integer("prompt_tokens", prompt_tokens, at_least=0)
+        documents = arguments.integer("documents", documents, at_least=1)
         fill = [self.config.pad_token_id]
         example = TokenizedExample(
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
         )
         work, controls = self._inputs.work([example] * documents, None, method, chosen)
-        batches = spread([list(range(len(work.examples)))], len(self._engines))
-        jobs = {}
-        for batch in batches:  # shared out over the devices as `generate` would
-            job = self._inputs.job(work, batch, controls, chosen)
-            job.compact = compact
-            jobs[job.active.shape] = job
 
-        def warmed_up(engine: Engine) -> Iterator[None]:
-            for job in jobs.values():
-                engine.warm_up(job)
-                yield
+        def job_of(batch: PlannedBatch, left: int) -> Job:
+            del left  # whether smaller programs will repay is what `compact` says here
+            return self._inputs.job(work, batch, controls, chosen, compact=compact)
 
-        list(together([warmed_up(engine) for engine in self._engines]))
+        together = Limits.by_default(sys.maxsize)  # as many documents at once as were named
+        batches = Planner().plan(
+            work.examples,
+            together,
+            new_tokens=chosen.max_new_tokens,
+            num_beams=chosen.num_beams,
+            devices=len(self._engines),
+        )
+        self._engines.warm_up(batches, job_of)
         return self.programs
 
     def score(
@@ -299,16 +346,23 @@ class PidModel:
 
         The arguments are those of `generate`; targets of token ids are scored as given.
         """
+        if targets is None:
+            raise UserError("targets must be a list with one list per document, not None")
         examples = self._inputs.examples(documents, prompts, targets)
-        work, _ = self._inputs.work(examples, None, method, _options(max_new_tokens=1))
+        one = GenerationOptions(max_new_tokens=1)
+        work, controls = self._inputs.work(examples, None, method, one)
         longest = max((len(t) for example in examples for t in example.targets), default=0)
-        lengths = _options(max_new_tokens=max(longest, 1))
+        lengths = GenerationOptions(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]
-        for indices in self._batches(work, batch_tokens, batch_size, lengths):
-            batch, _ = self._inputs.collate([work.examples[i] for i in indices])
-            scores = jax.device_get(_score(self.model, self.params, batch))
-            for row, index in enumerate(indices):
+        engine = self._engines[0]
+        for planned in self._batches(
+            work, batch_tokens, batch_size, lengths, controls, devices=1, scored=True
+        ):
+            batch, _ = self._inputs.collate([work.examples[i] for i in planned.examples], planned)
+            scores = engine.score(batch, planned.shape)
+            for row, index in enumerate(planned.examples):
                 for column, (document, prompt, _) in enumerate(work.places[index]):
+                    check_computed(scores[row, column], document, prompt)
                     results[document][prompt] = float(scores[row, column])
         return results
 
@@ -318,96 +372,30 @@ class PidModel:
         batch_tokens: int | None,
         batch_size: int | None,
         options: GenerationOptions,
+        controls: Controls,
+        *,
         sort: bool = True,
-    ) -> list[list[int]]:
-        """Indices of the examples that are decoded together; those without prompts are in none."""
-        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if batch_tokens is None:
-            batch_tokens = 4096 if jax.default_backend() == "cpu" else 65536
-        asked = [i for i, example in enumerate(work.examples) if example.prompts]
-        batches = batches_within(
-            [work.examples[i] for i in asked],
-            batch_tokens,
-            new_tokens=bucket(options.max_new_tokens),
+        devices: int | None = None,
+        scored: bool = False,
+    ) -> list[PlannedBatch]:
+        """What is decoded together; examples without prompts are in no batch."""
+        if batch_tokens is not None:
+            batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
+        if batch_size is not None:
+            batch_size = arguments.integer("batch_size", batch_size, at_least=1)
+        most = batch_size and batch_size * work.most_examples_each
+        engine = self._engines[0]
+        return self._planner.plan(
+            work.examples,
+            Limits.by_default(batch_tokens, most),
+            new_tokens=options.max_new_tokens,
             num_beams=options.num_beams,
-            most_documents=batch_size and batch_size * work.most_examples_each,
+            devices=devices or len(self._engines),
+            compiled=engine.scored_shapes()
+            if scored
+            else engine.shapes(options.strategy(), controls),
             sort=sort,
         )
-        return [[asked[i] for i in batch] for batch in batches]
-
-    def _decode_all(
-        self,
-        work: Work,
-        batches: list[list[int]],
-        controls: Controls,
-        options: GenerationOptions,
-        compact: Compaction,
-        report: DecodingReport,
-    ) -> Iterator[tuple[list[int], Outputs, float]]:
-        """Decodes batches on all devices: each takes the next one when it is free."""
-        waiting = deque(spread(batches, len(self._engines)))
-        used = min(len(self._engines), len(waiting))
-        first = [waiting.popleft() for _ in range(used)]
-
-        def on(
-            engine: Engine, first: list[int]
-        ) -> Iterator[tuple[list[int], Outputs, DecodingReport, float] | None]:
-            """An accelerator has its next batch at hand while it decodes one.
-
-            None: nothing yet, but a moment at which to stop.
-            """
-            at_once = 1 if jax.default_backend() == "cpu" else 2
-            own = deque([first])
-            running: deque[tuple[list[int], Job, Iterator[Outputs | None]]] = deque()
-            since = time.perf_counter()
-            while own or running or waiting:
-                # The last batches are left for whichever device is free first.
-                while not running or (len(running) < at_once and len(waiting) >= used):
-                    taken = own.popleft() if own else _next_of(waiting)
-                    if taken is None:
-                        break
-                    indices = taken
-                    job = self._inputs.job(work, indices, controls, options)
-                    job.compact, job.batches_left = compact, len(waiting) // used
-                    decoding = engine.decode(job)
-                    next(decoding)  # sets the device to work
-                    running.append((indices, job, decoding))
-                if not running:
-                    return
-                indices, job, decoding = running.popleft()
-                outputs = next(decoding)
-                if outputs is None:
-                    running.append((indices, job, decoding))
-                    yield None
-                    continue
-                now = time.perf_counter()
-                yield indices, outputs, job.report, (now - since) / used
-                since = now
-
-        with closing(together([on(self._engines[i], first[i]) for i in range(used)])) as decoded:
-            for item in decoded:
-                if item is None:
-                    continue
-                indices, outputs, part, seconds = item
-                report.add(part)
-                yield indices, outputs, seconds
-
-
-def _next_of(waiting: "deque[list[int]]") -> list[int] | None:
-    try:
-        return waiting.popleft()  # at once: other threads take from it too
-    except IndexError:
-        return None
-
-
-def _options(**given: Any) -> GenerationOptions:
-    known = {field.name for field in dataclasses.fields(GenerationOptions)}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UserError(f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return GenerationOptions(**given)
 
 
 @contextmanager

@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from pid_jax.answering import Counts, Output, answer_lines
 from pid_jax.atomic_file import ResumableFile, partial_path
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import contents, huggingface
 from pid_jax.command_line import add_fields, checkpoint_parser, user_errors
 from pid_jax.data.examples import Example
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
+from pid_jax.generation_defaults import GenerationDefaults, check_alone
 from pid_jax.inputs import Inputs
 from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
-from pid_jax.tasks import jsonl
+from pid_jax.outputs import Generation, NotComputable
+from pid_jax.tasks import jsonl, text_files
 
 DESCRIPTION = """\
 Answers every prompt of a JSON-lines file with a trained model.
@@ -36,10 +37,13 @@ Each input line is one document and what is asked of it:
   {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "..."}]}
 
 The output holds the same lines in the same order; each subtask gains "prediction", the
-generated text, and "score", the natural logarithm of that text's probability; and with
---num-return-sequences "alternatives", a list of such pairs. Anything else on a line stays as it
-is. A subtask may have "allowed": ["north", "south"]: its prediction is then one of these texts.
-Files of any size are read and written piece by piece.
+generated text, "score", the natural logarithm of that text's probability, and "finish_reason",
+"stop" for an answer that ended or "length" for one cut at --max-new-tokens; with
+--num-return-sequences "alternatives", a list of such answers; with --logprobs=N "logprobs", for
+each token {"token": id, "logprob": x, "top": [[id, x], ...]} with the N likeliest. Anything else
+on a line stays as it is. A subtask may have "allowed": ["north", "south"]: its prediction is then
+one of these texts.
+Files of any size are read and written piece by piece; gzip may have packed the input.
 
 The output file appears only once it is complete. Until then the answers are in OUTPUT.partial:
 if the command is stopped or killed, the same command goes on from there. It refuses to where
@@ -132,23 +136,36 @@ def _parser() -> argparse.ArgumentParser:
         help="of parameters and activations: bfloat16 takes half the memory, and less time on GPU "
         "and TPU; auto is that of the checkpoint (default: float32)",
     )
-    add_fields(answers, GenerationOptions)
+    add_fields(answers, GenerationOptions, otherwise="the checkpoint's, or ")
     return parser
 
 
 def _predict_file(options: argparse.Namespace) -> Counts:
+    if options.output.suffix.lower() == ".gz":
+        raise UserError(
+            f"--output={options.output}: the output is written as plain text: leave .gz out"
+        )
     if options.write_every < 1:
         raise UserError(f"--write-every must be at least 1, not {options.write_every}")
-    chosen = {
+    for name in ("batch_tokens", "batch_size"):
+        if (getattr(options, name) or 1) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} must be at least 1, not {getattr(options, name)}")
+    given = {
         field.name: getattr(options, field.name) for field in dataclasses.fields(GenerationOptions)
     }
-    GenerationOptions(**chosen)  # refuses what does not fit
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in chosen.items():
+        check_alone(name, value)
     from pid_jax.checkpoints import orbax  # slow to import, and --help should not wait for it
 
     generation = {**chosen, "method": options.method or orbax.trained_method(options.checkpoint)}
     counts, report, started = Counts(), DecodingReport(), time.perf_counter()
 
-    with _opened(options.input) as (stream, name), _Progress(counts, stream, name) as progress:
+    with (
+        _opened(options.input) as (file, stream, name),
+        _Progress(counts, file, name) as progress,
+    ):
 
         def report_bad_line(error: UserError) -> None:
             counts.bad_lines += 1
@@ -164,7 +181,7 @@ def _predict_file(options: argparse.Namespace) -> Counts:
         lines = _counted(lines, counts)
         # Mistakes in the first lines show before the checkpoint is looked at.
         first = list(itertools.islice(lines, options.write_every))
-        with _output(options, generation, counts) as output:
+        with _output(options, generation, counts, model) as output:
             answer_lines(
                 itertools.chain(first, lines),
                 output,
@@ -195,18 +212,19 @@ def _is_standard(path: Path) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, str]]:
-    """The input and what to call it."""
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO, str]]:
+    """The input as it is, the text in it, and what to call it."""
     if _is_standard(path):
-        yield sys.stdin.buffer, "standard input"
+        name = "standard input"
+        yield sys.stdin.buffer, text_files.text_of(sys.stdin.buffer, name), name
     else:
-        with jsonl.opened(path) as file:
-            yield file, str(path)
+        with text_files.opened(path) as (file, text):
+            yield file, text, str(path)
 
 
 @contextmanager
 def _output(
-    options: argparse.Namespace, generation: Mapping[str, Any], counts: Counts
+    options: argparse.Namespace, generation: Mapping[str, Any], counts: Counts, model: "_Model"
 ) -> Iterator[Output]:
     """The output, complete when the block ends, or what an earlier run has of it."""
     if _is_standard(options.output):
@@ -215,7 +233,7 @@ def _output(
     from pid_jax.checkpoints import identity  # imports Orbax
 
     _refuse_to_lose(options)
-    checkpoint = identity.digest(options.checkpoint)
+    checkpoint = model.digest = identity.digest(options.checkpoint)
     settings = {**generation, "dtype": options.dtype, "checkpoint": checkpoint}
     with ResumableFile(options.output) as output:
         earlier = output.settings
@@ -259,7 +277,7 @@ def _difference(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     if not earlier:
         return "does not say how it made them"
     different = [
-        f"{name}={earlier.get(name)}, not {settings.get(name)}"
+        f"{name}={earlier.get(name, '(default)')}, not {settings.get(name, '(default)')}"
         for name in sorted(earlier.keys() | settings.keys())
         if name != "checkpoint" and earlier.get(name) != settings.get(name)
     ]
@@ -302,10 +320,20 @@ class _Model:
         """Lists that were checked already: the same are asked of document after document."""
         self._progress = progress
         self._report = report
+        self.digest: str | None = None
+        """Of the checkpoint that the answers are said to be of."""
 
     @functools.cached_property
     def _model(self) -> PidModel:
         model = PidModel.from_pretrained(self._options.checkpoint, dtype=self._options.dtype)
+        if self.digest is not None and contents.is_run(self._options.checkpoint):
+            from pid_jax.checkpoints import identity  # imports Orbax
+
+            if identity.digest(self._options.checkpoint) != self.digest:
+                raise UserError(
+                    f"{self._options.checkpoint} has got a better checkpoint since this command "
+                    "began: give it again"
+                )
         if model.tokenizer is None:
             raise UserError(
                 f"{self._options.checkpoint} has no tokenizer, so it cannot read text: put "
@@ -313,6 +341,10 @@ class _Model:
             )
         # Options that do not fit are refused here, before any document can be blamed for them.
         model.generate([], [], **self._batches, **self._generation)
+        own = {k: v for k, v in model.generation_defaults.items() if k not in self._generation}
+        if own:
+            listed = ", ".join(f"{name}={value}" for name, value in own.items())
+            self._progress.print(f"defaults of {self._options.checkpoint}: {listed}")
         return model
 
     @property
@@ -321,14 +353,16 @@ class _Model:
 
     def check(self, example: Example, where: str) -> None:
         """Raises UserError for what the model cannot read, or answer within its limits."""
-        inputs = self._inputs
+        if self._reading is None:
+            return
+        inputs, options = self._reading
         constrained = any(subtask.allowed is not None for subtask in example.subtasks)
-        if inputs is None or (inputs.any_text_fits and not constrained):
+        if inputs.any_text_fits and not constrained:
             return
         prompts = [subtask.prompt for subtask in example.subtasks]
-        answering = self._generation["method"], self._generation["max_new_tokens"]
         try:
-            inputs.check(example.document, prompts, *answering)
+            method = self._generation["method"]
+            inputs.check(example.document, prompts, method, options.max_new_tokens)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):
@@ -336,30 +370,32 @@ class _Model:
                 inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    min_new_tokens=self._generation["min_new_tokens"],
-                    max_new_tokens=self._generation["max_new_tokens"],
+                    min_new_tokens=options.min_new_tokens,
+                    max_new_tokens=options.max_new_tokens,
                 )
                 self._admissible.add(subtask.allowed)
 
     @functools.cached_property
-    def _inputs(self) -> Inputs | None:
-        """What reads texts, without the weights; None where the checkpoint is not as it should be,
-        which loading it will say."""
+    def _reading(self) -> tuple[Inputs, GenerationOptions] | None:
+        """What reads texts, without the weights, and the options for lists of allowed texts; None
+        where the checkpoint is not as it should be, which loading it will say."""
         path = Path(self._options.checkpoint)
         try:
-            directory = path / "model"
-            if not directory.is_dir():
-                directory = huggingface.find(self._options.checkpoint)
+            run = contents.is_run(path)
+            directory = path / "model" if run else huggingface.find(self._options.checkpoint)
             config = huggingface.read_config(directory)
             tokenizer = huggingface.load_tokenizer(directory)
+            own = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)
         except UserError:
             return None
         if tokenizer is None:
             return None
         inputs = Inputs(config, tokenizer)
+        given = {name: value for name, value in self._generation.items() if name != "method"}
         with user_errors():  # ends the command: it is no fault of a line
-            inputs.check_new_tokens(self._generation["max_new_tokens"])
-        return inputs
+            options = own.options_with(given, held_to_lists=True)
+            inputs.check_new_tokens(options.max_new_tokens)
+        return inputs, options
 
     def __call__(self, examples: Sequence[Example]) -> list[list[Generation]]:
         model = self._model
@@ -377,6 +413,9 @@ class _Model:
                 **self._batches,
                 **self._generation,
             )
+        except NotComputable as error:
+            example = examples[error.document]
+            raise error.named(example.id, example.subtasks[error.prompt].id) from error
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except (MemoryError, jax.errors.JaxRuntimeError) as error:

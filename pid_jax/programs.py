@@ -1,14 +1,20 @@
-"""Compiled programs: each compiled once for each shape, kept, timed and named in the log."""
+"""Compiled programs: each compiled once for each shape, kept while in use, timed and logged."""
 
 import logging
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 log = logging.getLogger(__name__)
+
+MOST_KEPT = 64
+"""Programs kept at once; the least recently used is dropped for another."""
 
 
 @dataclass(frozen=True)
@@ -21,35 +27,76 @@ class Compilation:
     seconds: float
 
 
-_ON_CPU = {"xla_cpu_copy_insertion_use_region_analysis": True}
-"""Without it XLA copies the cache in each step before it writes to it: T5-base, 4 prompts of 1,536
-tokens: 0.91 of the time with it. The compiler's default is False in jaxlib 0.10."""
+_ON_CPU: dict[str, bool | int] = {
+    # Without it XLA copies the key/value cache in each decode step before it writes to it:
+    # T5-base, 4 prompts of 1,536 tokens: 0.91 of the time with it. False by default in jaxlib 0.10.
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+    # By default every kernel is a module of its own with three memory maps: some 170 for a program
+    # of T5-small, of the 65,530 that Linux grants a process. With these two a program has three.
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 
 
 def _compiled(lowered: Any) -> Any:
+    """Leaves out options that a jaxlib does not have."""
     if jax.default_backend() != "cpu":
         return lowered.compile()
-    try:
-        return lowered.compile(compiler_options=_ON_CPU)
-    except jax.errors.JaxRuntimeError:  # a jaxlib that no longer has the option
-        return lowered.compile()
+    options = dict(_ON_CPU)
+    while options:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            unknown = [name for name in options if name in str(error)]
+            if not unknown:
+                raise
+            for name in unknown:
+                del options[name], _ON_CPU[name]
+    return lowered.compile()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    program: str
+    label: Hashable
+    compiled: "Future[tuple[Callable[..., Any], float]]"
+    """Threads that ask for a program while another compiles it wait for that."""
 
 
 class Programs:
     """Programs made ahead of their first call, by name and by the shapes of their arguments.
 
-    `compilations` is the table of what was compiled so far, in order.
+    `compilations` is the table of what was compiled so far, in order. At most `most_kept`
+    programs are kept, those used last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_kept: int = MOST_KEPT) -> None:
         self.compilations: list[Compilation] = []
-        self._compiled: dict[Hashable, Callable[..., Any]] = {}
+        self._most_kept = most_kept
+        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._others: list[Programs] = []
+        self._lock = threading.Lock()
 
     def of_another_device(self) -> "Programs":
         """Programs of their own, which stand in the same table."""
-        others = Programs()
+        others = Programs(self._most_kept)
         others.compilations = self.compilations
+        self._others.append(others)
         return others
+
+    def __len__(self) -> int:
+        """How many programs are kept at the moment, on all devices."""
+        return len(self._kept) + sum(map(len, self._others))
+
+    def seconds_by_label(self, program: str) -> dict[Hashable, float]:
+        """The labels of the programs of this name that are kept, and what each took to compile."""
+        with self._lock:
+            kept = [one for one in self._kept.values() if one.program == program]
+        return {
+            one.label: one.compiled.result()[1]
+            for one in kept
+            if one.compiled.done() and one.compiled.exception() is None
+        }
 
     def get(
         self,
@@ -58,28 +105,46 @@ class Programs:
         fixed: tuple[Any, ...],
         arguments: tuple[Any, ...],
         static: Mapping[str, Hashable],
-        describe: Callable[[], str],
+        label: Hashable,
     ) -> Callable[..., Any]:
         """`jitted(*fixed, *arguments, **static)` as a function of all arguments not static.
 
         fixed: those whose shapes never change under this name: a model and its parameters.
         arguments: arrays, or `jax.ShapeDtypeStruct`s to compile without running.
-        describe: called, for the log and the table, only if something is compiled.
+        label: what it is compiled for; as a string, for the log and the table.
         """
         key = self._key(program, arguments, static)
-        if key not in self._compiled:
-            started = time.perf_counter()
-            self._compiled[key] = _compiled(jitted.lower(*fixed, *arguments, **static))
-            compilation = Compilation(program, describe(), time.perf_counter() - started)
-            self.compilations.append(compilation)
-            log.info(
-                "compiled the %s for %s in %.1f s (%d programs so far)",
-                program,
-                compilation.shape,
-                compilation.seconds,
-                len(self.compilations),
-            )
-        return self._compiled[key]
+        with self._lock:
+            kept = self._kept.get(key)
+            mine = kept is None
+            if kept is None:
+                kept = self._kept[key] = _Kept(program, label, Future())
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most_kept:
+                self._kept.popitem(last=False)
+        if mine:
+            try:
+                started = time.perf_counter()
+                compiled = _compiled(jitted.lower(*fixed, *arguments, **static))
+                seconds = time.perf_counter() - started
+            except BaseException as error:
+                with self._lock:
+                    self._kept.pop(key, None)
+                kept.compiled.set_exception(error)
+                raise
+            self._tell(Compilation(program, str(label), seconds))
+            kept.compiled.set_result((compiled, seconds))
+        return kept.compiled.result()[0]
+
+    def _tell(self, compilation: Compilation) -> None:
+        self.compilations.append(compilation)
+        log.info(
+            "compiled the %s for %s in %.1f s (%d programs so far)",
+            compilation.program,
+            compilation.shape,
+            compilation.seconds,
+            len(self.compilations),
+        )
 
     @staticmethod
     def _key(program: str, arguments: tuple[Any, ...], static: Mapping[str, Hashable]) -> Hashable:

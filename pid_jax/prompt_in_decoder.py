@@ -140,13 +140,18 @@ def teacher_forced_logits(
 
 
 def _predicting_outputs(
-    model: EncoderDecoder, params: Params, batch: Batch, dropout_key: Key[Array, ""] | None = None
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None = None,
+    encoded: EncodedDocuments | None = None,
 ) -> Float[Array, "B P T D"]:
     """The decoder's outputs from which the head predicts the target tokens."""
     encoder_key = decoder_key = None
     if dropout_key is not None:
         encoder_key, decoder_key = jax.random.split(dropout_key)
-    encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
+    if encoded is None:
+        encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
     tokens = jnp.concatenate([batch.prompts, batch.targets[..., :-1]], axis=-1)
     mask = jnp.concatenate([batch.prompt_mask, batch.target_mask[..., :-1]], axis=-1)
     slots = jnp.arange(tokens.shape[-1])[None]
@@ -169,15 +174,20 @@ LOGITS_AT_ONCE = 1 << 25
 
 
 def target_log_probabilities(
-    model: EncoderDecoder, params: Params, batch: Batch
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    encoded: EncodedDocuments | None = None,
 ) -> Float[Array, "B P"]:
     """log p(target | document, prompt), summed over the target's tokens; 0 for no target.
+
+    encoded: the batch's documents, where they are encoded already.
 
     The head runs on some target tokens at a time: memory does not grow with tokens times
     vocabulary.
     """
     targets = jnp.asarray(batch.targets)
-    hidden = _predicting_outputs(model, params, batch)
+    hidden = _predicting_outputs(model, params, batch, encoded=encoded)
 
     def log_probabilities(hidden: Float[Array, "N D"], tokens: Int[Array, " N"]) -> Array:
         logits = model.apply({"params": params}, hidden, method="logits")

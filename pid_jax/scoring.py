@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from pid_jax.data.examples import Example
-from pid_jax.data.tokenizing import TruncationReport
+from pid_jax.data.tokenizing import TargetReport, TruncationReport
 from pid_jax.tasks import Report, Task
 
 # Distributions whose versions change figures or speed.
@@ -36,6 +36,9 @@ class Run:
     seconds_per_document: float
     """Median over batches, in which the few that compile do not show."""
     truncation: TruncationReport
+    targets: TargetReport | None = None
+    answers_cut: int = 0
+    """Answers that did not end within the limit."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,8 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         if run is None
         else {
             "truncation": asdict(run.truncation),
+            "targets": None if run.targets is None else asdict(run.targets),
+            "answers_cut": run.answers_cut,
             "method": run.method,
             "seconds": round(run.seconds, 3),
             "seconds_per_document": round(run.seconds_per_document, 6),
@@ -158,6 +163,7 @@ def table(evaluation: Evaluation) -> str:
     if (run := evaluation.run) is not None:
         rows += [
             ("truncation", str(run.truncation)),
+            *_losses(run),
             (
                 "speed",
                 f"{run.seconds_per_document:.4f} s per document ({run.method}, median over "
@@ -166,6 +172,17 @@ def table(evaluation: Evaluation) -> str:
         ]
     width = 2 + max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}{text}" for name, text in rows)
+
+
+def _losses(run: Run) -> list[tuple[str, str]]:
+    """What else keeps answers from being right, if anything does."""
+    rows = []
+    if run.targets is not None and run.targets.changed:
+        rows.append(("targets", str(run.targets)))
+    if run.answers_cut:
+        limit = run.truncation.limits.target_tokens
+        rows.append(("answers", f"{run.answers_cut:,} did not end within {limit:,} tokens"))
+    return rows
 
 
 def _with_baseline(evaluation: Evaluation, name: str) -> str:

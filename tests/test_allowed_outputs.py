@@ -96,7 +96,7 @@ def test_rules_yield_to_the_list(varied_model: PidModel) -> None:
     ("allowed", "message"),
     [
         ([[None] * 3, [None]], "3 documents and 2 lists"),
-        ([[None] * 2, [None], [None] * 2], r"allowed\[0\] must hold one list.*3 prompts"),
+        ([[None] * 2, [None], [None] * 2], r"allowed\[0\] must be a list.*each of 3 prompts, but"),
         ([[None] * 3, [[]], [None] * 2], r"allowed\[1\]\[0\] is an empty list"),
         ([[None] * 3, ["yes"], [None] * 2], r"allowed\[1\]\[0\] must be a list of texts"),
         ([[None] * 3, [["yes"]], [None] * 2], r"allowed\[1\]\[0\]\[0\] is text, but the model has"),
@@ -125,3 +125,29 @@ def test_lists_of_text_are_answered_in_text(text_model: PidModel) -> None:
     assert stars.text == "none"
     [[score]] = text_model.score(["[user] a hotel"], [["hotel-stars"]], [["none"]])
     assert stars.score == pytest.approx(score, abs=1e-4)
+
+
+def test_stops_mean_nothing_to_outputs_of_a_list(varied_model: PidModel) -> None:
+    """Neither their tokens nor their texts are cut, however they are decoded."""
+    allowed = [[[[5, 6, 7]], None, [[5, 6, 7]]], [[[7]]], [[[6, 7]], [[7, 6]]]]
+    stop = [[6, 7], [7]]
+    free = generate(varied_model, stop=stop)
+    for options in ({}, {"num_beams": 3}, {"draft_tokens": 3}, {"do_sample": True}):
+        answers = generate(varied_model, allowed=allowed, stop=stop, **options)
+        for row, lists in zip(answers, allowed, strict=True):
+            for answer, strings in zip(row, lists, strict=True):
+                assert strings is None or [answer.tokens] == strings
+    [*partials] = varied_model.stream(DOCUMENTS, PROMPTS, 12, allowed=allowed, stop=stop)
+    held = [one.generation.tokens for one in partials if (one.document, one.prompt) == (0, 0)]
+    assert held == [[5], [5, 6], [5, 6, 7], [5, 6, 7]]
+    free_one = next(one for one in partials if one.done and (one.document, one.prompt) == (0, 1))
+    assert free_one.generation.tokens == free[0][1].tokens
+
+
+def test_a_stop_text_does_not_cut_a_text_of_a_list(text_model: PidModel) -> None:
+    arguments = ["[user] a hotel"], [["hotel-area", "hotel-area"]]
+    options = {"allowed": [[["the city centre"], ["a , b"]]], "stop": ["city", " , "]}
+    [[one, other]] = text_model.generate(*arguments, **options)
+    assert (one.text, other.text) == ("the city centre", "a , b")
+    for partial in text_model.stream(*arguments, **options):
+        assert (one.text, other.text)[partial.prompt].startswith(partial.generation.text or "")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.answering import Counts, answer_lines
+from pid_jax.answering import Counts, answer_lines, answered
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
@@ -182,3 +182,88 @@ def test_odd_values_elsewhere_on_a_line_are_passed_on(tmp_path: Path) -> None:
     assert {key: written[key] for key in line if key != "subtasks"} == {
         key: line[key] for key in line if key != "subtasks"
     }
+
+
+CARRIED = [
+    '{"id": 7, "document": "d", "subtasks": [{"id": "q", "prompt": "p"',
+    '{"n": 1e400,"id":"a","document":"d",'
+    '"subtasks":[ {"n": 12345678901234567.89,"id":"q" ,"prompt":"p"',
+    '{"a": 1, "a": 2, "id": "a", "document": "d", '
+    '"subtasks": [{"b": [1], "b": [2], "id": "q", "prompt": "p"',
+    '{"n": [-0.0, 1E5, 1.10, 1' + 30 * "0" + '], "id": "a", "document": "d\\u00e9\\/", '
+    '"subtasks": [{"id": "q", "prompt": "é"',
+    '{"n": ' + 5000 * "9" + ', "id": "a", "document": "d", "subtasks": [{"id": "q", "prompt": "p"',
+]
+
+
+@pytest.mark.parametrize("line", CARRIED, ids=range(len(CARRIED)))
+def test_what_a_line_carries_along_is_copied_byte_for_byte(tmp_path: Path, line: str) -> None:
+    for end, rest in (("}]}", "\n"), ('\t} ] , "z": 1e400 }', "\r\n")):
+        output = tmp_path / "out.jsonl"
+        complete(output, f"{line}{end}{rest}".encode(), 1)
+        answer = f', "prediction": "{jsonl.parse_line(line + end, "", 1).id}'
+        written = output.read_text("utf-8")
+        head, _, said = written.partition(', "prediction": ')
+        assert head == line.rstrip()
+        assert said.partition(', "score": -')[2].partition("}")[2] == end.lstrip()[1:] + "\n"
+        assert answer in written
+        # Read again, earlier answers are replaced.
+        complete(tmp_path / "again.jsonl", output.read_bytes(), 1)
+        assert (tmp_path / "again.jsonl").read_text("utf-8") == written
+
+
+@given(st.lists(st.sampled_from(["prediction", "score", "alternatives", "id", "prompt", "x"])))
+def test_earlier_answers_are_dropped_wherever_they_stand(keys: list[str]) -> None:
+    keys = [*dict.fromkeys(keys)]
+    keys += [key for key in ("id", "prompt") if key not in keys]
+    subtask = ", ".join(f'"{key}": "{key}, }}]"' for key in keys)
+    text = f'{{"id": "a", "document": "d", "subtasks": [{{{subtask}}}]}}'
+    kept = ", ".join(f'"{k}": "{k}, }}]"' for k in keys if k in ("id", "prompt", "x"))
+    said = '"prediction": "y", "score": -0.5'
+    assert answered(text, [Generation("y", [], -0.5)]) == (
+        f'{{"id": "a", "document": "d", "subtasks": [{{{kept}, {said}}}]}}'
+    )
+
+
+def line_with(document: str = '"id": "a", "document": "d"', subtask: str = "") -> str:
+    return f'{{{document}, "subtasks": [{{"id": "q", "prompt": "p"{subtask}}}]}}'
+
+
+REPEATED = [
+    line_with('"id": "a", "id": "b", "document": "d"'),
+    line_with('"id": "a", "document": "c", "document": "d"'),
+    line_with('"id": "a", "document": "d", "subtasks": []'),
+    line_with(subtask=', "prompt": "p"'),
+    line_with(subtask=', "target": "", "target": ""'),
+    line_with(subtask=', "allowed": ["a"], "allowed": null'),
+]
+
+
+@pytest.mark.parametrize("line", REPEATED, ids=range(len(REPEATED)))
+def test_a_repeated_key_that_is_ours_is_refused(line: str) -> None:
+    with pytest.raises(UserError, match=r'in.jsonl, line 3.*: the key "[a-z]+" is there twice'):
+        jsonl.parse_line(line, "in.jsonl", 3)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True)
+@given(st.dictionaries(st.text(), VALUES, max_size=4), st.integers(0, 2), st.booleans())
+def test_whatever_a_line_carries_it_comes_back(
+    carried: dict[str, Any], number: int, spaced: bool
+) -> None:
+    line = question(number) | {f"x{key}": value for key, value in carried.items()}
+    for subtask in line["subtasks"]:
+        subtask |= {f"x{key}": value for key, value in carried.items()}
+    text = json.dumps(line, separators=(" , ", " : ") if spaced else (",", ":"))
+    answers = [Generation('"}]', [], -0.5)] * len(line["subtasks"])
+    for subtask in line["subtasks"]:
+        subtask |= {"prediction": '"}]', "score": -0.5}
+    written = answered(text, answers)
+    assert json.loads(written) == line
+    assert answered(written, answers) == written

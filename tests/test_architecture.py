@@ -11,11 +11,12 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
     ("errors",),
+    ("directory_lock", "disk_errors", "json_spans"),
     ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
-    ("prompt_in_decoder", "tasks", "checkpoints"),
+    ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),
     ("decoding",),
-    ("inputs", "outputs"),
+    ("generation_defaults", "inputs", "outputs"),
     ("model",),
     ("answering", "scoring"),
     ("html_report",),

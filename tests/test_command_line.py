@@ -33,6 +33,8 @@ class Options:
     """Says it."""
     patience: bool | Literal["never"] = False
     names: Sequence[str] = ()
+    tokens: Sequence[int] = ()
+    words: Sequence[Sequence[int]] = ()
 
 
 @pytest.fixture
@@ -42,19 +44,25 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def test_options_have_the_defaults_of_their_fields(parser: argparse.ArgumentParser) -> None:
-    assert vars(parser.parse_args([])) == asdict(Options()) | {"names": []}
+def test_an_option_that_is_not_given_is_none(parser: argparse.ArgumentParser) -> None:
+    assert vars(parser.parse_args([])) == dict.fromkeys(asdict(Options()))
 
 
 def test_options_have_the_types_of_their_fields(parser: argparse.ArgumentParser) -> None:
     command = "--longest-answer=4 --share 1 --loud --patience=never --names=a --names=b"
+    command += " --tokens=5 --tokens=6 --words=7,8 --words=9"
     assert vars(parser.parse_args(command.split())) == {
         "longest_answer": 4,
         "share": 1.0,
         "loud": True,
         "patience": "never",
         "names": ["a", "b"],
+        "tokens": [5, 6],
+        "words": [[7, 8], [9]],
     }
+    assert parser.parse_args(["--no-loud"]).loud is False
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--words=7,x"])
     assert parser.parse_args(["--patience=true"]).patience is True
     with pytest.raises(SystemExit):
         parser.parse_args(["--patience=sometimes"])
@@ -66,7 +74,8 @@ def test_the_text_below_a_field_is_the_help_of_its_option(
     text = " ".join(parser.format_help().split())
     assert "--longest-answer N How many words, at 100% of speed. (default: 32)" in text
     assert "--share X (default: 0.5)" in text
-    assert "--loud Says it. --patience {true,false,never} (default: false)" in text
+    assert "--loud, --no-loud Says it. (default: false) --patience" in text
+    assert "--patience {true,false,never} (default: false)" in text
 
 
 def test_options_of_a_task_are_values_as_python_writes_them_or_texts() -> None:

@@ -92,5 +92,5 @@ def test_parameters_that_were_placed_stay_where_they_are(seen):
 
 
 def test_all_devices_are_warmed_up(seen):
-    assert sorted(seen[4]) == ["start"] * 4 + ["step"] * 4
+    assert sorted(seen[4]) == ["decode"] * 4 + ["encode"] * 4 + ["prefill"] * 4
     assert seen[5] == []

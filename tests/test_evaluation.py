@@ -1,5 +1,6 @@
 """Evaluation: every answer generated once, scored by the task, written with its rules."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -125,6 +126,22 @@ def test_lengths_are_tokens_before_anything_is_cut(scripted: Scripted) -> None:
 
 def _prompt_ids(model: PidModel) -> list[list[int]]:
     return [model.tokenizer(slot)["input_ids"][:-1] for slot in TwoSlots.slots]
+
+
+def test_targets_that_the_tokenizer_changes_and_answers_that_were_cut_are_told(
+    text_model: PidModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = TwoSlots()
+    asked = Subtask("area", "hotel-area", "none"), Subtask("stars", "hotel-stars", "a </s> b")
+    result = evaluation.evaluate(
+        text_model, task, [Example("d", "[user] hello", asked)], limits=LIMITS
+    )
+    assert "1 of 2 targets do not come back from the tokenizer" in caplog.text
+    assert "the first is 'a </s> b' → 'a   b'" in caplog.text
+    told = scoring.summary(result)
+    assert told["targets"]["changed"] == 1
+    assert told["answers_cut"] == 2
+    assert "2 did not end within 8 tokens" in scoring.table(result)
 
 
 def test_no_examples_and_no_tokenizer_are_errors(scripted: Scripted, text_model: PidModel) -> None:
@@ -408,11 +425,46 @@ def test_predictions_that_do_not_fit_are_refused_by_line_and_id(
         evaluation.read_predictions(predictions_file(tmp_path, gold), examples)
 
 
+def test_predictions_are_read_however_they_were_saved(tmp_path: Path) -> None:
+    example = Example("7", "d", (Subtask("1", "p"), Subtask("2", "p")))
+    line = '{"id": 7, "subtasks": [{"id": 2, "prediction": "é"}, {"id": "1", "prediction": "👋"}]}'
+    path = tmp_path / "mine.jsonl"
+    for end in ("", "\n", "\r\n\r\n"):
+        for content in ((line + end).encode(), (line + end).encode("utf-8-sig")):
+            for saved in (content, gzip.compress(content)):
+                path.write_bytes(saved)
+                [answers] = evaluation.read_predictions(path, [example])
+                assert [answer.text for answer in answers] == ["👋", "é"]
+    path.write_bytes(line.encode("utf-16"))
+    with pytest.raises(UserError, match=r"mine.jsonl: not UTF-8 but UTF-16"):
+        evaluation.read_predictions(path, [example])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('{"id": "a", "id": "a", "subtasks": []}', 'line 1: the key "id" is there twice'),
+        ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "prediction": "y"}]}', "twice"),
+        ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": 1e400}]}', "finite"),
+        ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": NaN}]}', "finite"),
+        ('{"id": 1.5, "subtasks": []}', '"id" must be a string or an integer, got a number'),
+    ],
+)
+def test_predictions_with_two_meanings_or_none_are_refused(
+    tmp_path: Path, entry: str, message: str
+) -> None:
+    (tmp_path / "mine.jsonl").write_text(entry, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        evaluation.read_predictions(
+            tmp_path / "mine.jsonl", [Example("a", "d", (Subtask("q", "p"),))]
+        )
+
+
 @pytest.mark.parametrize("damaged", [b'{"id": ', b"\xff\xfe\x00", b"[" * 100_000, b"nonsense\n"])
 def test_a_line_that_is_no_json_is_refused_by_number(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b"\n" + damaged)
-    with pytest.raises(UserError, match="line 2: not JSON"):
+    with pytest.raises(UserError, match=r"line 2: not (JSON|UTF-8)"):
         evaluation.read_predictions(path, [Example("a", "b", ())])
 
 

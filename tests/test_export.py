@@ -1,10 +1,14 @@
 """`python -m pid_jax.export`."""
 
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pid_jax import directory_lock
+from pid_jax.errors import UserError
 from pid_jax.export import main
 from pid_jax.model import PidModel
 
@@ -84,3 +88,58 @@ def test_a_missing_checkpoint_is_one_sentence_and_makes_no_directory(
     assert stopped.value.code == 2
     assert "nowhere" in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_full_disk_is_one_sentence_and_changes_nothing(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], there: bool
+) -> None:
+    output = tmp_path / "exported"
+    if there:
+        shutil.copytree(checkpoint, output)
+        (output / "config.json").write_text('{"mine": 1}')
+    before = {path.name: path.read_bytes() for path in output.glob("*")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    arguments = [f"--checkpoint={checkpoint}", f"--output={output}", "--overwrite"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: cannot write {output}: File too large; nothing there was changed\n"
+    )
+    assert {path.name: path.read_bytes() for path in output.glob("*")} == before
+    assert output.exists() == there
+
+
+def test_a_training_run_is_no_place_to_export_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"method": "pid", "checkpoint": {}}')
+    with pytest.raises(SystemExit):
+        main([f"--checkpoint={checkpoint}", f"--output={tmp_path}", "--overwrite"])
+    assert "is a training run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is a training run, which would lose its config"):
+        PidModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_of_two_exports_at_once_one_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    model = PidModel.from_pretrained(checkpoint)
+    with (
+        directory_lock.writing(tmp_path),
+        pytest.raises(UserError, match="another process is writing there"),
+    ):
+        model.save_pretrained(tmp_path)
+
+
+def test_what_a_killed_export_left_behind_is_removed(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / ".filling-x" / "files").mkdir(parents=True)
+    (tmp_path / ".filling-x" / "files" / "model.safetensors").write_bytes(b"half")
+    main([f"--checkpoint={checkpoint}", f"--output={tmp_path}", "--overwrite"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in checkpoint.iterdir()
+    }

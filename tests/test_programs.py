@@ -1,6 +1,9 @@
 """Programs are compiled once for each shape, and each compilation is told."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ add = jax.jit(lambda x, y, *, negative: -(x + y) if negative else x + y, static_
 
 def sum_of(programs: Programs, x: np.ndarray, y: np.ndarray, negative: bool = False) -> jax.Array:
     fixed, arguments, static = (x,), (y,), {"negative": negative}
-    program = programs.get("sum", add, fixed, arguments, static, lambda: f"{y.shape} numbers")
+    program = programs.get("sum", add, fixed, arguments, static, f"{y.shape} numbers")
     total: jax.Array = program(x, y)
     return total
 
@@ -41,10 +44,63 @@ def test_each_shape_type_and_static_value_compiles_once() -> None:
 def test_a_shape_compiled_ahead_is_found_by_its_arrays() -> None:
     programs = Programs()
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    programs.get("sum", add, (shape,), (shape,), {"negative": False}, lambda: "4")
+    programs.get("sum", add, (shape,), (shape,), {"negative": False}, "4")
     four = np.ones(4, np.float32)
     sum_of(programs, four, four)
     assert len(programs.compilations) == 1
+
+
+def test_the_programs_used_last_are_kept() -> None:
+    programs = Programs(most_kept=2)
+    one, two, three = (np.ones(size, np.float32) for size in (1, 2, 3))
+    for y in (one, two, one, three, one):
+        sum_of(programs, y, y)
+        assert len(programs) <= 2
+    assert len(programs.compilations) == 3
+    assert set(programs.seconds_by_label("sum")) == {"(1,) numbers", "(3,) numbers"}
+    sum_of(programs, two, two)
+    assert len(programs.compilations) == 4
+
+
+def test_threads_that_ask_for_one_program_compile_it_once() -> None:
+    programs = Programs()
+    ones = np.ones(7, np.float32)
+    meeting = threading.Barrier(4, timeout=20)
+
+    def ask() -> float:
+        meeting.wait()
+        return float(sum_of(programs, ones, ones)[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask) for _ in range(4)]
+        assert [answer.result() for answer in answers] == [2.0] * 4
+    assert len(programs.compilations) == 1
+
+
+def test_a_failed_compilation_is_told_and_tried_again() -> None:
+    programs = Programs()
+    with pytest.raises(TypeError):
+        sum_of(programs, np.ones(2, np.float32), np.ones(3, np.float32))
+    assert len(programs) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are Linux's")
+def test_a_program_holds_few_memory_maps() -> None:
+    """With a module for each kernel this one would hold over 300, of 65,530."""
+
+    def many_kernels(x: jax.Array) -> jax.Array:
+        for shift in range(60):
+            x = jnp.tanh(x @ x + shift).sum(0) + x
+        return x
+
+    def maps() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    programs, x = Programs(), jnp.ones((8, 8))
+    programs.get("first", jax.jit(lambda x: x + 1), (), (x,), {}, "")
+    before = maps()
+    programs.get("many", jax.jit(many_kernels), (), (x,), {}, "")
+    assert maps() - before < 60
 
 
 def test_each_compilation_is_logged_and_stands_in_the_table(

@@ -299,11 +299,13 @@ def decoding_array_sizes(
     strategy: Strategy,
     architecture: dict[str, Any] = WIDE,
 ) -> dict[str, list[int]]:
-    """Element counts of every array in the three programs of decoding, fused ones included."""
+    """Element counts of every array in the four programs of decoding, fused ones included."""
     model, params, inputs, controls = shapes_of(documents, prompts, architecture)
-    begin = functools.partial(loop.begin, model, strategy=strategy, room=NEW_TOKENS)
-    arguments = (params, *inputs, None, None, controls)
-    encoded, state = jax.eval_shape(begin, *arguments)
+    encode = functools.partial(prompt_in_decoder.encode, model)
+    encoded = jax.eval_shape(encode, params, *inputs[:2])
+    prefill = functools.partial(loop.prefill, model, strategy=strategy, room=NEW_TOKENS)
+    arguments = (params, encoded, *inputs[2:], None, None, controls)
+    state = jax.eval_shape(prefill, *arguments)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     advance = functools.partial(loop.advance, model, strategy=strategy)
     places = (
@@ -313,7 +315,8 @@ def decoding_array_sizes(
     )
     steps = (params, encoded, state, controls, number, (number, number))
     return {
-        "begin": array_sizes(jax.jit(begin).lower(*arguments)),
+        "encode": array_sizes(jax.jit(encode).lower(params, *inputs[:2])),
+        "prefill": array_sizes(jax.jit(prefill).lower(*arguments)),
         "advance": array_sizes(jax.jit(advance).lower(*steps)),
         "keep": array_sizes(jax.jit(loop.keep).lower(state, *places)),
     }
@@ -368,7 +371,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
     # One document's encoding, or one layer's keys for it, has S * D = S * H * K elements.
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
-    assert max(sizes["begin"]) < DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["encode"] + sizes["prefill"]) < DOCUMENTS * PROMPTS * per_document
     assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
     # Beams make the caches that it reads as large as five prompts' documents.
     assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
@@ -389,14 +392,20 @@ def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, stra
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
-    assert max(sizes["begin"] + sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+    assert (
+        max(sizes["encode"] + sizes["prefill"] + sizes["advance"])
+        < DOCUMENTS * PROMPTS * per_document
+    )
 
 
 @pytest.mark.optimised
 def test_the_same_search_finds_shared_keys():
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)
-    assert min(max(sizes["begin"]), max(sizes["advance"])) >= DOCUMENTS * PROMPTS * per_document
+    assert (
+        min(max(sizes["encode"] + sizes["prefill"]), max(sizes["advance"]))
+        >= DOCUMENTS * PROMPTS * per_document
+    )
 
 
 @pytest.mark.optimised
@@ -404,5 +413,5 @@ def test_the_same_search_finds_the_documents_of_prompt_in_encoder():
     """There each prompt is a document."""
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
     sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy())
-    assert max(sizes["begin"]) >= DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["encode"] + sizes["prefill"]) >= DOCUMENTS * PROMPTS * per_document
     assert max(sizes["advance"]) >= DOCUMENTS * PROMPTS * per_document

@@ -63,6 +63,18 @@ def greedy(model: Any, document: list[int], prompt: list[int], max_new_tokens: i
     return _until_end(model, out[0, len(prompt) + 1 :].tolist())
 
 
+def answer(model: Any, document: list[int], prompt: list[int], **options: Any) -> list[int]:
+    """The tokens of transformers' `generate`, whatever chooses them by default or by options."""
+    out = model.generate(
+        input_ids=torch.tensor([document]),
+        attention_mask=torch.ones(1, len(document), dtype=torch.long),
+        decoder_input_ids=torch.tensor([[start_of(model), *prompt]]),
+        use_cache=False,
+        **options,
+    )
+    return _until_end(model, out[0, len(prompt) + 1 :].tolist())
+
+
 def beam_search(
     model: Any, document: list[int], prompt: list[int], num_beams: int, **options: Any
 ) -> list[tuple[list[int], float]]:

@@ -6,9 +6,10 @@ Torch is never needed. Weights come from `model.safetensors` or from the shards 
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from pid_jax import models
-from pid_jax.atomic_file import replacing
+from pid_jax.atomic_file import filling
+from pid_jax.checkpoints import contents, finite, generation_config
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
@@ -27,9 +29,8 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-GENERATION = "generation_config.json"
+GENERATION = generation_config.FILE
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,6 +40,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_WEIGHT_FILES = ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS)
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
 
@@ -52,6 +54,8 @@ def find(path_or_hub_id: str | Path) -> Path:
     if path.is_dir():
         return path
     name = str(path_or_hub_id)
+    if path.exists():
+        raise UserError(f"{name}: a file: name the directory of the checkpoint")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"{name}: no such directory")
     import huggingface_hub
@@ -73,7 +77,7 @@ def read_config(directory: Path) -> Config:
 
     As in transformers, the latter alone, where it is there, says which tokens are forced, and it
     has the last word on the start token and on those that end outputs. Its other settings are
-    left to the caller of `generate`.
+    what `read_generation` gives.
     """
     content = _read_json(directory / "config.json")
     if (directory / GENERATION).is_file():
@@ -85,10 +89,17 @@ def read_config(directory: Path) -> Config:
     return models.config_from_hf(content)
 
 
+def read_generation(directory: Path) -> dict[str, Any]:
+    """What a directory's files say of generation, as `generation_config.json` says it."""
+    if (directory / GENERATION).is_file():
+        return _read_json(directory / GENERATION)
+    return generation_config.of_config(_read_json(directory / "config.json"))
+
+
 def load(
     path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32
-) -> tuple[EncoderDecoder, Params, Any | None]:
-    """The model, its parameters in `dtype`, and its tokenizer or None.
+) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
+    """The model, its parameters in `dtype`, its tokenizer or None, and `read_generation` of it.
 
     dtype: None keeps each tensor's own.
 
@@ -96,15 +107,20 @@ def load(
     shape, and for weights that are pickled.
     """
     directory = find(path_or_hub_id)
+    if not (directory / "config.json").exists():
+        raise UserError(contents.why_no_config(directory))
     config = read_config(directory)
     family = models.family_of(config.model_type)
-    if not any(directory.glob("*.safetensors")) and directory != Path(path_or_hub_id):
-        _refuse_pickled(str(path_or_hub_id), _files_on_hub(str(path_or_hub_id)))
+    if not any(directory.glob("*.safetensors*")):
+        files = [path.name for path in directory.iterdir()]
+        if directory != Path(path_or_hub_id):  # of those that are not read nothing was fetched
+            files = _files_on_hub(str(path_or_hub_id)) or files
+        raise UserError(contents.why_no_weights(str(path_or_hub_id), files))
     with _open_weights(directory) as tensors:
         config, names = _match(family, config, tensors)
         params = _read_params(config, family, names, tensors, directory, dtype)
     model = models.build(config, activations_of(params))
-    return model, params, load_tokenizer(directory)
+    return model, params, load_tokenizer(directory), read_generation(directory)
 
 
 def activations_of(params: Params) -> DTypeLike:
@@ -185,6 +201,8 @@ def _read_params(
         if tensor.shape != wanted:
             shapes = (tensor.shape[::-1], wanted[::-1]) if transposed else (tensor.shape, wanted)
             problems.append(f"{name} has shape {shapes[0]}, but config.json asks for {shapes[1]}")
+        elif (problem := finite.why_unusable(name, tensor)) is not None:
+            problems.append(problem)
         elif not problems:
             leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), dtype)
     for path, make in made.items():
@@ -192,7 +210,7 @@ def _read_params(
         leaves[path] = jnp.asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
-        raise UserError(f"{directory}: tensors do not fit config.json:\n  " + "\n  ".join(shown))
+        raise UserError(f"{directory}: tensors that cannot be used:\n  " + "\n  ".join(shown))
     return unflatten_dict(leaves)
 
 
@@ -202,6 +220,9 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
     import safetensors
 
     index = directory / WEIGHTS_INDEX
+    for path in (directory / WEIGHTS, index):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: a symbolic link to {path.readlink()}, which is not there")
     if (directory / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif index.is_file():
@@ -210,14 +231,15 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             raise UserError(f'{index}: "weight_map" is missing')
         files = sorted(set(weight_map.values()))
     else:
-        _refuse_pickled(str(directory), [path.name for path in directory.iterdir()])
-        raise UserError(f"{directory}: neither {WEIGHTS} nor {WEIGHTS_INDEX} is there")
+        names = [path.name for path in directory.iterdir()]
+        raise UserError(contents.why_no_weights(str(directory), names))
     with ExitStack() as stack:
         tensors: dict[str, Callable[[], np.ndarray]] = {}
         for name in files:
             path = directory / name
             if path.parent.resolve() != directory.resolve() or not path.is_file():
                 raise UserError(f"{index}: the shard {name!r} is not in the directory")
+            contents.check_readable(path)
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (safetensors.SafetensorError, OSError) as error:
@@ -225,18 +247,6 @@ def _open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndar
             for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 tensors[tensor] = _reader(file, tensor)
         yield tensors
-
-
-def _refuse_pickled(where: str, files: Sequence[str]) -> None:
-    pickled = sorted(name for name in files if name.endswith(_PICKLED))
-    if pickled:
-        raise UserError(
-            f"{where}: {pickled[0]}: weights of this kind are not read, since loading a pickle "
-            "can run any code. Convert them once, where you trust the file, with torch and "
-            f'transformers: AutoModelForSeq2SeqLM.from_pretrained("{where}")'
-            ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same for "
-            "the tokenizer."
-        )
 
 
 def _files_on_hub(name: str) -> list[str]:
@@ -253,10 +263,11 @@ def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    contents.check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -270,8 +281,12 @@ def load_tokenizer(directory: Path) -> Any | None:
     `spiece.model` alone is enough, as is a `tokenizer_config.json` for a tokenizer that
     needs no vocabulary (ByT5).
     """
-    if not any(path for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)):
+    files = {path for pattern in _TOKENIZER_FILES for path in directory.glob(pattern)}
+    if not files:
         return None
+    for file in sorted(files):
+        if file.name != "merges.txt":  # which may be empty
+            contents.check_readable(file)
     import transformers
 
     try:
@@ -281,57 +296,76 @@ def load_tokenizer(directory: Path) -> Any | None:
 
 
 def save(
-    directory: str | Path, model: EncoderDecoder, params: Params, tokenizer: Any | None = None
+    directory: str | Path,
+    model: EncoderDecoder,
+    params: Params,
+    tokenizer: Any | None = None,
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes a directory from which transformers' `from_pretrained` gives the same logits.
 
+    generation: what `generation_config.json` holds beside the tokens of the configuration.
+
     (LED's, if its calls pass the `global_attention_mask` that the model has: 1 for the first
     token.) The weights keep their dtype. In an existing directory files of the same names and older
-    weights are replaced, each file at once and older weights only when the new ones are
-    complete; a save that is killed between two files can leave files of both models.
+    weights are replaced when all new ones are complete; until then nothing is changed. Raises
+    UserError where that cannot be, or where the directory is a training run's.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    if contents.is_run(directory):
+        raise UserError(
+            f"{directory} is a training run, which would lose its config.json: name another "
+            "directory"
+        )
     flat = flatten_dict(params)
     places = models.family_of(model.config.model_type).tensors(model.config)
     shards = _split(places, flat)
-    if len(shards) == 1:
-        written = {WEIGHTS}
-        _write_shard(directory / WEIGHTS, shards[0], places, flat)
-    else:
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, start=1):
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_shard(directory / file, names, places, flat)
-            weight_map |= dict.fromkeys(names, file)
-        size = sum(leaf.nbytes for leaf in flat.values())
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        _write_json(directory / WEIGHTS_INDEX, index)
-        written = {WEIGHTS_INDEX, *weight_map.values()}
-    for pattern in ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS):
-        for stale in directory.glob(pattern):
-            if stale.name not in written:
-                stale.unlink()
-    save_config(directory, model.config, tokenizer, dtype=str(jax.tree.leaves(params)[0].dtype))
+    with filling(directory, _WEIGHT_FILES) as folder:
+        if len(shards) == 1:
+            _write_shard(folder / WEIGHTS, shards[0], places, flat)
+        else:
+            weight_map: dict[str, str] = {}
+            for number, names in enumerate(shards, start=1):
+                file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+                _write_shard(folder / file, names, places, flat)
+                weight_map |= dict.fromkeys(names, file)
+            size = sum(leaf.nbytes for leaf in flat.values())
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            _write_json(folder / WEIGHTS_INDEX, index)
+        dtype = str(jax.tree.leaves(params)[0].dtype)
+        _write_config(folder, model.config, tokenizer, dtype, generation)
 
 
 def save_config(
-    directory: str | Path, config: Config, tokenizer: Any | None, dtype: str = "float32"
+    directory: str | Path,
+    config: Config,
+    tokenizer: Any | None,
+    dtype: str = "float32",
+    generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes everything of a checkpoint but its weights."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_json(directory / "config.json", config.to_hf() | {"dtype": dtype})
-    generation = {
+    """Writes everything of a checkpoint but its weights. generation: as in `save`.
+
+    Raises UserError where it cannot.
+    """
+    with filling(directory) as folder:
+        _write_config(folder, config, tokenizer, dtype, generation)
+
+
+def _write_config(
+    folder: Path, config: Config, tokenizer: Any | None, dtype: str, generation: Mapping[str, Any]
+) -> None:
+    _write_json(folder / "config.json", config.to_hf() | {"dtype": dtype})
+    tokens = {
         "decoder_start_token_id": config.decoder_start_token_id,
         "eos_token_id": end_tokens(config),
         "pad_token_id": config.pad_token_id,
     }
     forced = {key: getattr(config, key) for key in _FORCED}
-    generation |= {key: token for key, token in forced.items() if token is not None}
-    _write_json(directory / GENERATION, generation)
+    tokens |= {key: token for key, token in forced.items() if token is not None}
+    others = {key: value for key, value in generation.items() if key not in _FORCED}
+    _write_json(folder / GENERATION, others | tokens)
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        tokenizer.save_pretrained(folder)
 
 
 def _split(
@@ -361,10 +395,8 @@ def _write_shard(
     for name in names:
         leaf, transposed = np.asarray(flat[places[name].path]), places[name].transposed
         tensors[name] = np.ascontiguousarray(leaf.T if transposed else leaf)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

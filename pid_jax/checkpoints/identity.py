@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from pid_jax.checkpoints import huggingface, orbax
+from pid_jax.checkpoints import contents, huggingface, orbax
 from pid_jax.errors import UserError
 
 
@@ -14,13 +14,20 @@ def digest(checkpoint: str | Path) -> str:
     them are read: a gigabyte takes a second or two. Raises UserError where there is no checkpoint.
     """
     root = Path(checkpoint).absolute()
-    if (root / orbax.CHECKPOINTS).is_dir() or (root / orbax.MODEL).is_dir():
-        folders = [orbax.checkpoint_path(root), root / orbax.MODEL]
-        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
-    else:
-        root = huggingface.find(checkpoint)
-        kinds = ("*.json", "*.safetensors", "*.model", "*.vocab")
-        files = [file for kind in kinds for file in root.glob(kind)]
+    if contents.is_run(root):
+        return orbax.read_checkpoint(
+            root, "best", lambda best: _digest(root, [*_within(best), *_within(root / orbax.MODEL)])
+        )
+    root = huggingface.find(checkpoint)
+    kinds = ("*.json", "*.safetensors", "*.model", "*.vocab")
+    return _digest(root, [file for kind in kinds for file in root.glob(kind)])
+
+
+def _within(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file()]
+
+
+def _digest(root: Path, files: list[Path]) -> str:
     result = hashlib.blake2b(digest_size=16)
     try:
         for file in sorted(files):

@@ -1,62 +1,66 @@
 """Checkpoints of training runs, written with Orbax.
 
-`<workdir>/checkpoints/<step>/` holds "state" (a dict of params, opt_state, step and key) and
-"data" (the position of the Grain iterator). Orbax writes to a temporary name and renames at the
-end, so a checkpoint that can be seen is complete, whatever killed the run.
+`<workdir>/checkpoints/<step>/` holds "state" (a dict of params, opt_state, step and key), "data"
+(the position of the Grain iterator) and, of an evaluation, "metrics". Orbax writes to a temporary
+name and renames at the end, and what is removed is renamed first, so a checkpoint that can be seen
+is complete, whatever killed the run. Who reads one locks it: the run removes it later.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
-from pid_jax import models
-from pid_jax.checkpoints import huggingface
+from pid_jax import directory_lock, models
+from pid_jax.checkpoints import contents, finite, huggingface
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
+
+T = TypeVar("T")
 
 CONFIG = "config.json"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+_REMOVING = ".removing-"
 
 
 class RunCheckpoints:
-    """The checkpoints of one run: saves in the background, keeps the last few and the best."""
+    """The checkpoints of one run: saves in the background, keeps the last few and the best.
+
+    What is too many is removed before the next save and by `wait`. Only one process may have it.
+    """
 
     def __init__(self, workdir: str | Path, *, keep_last: int, best_metric: str) -> None:
         """`best_metric` names one of the metrics given to `save`; of "loss" the lowest is best."""
+        self._workdir = Path(workdir)
+        self._keep_last = keep_last
         self._best_metric = best_metric
         directory = (Path(workdir) / CHECKPOINTS).absolute()
-        # What a killed run left half-written. Orbax can do this too, but in a thread that
-        # nobody waits for.
-        for unfinished in directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
-        policies = ocp.training.preservation_policies
+        # What a killed run left half-written or half-removed. Orbax can do the first too, but in
+        # a thread that nobody waits for.
+        for pattern in (_UNFINISHED, f"{_REMOVING}*"):
+            for unfinished in directory.glob(pattern):
+                shutil.rmtree(unfinished)
         self._checkpointer = ocp.training.Checkpointer(
-            directory,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep_last),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: _quality(metrics, best_metric),
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            directory, preservation_policy=ocp.training.preservation_policies.PreserveAll()
         )
 
     @property
     def best_step(self) -> int | None:
         """The step of the best checkpoint, the later one of equals; None before an evaluation."""
-        return _best_step(self._checkpointer, self._best_metric)
+        return _best_step(self._workdir, self._best_metric)
 
     def save(
         self,
@@ -70,6 +74,7 @@ class RunCheckpoints:
         The caller may go on at once, donated buffers included; `wait` returns when the
         checkpoint is complete. `metrics` are those of an evaluation at this step.
         """
+        self.wait()
         self._checkpointer.save_checkpointables_async(
             step,
             {"state": dict(state), "data": data},
@@ -92,12 +97,31 @@ class RunCheckpoints:
     def wait(self) -> None:
         """Returns when everything saved is on disk; raises what went wrong in writing it."""
         self._checkpointer.wait()
+        kept = saved_steps(self._workdir)[-self._keep_last :]
+        for step in saved_steps(self._workdir):
+            if step not in kept and step != self.best_step:
+                _remove(self._workdir / CHECKPOINTS / str(step))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._checkpointer.close()
+            return
+        # What is being written may have failed already, which is being said.
+        with suppress(Exception):
+            self._checkpointer.close()
+        for unfinished in (self._workdir / CHECKPOINTS).glob(_UNFINISHED):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint at once, unless somebody reads it."""
+    with directory_lock.unread(checkpoint) as unread:
+        if unread:
+            removed = checkpoint.rename(checkpoint.with_name(f"{_REMOVING}{checkpoint.name}"))
+            shutil.rmtree(removed)
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
@@ -117,22 +141,22 @@ def run_config(workdir: str | Path) -> dict[str, Any]:
 
 def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
     """The method that a run was trained for; "pid" of what is not a run's working directory."""
-    if not (Path(checkpoint) / CHECKPOINTS).is_dir():
-        return "pid"
-    return run_config(checkpoint)["method"]
+    return run_config(checkpoint)["method"] if contents.is_run(checkpoint) else "pid"
 
 
 def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
-) -> tuple[EncoderDecoder, Params, Any | None]:
-    """The model of a run, its parameters as `load_params` gives them, and its tokenizer."""
+) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
+    """The model of a run, its parameters as `load_params` gives them, and as `huggingface.load`
+    its tokenizer and its settings for generation."""
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype)
     config = huggingface.read_config(directory)
     model = models.build(config, huggingface.activations_of(params))
-    return model, params, huggingface.load_tokenizer(directory)
+    tokenizer = huggingface.load_tokenizer(directory)
+    return model, params, tokenizer, huggingface.read_generation(directory)
 
 
 def load_params(
@@ -146,17 +170,49 @@ def load_params(
     (checkpoint.best_metric), or the last where no evaluation was made. Raises UserError where
     there is no such checkpoint.
     """
-    path = checkpoint_path(workdir, step)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     sharding = SingleDeviceSharding(jax.local_devices()[0])
-    with context:
-        saved = ocp.metadata(path).metadata["params"]
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding),
-            saved,
-        )
-        return ocp.load(path, {"params": abstract})["params"]
+
+    def read(path: Path) -> Params:
+        with context:
+            saved = ocp.metadata(path).metadata["params"]
+            abstract = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    leaf.shape, dtype or leaf.dtype, sharding=sharding
+                ),
+                saved,
+            )
+            params = ocp.load(path, {"params": abstract})["params"]
+        for names, leaf in flatten_dict(params).items():
+            problem = finite.why_unusable("/".join(names), np.asarray(leaf))
+            if problem is not None:
+                raise UserError(f"{path}: {problem}")
+        return params
+
+    return read_checkpoint(workdir, step, read)
+
+
+def read_checkpoint(
+    workdir: str | Path, step: Literal["best", "last"] | int, read: Callable[[Path], T]
+) -> T:
+    """What `read` makes of the directory of a checkpoint, which stays there meanwhile.
+
+    Where a run that trains is about to remove it, another is chosen. Raises UserError where there
+    is no such checkpoint.
+    """
+    for _ in range(100):
+        path = checkpoint_path(workdir, step)
+        with directory_lock.reading(path) as there:
+            if there:
+                try:
+                    return read(path)
+                except Exception:
+                    if path.is_dir():
+                        raise
+                    # Removed, on a file system without locks.
+        time.sleep(0.01)
+    raise UserError(f"{path}: checkpoints are removed faster than they can be read")
 
 
 def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "best") -> Path:
@@ -170,9 +226,7 @@ def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "
         case "last":
             chosen = steps[-1]
         case "best":
-            metric = run_config(workdir)["checkpoint"]["best_metric"]
-            with ocp.training.Checkpointer(directory) as checkpointer:
-                best = _best_step(checkpointer, metric)
+            best = _best_step(workdir, run_config(workdir)["checkpoint"]["best_metric"])
             chosen = steps[-1] if best is None else best
         case int() if step in steps:
             chosen = step
@@ -182,17 +236,18 @@ def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "
     return directory / str(chosen)
 
 
-def _quality(metrics: Any, name: str) -> float:
-    """The higher the better; an evaluation without the metric comes last."""
-    if metrics is None or name not in metrics:
-        return -float("inf")
-    return -metrics[name] if name == "loss" else metrics[name]
-
-
-def _best_step(checkpointer: ocp.training.Checkpointer, metric: str) -> int | None:
+def _best_step(workdir: Path, metric: str) -> int | None:
     ranked = [
-        (_quality(checkpoint.metrics, metric), checkpoint.step)
-        for checkpoint in checkpointer.checkpoints
-        if checkpoint.metrics is not None and metric in checkpoint.metrics
+        (-metrics[metric] if metric == "loss" else metrics[metric], step)
+        for step in saved_steps(workdir)
+        if metric in (metrics := _metrics(workdir / CHECKPOINTS / str(step)))
     ]
     return max(ranked)[1] if ranked else None
+
+
+def _metrics(checkpoint: Path) -> Mapping[str, float]:
+    """Of the evaluation at this checkpoint; empty where there was none, or it is gone."""
+    try:
+        return json.loads((checkpoint / "metrics" / "metrics").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}

@@ -85,67 +85,6 @@ DOCUMENT_MULTIPLE = 32
 """Documents vary most in length, hence their coarser steps."""
 
 
-def batches_within(
-    examples: Sequence[TokenizedExample],
-    token_budget: int,
-    *,
-    new_tokens: int,
-    num_beams: int = 1,
-    most_documents: int | None = None,
-    sort: bool = True,
-) -> list[list[int]]:
-    """Cuts examples into batches, as indices: those of similar sizes, the longest first.
-
-    token_budget: the most tokens of a padded batch, of documents, prompts and outputs
-    together; a document that exceeds it alone is a batch by itself. new_tokens: those of an
-    output. num_beams: how often a prompt and its output are held. most_documents: a further
-    limit. sort: False keeps the order.
-    The longest come first, so if memory does not suffice, that shows at once.
-    """
-
-    sizes = [
-        (
-            bucket(len(example.document), multiple=DOCUMENT_MULTIPLE),
-            bucket(len(example.prompts)),
-            bucket(1 + _longest(example.prompts)),
-        )
-        for example in examples
-    ]
-    order = list(range(len(examples)))
-    if sort:
-        order.sort(key=lambda index: (sizes[index], len(examples[index].document)), reverse=True)
-    batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        document_tokens = prompts = prompt_tokens = count = 0
-        while start + count < len(order) and count != most_documents:
-            own = sizes[order[start + count]]
-            document_tokens = max(document_tokens, own[0])
-            prompts, prompt_tokens = max(prompts, own[1]), max(prompt_tokens, own[2])
-            of_prompts = prompts * num_beams * (prompt_tokens + new_tokens)
-            if count and bucket(count + 1) * (document_tokens + of_prompts) > token_budget:
-                # Full batches of a bucket's size: their number of documents needs no padding.
-                count = bucket_below(count)
-                break
-            count += 1
-        batches.append(order[start : start + count])
-        start += count
-    return batches
-
-
-def spread(batches: Sequence[list[int]], devices: int) -> list[list[int]]:
-    """Batches cut into more, in the same order, until every device has one or all are single."""
-    batches = list(batches)
-    while 0 < len(batches) < devices:
-        place = max(range(len(batches)), key=lambda i: len(batches[i]))
-        batch = batches[place]
-        if len(batch) == 1:
-            break
-        half = (len(batch) + 1) // 2
-        batches[place : place + 1] = [batch[:half], batch[half:]]
-    return batches
-
-
 def shape_of(
     examples: Sequence[TokenizedExample], *, document_multiple: int = DOCUMENT_MULTIPLE
 ) -> BatchShape:

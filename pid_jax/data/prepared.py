@@ -31,6 +31,7 @@ _EXAMPLES_PER_FILE = 2**17
 _EXAMPLES_AT_ONCE = 256
 _METADATA = "metadata.json"
 _PARTS = tuple(field.name for field in fields(Subtask))
+_LISTS = ("allowed", "references", "traits")
 
 
 @dataclass(frozen=True)
@@ -270,13 +271,11 @@ def _record(example: Example) -> dict[str, str]:
 
 
 def _subtask(entry: Mapping[str, Any]) -> Subtask:
-    allowed, references = entry.get("allowed"), entry.get("references")
     return _shared_subtask(
         entry["id"],
         entry["prompt"],
         entry.get("target"),
-        None if allowed is None else tuple(allowed),
-        None if references is None else tuple(references),
+        *(None if key not in entry else tuple(entry[key]) for key in _LISTS),
     )
 
 

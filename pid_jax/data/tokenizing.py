@@ -119,6 +119,25 @@ class TruncationReport:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """Which targets a tokenizer does not give back as they were."""
+
+    targets: int
+    """Those of all subtasks, but for subtasks with a list of allowed texts: what is predicted for
+    these is a text of the list as it stands there."""
+    changed: int
+    first: tuple[str, str] | None
+    """The first target that changes, and what comes back."""
+
+    def __str__(self) -> str:
+        counts = f"{self.changed:,} of {self.targets:,} targets do not come back from the tokenizer"
+        if self.first is None:
+            return counts
+        before, after = self.first
+        return f"{counts}, the first is {before!r} → {after!r}"
+
+
 def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids with the tokenizer's own special tokens (T5 appends </s>). Cuts nothing."""
     return next(_encode(tokenizer, [text], special_tokens=True))
@@ -155,7 +174,9 @@ class TokenizedExamples(Sequence[TokenizedExample]):
         limits: Limits,
         *,
         end_token_id: int,
+        text_of: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
+        """text_of: how outputs are read, for `target_report`."""
         self.limits = limits
         self.ids: list[str] = []
         counts: list[int] = []
@@ -163,12 +184,14 @@ class TokenizedExamples(Sequence[TokenizedExample]):
         targets: dict[str, int] = {}
         prompt_rows: list[int] = []
         target_rows: list[int] = []
+        free = array("b")
 
         def documents() -> Iterator[str]:
             for example in examples:
                 self.ids.append(example.id)
                 counts.append(len(example.subtasks))
                 for subtask in example.subtasks:
+                    free.append(subtask.allowed is None)
                     prompt_rows.append(prompts.setdefault(subtask.prompt, len(prompts)))
                     target_rows.append(
                         _NO_TARGET
@@ -197,10 +220,18 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             _encode(tokenizer, prompts, special_tokens=False),
             lambda ids: ids[: limits.prompt_tokens],
         )
-        self._targets = _Rows(
-            ([*ids, end_token_id] for ids in _encode(tokenizer, targets, special_tokens=False)),
-            lambda ids: _cut_target(ids, limits),
-        )
+        self._free = np.array(free, bool)
+        self._changed: dict[int, tuple[str, str]] = {}
+        """By row, the targets that do not come back, and what does."""
+
+        def target_tokens() -> Iterator[list[int]]:
+            encoded = _encode(tokenizer, targets, special_tokens=False)
+            for row, (target, ids) in enumerate(zip(targets, encoded, strict=True)):
+                if text_of is not None and (back := text_of(ids)) != target:
+                    self._changed[row] = target, back
+                yield [*ids, end_token_id]
+
+        self._targets = _Rows(target_tokens(), lambda ids: _cut_target(ids, limits))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -275,6 +306,13 @@ class TokenizedExamples(Sequence[TokenizedExample]):
     @property
     def _targets_asked(self) -> Int[np.ndarray, " subtasks_with_target"]:
         return self._target_rows[self._target_rows != _NO_TARGET]
+
+    def target_report(self) -> TargetReport:
+        """How many targets do not come back, if the set was made with `text_of`."""
+        rows = self._target_rows[self._free & (self._target_rows != _NO_TARGET)]
+        changed = rows[np.isin(rows, list(self._changed))]
+        first = self._changed[int(changed[0])] if len(changed) else None
+        return TargetReport(len(rows), len(changed), first)
 
     def truncation_report(self) -> TruncationReport:
         asked = self._targets_asked

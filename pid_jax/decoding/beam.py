@@ -10,7 +10,10 @@ length ** length_penalty.
 One thing differs. Where a constraint leaves a prompt fewer than K continuations, transformers
 fills up with copies of its first beam that score -1e9, and such a copy may finish and count.
 Here the missing beams score -inf and never finish: the pool holds fewer sequences, the best
-ones are the same, and a prompt without a beam left is done.
+ones are the same, and a prompt without a beam left is done. Where nothing has finished then,
+transformers returns no tokens at the score -1e9, or a sequence that has not ended; the pool here
+is empty. The same score outranks in transformers what a length penalty far below 0 ranks lower
+still; here what has finished counts, whatever its rank.
 """
 
 from collections.abc import Callable
@@ -18,10 +21,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import rules
+from pid_jax.decoding import rules, token_logprobs
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.errors import UserError
 
 EarlyStopping = bool | Literal["never"]
@@ -38,7 +42,10 @@ class Finished(NamedTuple):
     """What transformers calls `sequences_scores`: the sum of the log-probabilities as processed,
     over length ** length_penalty; -inf where nothing was found."""
     log_probabilities: Float[Array, "B P K"]
-    """The sum of the model's own log-probabilities; -inf where nothing was found."""
+    """The sum of the model's own log-probabilities; -inf where nothing was found, NaN where the
+    model gives none."""
+    logprobs: TokenLogprobs | None
+    """Of `tokens`, where they are asked for."""
 
 
 class Beams(NamedTuple):
@@ -52,6 +59,8 @@ class Beams(NamedTuple):
     finished: Finished
     done: Bool[Array, "B P"]
     """True once nothing of the prompt changes any more."""
+    logprobs: TokenLogprobs | None
+    """Of `tokens`, where they are asked for."""
 
 
 class _Candidates(NamedTuple):
@@ -61,19 +70,28 @@ class _Candidates(NamedTuple):
     tokens: Int[Array, "B P C"]
     scores: Float[Array, "B P C"]
     log_probabilities: Float[Array, "B P C"]
+    logprobs: TokenLogprobs | None
+    """Of the one token."""
 
 
-def start(active: Bool[Array, "B P"], width: int, room: int, pad_token_id: int) -> Beams:
+def start(
+    active: Bool[Array, "B P"],
+    width: int,
+    room: int,
+    pad_token_id: int,
+    logprobs: TokenLogprobs | None = None,
+) -> Beams:
     """One empty sequence runs for every active prompt; the others are done.
 
-    width: the number of beams K. room: the most tokens T that will ever be chosen.
+    width: the number of beams K. room: the most tokens T that will ever be chosen. logprobs:
+    empty ones `[B, P, K, T]` to be filled; None: they are not kept.
     """
     places = (*active.shape, width)
     tokens = jnp.full((*places, room), pad_token_id, jnp.int32)
     nothing = jnp.full(places, -jnp.inf, jnp.float32)
     first = jnp.where(jnp.arange(width) == 0, 0.0, nothing)
-    finished = Finished(tokens, jnp.zeros(places, jnp.int32), nothing, nothing)
-    return Beams(tokens, first, first, finished, ~active)
+    finished = Finished(tokens, jnp.zeros(places, jnp.int32), nothing, nothing, logprobs)
+    return Beams(tokens, first, first, finished, ~active, logprobs)
 
 
 def choose(
@@ -111,7 +129,11 @@ def choose(
     at_limit = length >= max_new_tokens
 
     def rank(scores: Float[Array, "B P N"], length: int | Int[Array, ""]) -> Float[Array, "B P N"]:
-        return scores / jnp.asarray(length, jnp.float32) ** length_penalty
+        # Every sum of log-probabilities has a finite rank, whatever the penalty.
+        most = jnp.finfo(jnp.float32)
+        divisor = jnp.asarray(length, jnp.float32) ** length_penalty
+        ranks = scores / jnp.clip(divisor, most.tiny, most.max)
+        return jnp.where(scores == -jnp.inf, scores, jnp.clip(ranks, most.min, most.max))
 
     count = max(2, 1 + end_tokens) * width
     candidates = _likeliest(beams, logits, process, count)
@@ -133,7 +155,10 @@ def choose(
             hoped_length = jnp.where(length_penalty > 0, max_new_tokens, length)
         settled &= rank(scores[..., :1], hoped_length)[..., 0] <= finished.ranks[..., -1]
     nothing_runs = scores[..., 0] == -jnp.inf
-    done = at_limit | nothing_runs | settled
+    broken = jnp.isnan(candidates.log_probabilities).any(axis=-1)
+    known = jnp.where(broken[..., None], jnp.nan, finished.log_probabilities)
+    finished = finished._replace(log_probabilities=known)
+    done = at_limit | nothing_runs | settled | broken
 
     advanced = Beams(
         _write(_take(beams.tokens, parents), step, tokens),
@@ -141,6 +166,11 @@ def choose(
         _take(candidates.log_probabilities, kept),
         finished,
         done,
+        jax.tree.map(
+            lambda old, new: _write(_take(old, parents), step, _take(new, kept)),
+            beams.logprobs,
+            candidates.logprobs,
+        ),
     )
 
     def unless_done(old: Array, new: Array) -> Array:
@@ -173,11 +203,16 @@ def _likeliest(
     parents = places // vocab_size
     # Looked up in the logits, so that log-probabilities as large need not be kept for it.
     log_probabilities = _take(logits.reshape(flat), places) - _take(normaliser, parents)
+    logprobs = None
+    if beams.logprobs is not None:
+        top, top_tokens = token_logprobs.likeliest(logits, beams.logprobs.top.shape[-2])
+        logprobs = TokenLogprobs(log_probabilities, _take(top, parents), _take(top_tokens, parents))
     return _Candidates(
         parents,
         places % vocab_size,
         scores,
         _take(beams.log_probabilities, parents) + log_probabilities,
+        logprobs,
     )
 
 
@@ -195,21 +230,22 @@ def _admit(
 
     # A new sequence is one of the K running ones and a token: wider copies are not needed.
     old_places = jnp.broadcast_to(jnp.arange(width), pool.ranks.shape)
-    prefixes = _take(
-        jnp.concatenate([pool.tokens, beams.tokens], axis=2),
-        select(old_places, width + candidates.parents),
-    )
-    # A sequence of the pool has padding, or nothing, where the new ones get their last token.
-    last = select(
-        jax.lax.dynamic_index_in_dim(pool.tokens, step, axis=3, keepdims=False), candidates.tokens
-    )
+    places = select(old_places, width + candidates.parents)
+
+    def grown(of_pool: Array, of_beams: Array, of_candidates: Array) -> Array:
+        prefixes = _take(jnp.concatenate([of_pool, of_beams], axis=2), places)
+        # A sequence of the pool has padding, or nothing, where the new ones get their last token.
+        column = jax.lax.dynamic_index_in_dim(of_pool, step, of_pool.ndim - 1, keepdims=False)
+        return _write(prefixes, step, select(column, of_candidates))
+
     return Finished(
-        tokens=_write(prefixes, step, last),
+        tokens=grown(pool.tokens, beams.tokens, candidates.tokens),
         lengths=select(pool.lengths, jnp.where(enters, step + 1, 0)),
         ranks=best_ranks,
         log_probabilities=select(
             pool.log_probabilities, jnp.where(enters, candidates.log_probabilities, -jnp.inf)
         ),
+        logprobs=jax.tree.map(grown, pool.logprobs, beams.logprobs, candidates.logprobs),
     )
 
 
@@ -228,6 +264,9 @@ def _take(values: Array, places: Int[Array, "*rows N"]) -> Array:
 
 
 def _write(
-    sequences: Int[Array, "B P K T"], column: Int[Array, ""], tokens: Int[Array, "B P K"]
-) -> Int[Array, "B P K T"]:
-    return jax.lax.dynamic_update_index_in_dim(sequences, tokens, column, axis=3)
+    sequences: Shaped[Array, "B P K *N T"],
+    column: Int[Array, ""],
+    values: Shaped[Array, "B P K *N"],
+) -> Shaped[Array, "B P K *N T"]:
+    last = sequences.ndim - 1
+    return jax.lax.dynamic_update_index_in_dim(sequences, values, column, axis=last)

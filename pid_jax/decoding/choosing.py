@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
-from pid_jax.decoding import beam, constraints, rules, stopping
+from pid_jax.decoding import barring, beam, constraints, rules, stopping, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
 from pid_jax.decoding.stopping import StopAutomaton
-from pid_jax.models.protocol import EncoderDecoder, end_token_ids
+from pid_jax.decoding.token_logprobs import TokenLogprobs
+from pid_jax.models.protocol import Config, EncoderDecoder, end_token_ids
 
 
 def choose(
@@ -40,7 +41,9 @@ def _extend(
     next_logits = given[:, :, 0]
     ruled = _ruled(model, state, given, chosen.tokens[:, :, None], controls, strategy)[:, :, 0]
     if prompts.key is not None:
-        ruled = ruled / controls.temperature
+        # Below the likeliest, which stays finite whatever the temperature.
+        most = ruled.max(axis=-1, keepdims=True)
+        ruled = (ruled - jnp.where(most == -jnp.inf, 0.0, most)) / controls.temperature
         if strategy.top_k:
             ruled = rules.keep_top_k(ruled, strategy.top_k)
         if strategy.with_top_p:
@@ -49,6 +52,11 @@ def _extend(
     likeliest = rules.likeliest(ruled)
     token = jnp.where(chosen.done, model.config.pad_token_id, likeliest)
     log_probability = prompt_in_decoder.token_log_probabilities(next_logits, token)
+    logprobs = chosen.logprobs
+    if logprobs is not None:
+        beside = token_logprobs.likeliest(next_logits, logprobs.top.shape[-2])
+        here = TokenLogprobs(log_probability, *beside)
+        logprobs = token_logprobs.written(logprobs, here, step)
     node, stop_state = _follow(prompts, token[..., None], controls)
     done = chosen.done | rules.is_one_of(token, end_token_ids(model.config))
     done |= step + 1 >= controls.max_new_tokens
@@ -65,6 +73,7 @@ def _extend(
                 lengths=chosen.lengths + ~chosen.done,
                 scores=chosen.scores + jnp.where(chosen.done, 0.0, log_probability),
                 done=done,
+                logprobs=logprobs,
             ),
         ),
     )
@@ -133,7 +142,8 @@ def _ruled(
     step, prompts = state
     rows = given.shape[2]
     ruled = given
-    if strategy.with_repetition_penalty or strategy.no_repeat_ngram_size:
+    words = controls.words
+    if strategy.with_repetition_penalty or strategy.no_repeat_ngram_size or words is not None:
         shape = (*given.shape[:3], prompts.tokens.shape[2])
         written = jnp.broadcast_to(
             jnp.arange(chosen.shape[3]) < step, (*given.shape[:3], chosen.shape[3])
@@ -142,23 +152,42 @@ def _ruled(
         history = jnp.concatenate([before, chosen[:, :, :rows]], axis=-1)
         before_mask = jnp.broadcast_to(prompts.mask[:, :, None], shape)
         mask = jnp.concatenate([before_mask, written], axis=-1)
+        length = shape[-1] + step
         if strategy.with_repetition_penalty:
             ruled = rules.penalise_repetition(ruled, history, mask, controls.repetition_penalty)
         if strategy.no_repeat_ngram_size:
-            ruled = rules.bar_repeated_ngrams(
-                ruled, history, mask, shape[-1] + step, strategy.no_repeat_ngram_size
-            )
+            size = strategy.no_repeat_ngram_size
+            ruled = rules.bar_repeated_ngrams(ruled, history, mask, length, size)
             ruled = rules.unless_all_barred(ruled, given)
-    too_early = jnp.broadcast_to(step < controls.min_new_tokens, given.shape[:3])
-    ruled = rules.bar_tokens(ruled, end_token_ids(model.config), too_early)
-    ruled = rules.force_first_and_last(
-        ruled,
-        model.config,
-        is_first=(step == 0) & (prompts.mask.sum(axis=-1, keepdims=True) == 1),
-        is_last=jnp.broadcast_to(step + 1 == controls.max_new_tokens, given.shape[:3]),
-    )
+        if words is not None:
+            ruled = barring.bar_words(ruled, history, mask, length, words)
+    ruled = rule_by_place(model.config, prompts, ruled, step, controls)
     if controls.forest is not None and prompts.node is not None:
         ruled = constraints.constrain(ruled, given, controls.forest, prompts.node[:, :, :rows])
+    return ruled
+
+
+def rule_by_place(
+    config: Config,
+    prompts: Prompts,
+    ruled: Float[Array, "B P K V"],
+    place: Int[Array, ""] | Int[Array, "B P K"],
+    controls: Controls,
+) -> Float[Array, "B P K V"]:
+    """The rules on what comes how late in an output. place: how many tokens come before."""
+    place = jnp.broadcast_to(place, ruled.shape[:3])
+    too_early = place < controls.min_new_tokens
+    ruled = rules.bar_tokens(ruled, end_token_ids(config), too_early)
+    is_first = place == 0
+    has_no_prompt = prompts.mask.sum(axis=-1, keepdims=True) == 1
+    ruled = rules.force_first_and_last(
+        ruled, config, is_first & has_no_prompt, is_last=place + 1 == controls.max_new_tokens
+    )
+    if controls.suppressed is not None:
+        begins = is_first
+        if config.forced_bos_token_id is not None:  # then the second token is the first chosen one
+            begins = jnp.where(has_no_prompt, place == 1, is_first)
+        ruled = barring.suppress(ruled, controls.suppressed, begins)
     return ruled
 
 

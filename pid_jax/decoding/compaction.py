@@ -50,6 +50,11 @@ def sizes_below(size: tuple[int, int], rows_each: int) -> list[tuple[int, int]]:
     return found
 
 
+def holds(size: tuple[int, int], live: tuple[int, int]) -> bool:
+    """Whether so many documents, each with so many prompts, have places in this size."""
+    return live[0] <= size[0] and live[1] <= size[1]
+
+
 def count_live(done: Bool[np.ndarray, "B P"]) -> tuple[int, int]:
     """How many documents have prompts not done, and how many the one with most of them."""
     live = ~done

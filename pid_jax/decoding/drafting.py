@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import constraints, rules
-from pid_jax.decoding.choosing import after_stops
+from pid_jax.decoding import barring, constraints, rules, token_logprobs
+from pid_jax.decoding.choosing import after_stops, rule_by_place
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past, end_token_ids
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
@@ -59,7 +60,7 @@ def draft(
     tokens = jnp.take_along_axis(documents[:, None], inside, axis=-1)
     exists = (places < size) & jnp.take_along_axis(document_mask[:, None], inside, axis=-1)
     exists &= (matched.max(axis=-1) > 0)[..., None]
-    return tokens, exists.sum(axis=-1)
+    return tokens, exists.sum(axis=-1, dtype=jnp.int32)
 
 
 def verify(
@@ -83,8 +84,9 @@ def verify(
     next_logits, cache = _read(model, params, encoded, prompts, chosen, read)
     nodes = _nodes_along(prompts.node, drafts, controls)
     places = chosen.lengths[..., None] + jnp.arange(read.shape[-1])
-    tokens = _greedy(model, next_logits, places, nodes, controls)
-    right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1).sum(axis=-1)
+    tokens = _greedy(model, next_logits, prompts, drafts, places, nodes, controls)
+    right = jnp.cumprod(tokens[..., :-1] == drafts, axis=-1, dtype=jnp.int32)
+    right = right.sum(axis=-1, dtype=jnp.int32)
 
     stop_states = _stop_states_along(prompts, tokens, controls)
     ends = rules.is_one_of(tokens, end_token_ids(model.config))
@@ -94,7 +96,7 @@ def verify(
     ended_before = jnp.cumsum(ends, axis=-1) - ends > 0
     counts = (jnp.arange(read.shape[-1]) <= right[..., None]) & ~ended_before
     counts &= ~chosen.done[..., None]
-    count = counts.sum(axis=-1)
+    count = counts.sum(axis=-1, dtype=jnp.int32)
 
     last_one = jnp.maximum(count - 1, 0)
     last = _at(tokens, last_one)
@@ -102,6 +104,17 @@ def verify(
     if controls.forest is not None and nodes is not None:
         node = constraints.next_node(controls.forest, _at(nodes, last_one), last)
     log_probabilities = prompt_in_decoder.token_log_probabilities(next_logits, tokens)
+    logprobs = chosen.logprobs
+    if logprobs is not None:
+        top, top_tokens = (
+            jnp.moveaxis(leaf, -1, -2)
+            for leaf in token_logprobs.likeliest(next_logits, logprobs.top.shape[-2])
+        )
+        logprobs = TokenLogprobs(
+            _written(logprobs.chosen, log_probabilities, chosen.lengths, count),
+            _written(logprobs.top, top, chosen.lengths[..., None], count[..., None]),
+            _written(logprobs.top_tokens, top_tokens, chosen.lengths[..., None], count[..., None]),
+        )
     return State(
         step + 1,
         prompts._replace(
@@ -117,6 +130,7 @@ def verify(
                 drafted=chosen.drafted + jnp.where(chosen.done, 0, found),
                 # What follows them may be right too, by chance: it was not read off the document.
                 accepted=chosen.accepted + jnp.minimum(jnp.minimum(right, count), found),
+                logprobs=logprobs,
             ),
         ),
     )
@@ -170,19 +184,41 @@ def _read(
 def _greedy(
     model: EncoderDecoder,
     logits: Float[Array, "B P D1 V"],
+    prompts: Prompts,
+    drafts: Int[Array, "B P D"],
     places: Int[Array, "B P D1"],
     nodes: Int[Array, "B P D1"] | None,
     controls: Controls,
 ) -> Int[Array, "B P D1"]:
     """What plain greedy decoding chooses from these logits, at these places of the output."""
-    too_early = places < controls.min_new_tokens
-    ruled = rules.bar_tokens(logits, end_token_ids(model.config), too_early)
-    is_last = places + 1 == controls.max_new_tokens
-    # The first token is chosen before there are drafts.
-    ruled = rules.force_first_and_last(ruled, model.config, jnp.zeros_like(is_last), is_last)
+    ruled = logits
+    if controls.words is not None:
+        history, mask = _history_with(prompts, drafts)
+        rows = (*logits.shape[:3], history.shape[-1])
+        ruled = barring.bar_words(
+            ruled,
+            jnp.broadcast_to(history[:, :, None], rows),
+            jnp.broadcast_to(mask[:, :, None], rows),
+            prompts.tokens.shape[2] + places,
+            controls.words,
+        )
+    ruled = rule_by_place(model.config, prompts, ruled, places, controls)
     if controls.forest is not None and nodes is not None:
         ruled = constraints.constrain(ruled, logits, controls.forest, nodes)
     return rules.likeliest(ruled)
+
+
+def _history_with(
+    prompts: Prompts, drafts: Int[Array, "B P D"]
+) -> tuple[Int[Array, "B P W"], Bool[Array, "B P W"]]:
+    """Prompt, output and these drafts, as if all of them were right."""
+    chosen = prompts.outputs
+    assert isinstance(chosen, Chosen)
+    room = jnp.zeros(drafts.shape, chosen.tokens.dtype)
+    tokens = jnp.concatenate([chosen.tokens, room], axis=-1)
+    tokens = _written(tokens, drafts, chosen.lengths, jnp.int32(drafts.shape[-1]))
+    mask = jnp.concatenate([prompts.mask, jnp.ones_like(tokens, bool)], axis=-1)
+    return jnp.concatenate([prompts.tokens, tokens], axis=-1), mask
 
 
 def _nodes_along(

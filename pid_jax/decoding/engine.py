@@ -1,9 +1,9 @@
 """Drives the decoding loop, batch by batch: compiled programs, compaction, partial results."""
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,31 +11,35 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int, UInt32
 
-from pid_jax.data.batching import Batch, BatchShape, bucket
-from pid_jax.decoding import beam, loop
+from pid_jax import prompt_in_decoder
+from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.decoding import beam, loop, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.compaction import (
+    FEWEST_ROWS,
     Compaction,
     Places,
     count_live,
+    holds,
     places_of,
     sizes_below,
     smaller,
 )
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.report import DecodingReport
+from pid_jax.decoding.savings import Run, Savings
 from pid_jax.decoding.state import State
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
-REPAYING_BATCHES = 8
-""""auto" compiles a smaller program once it has seen, or is about to see, so many batches alike."""
-
-_begin = jax.jit(loop.begin, static_argnums=0, static_argnames=("strategy", "room"))
+_encode = jax.jit(prompt_in_decoder.encode, static_argnums=0)
+_prefill = jax.jit(loop.prefill, static_argnums=0, static_argnames=("strategy", "room"))
 _advance = jax.jit(
     loop.advance, static_argnums=0, static_argnames=("strategy",), donate_argnames=("state",)
 )
+_score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
 _keep = jax.jit(loop.keep)
 _keep_documents = jax.jit(loop.keep_documents)
 
@@ -50,6 +54,20 @@ class Outputs(NamedTuple):
     done: Bool[np.ndarray, "B P"]
     drafted: Int[np.ndarray, "B P"]
     accepted: Int[np.ndarray, "B P"]
+    logprobs: TokenLogprobs | None = None
+    """`[B, P, N, T]`, where they are asked for."""
+
+
+class Kind(NamedTuple):
+    """What a decoding program is compiled for."""
+
+    strategy: Strategy
+    tables: tuple[tuple[int, ...], ...]
+    """The shapes of the tables among the controls: stops, allowed outputs, barred words."""
+    shape: BatchShape
+
+    def __str__(self) -> str:
+        return str(self.shape)
 
 
 @dataclass
@@ -59,6 +77,9 @@ class Job:
     batch: Batch
     active: Bool[np.ndarray, "B P"]
     """False for the empty places of a ragged batch."""
+    shape: BatchShape
+    """`prompts` of it are decoded at once, the batch may hold several times as many;
+    `target_tokens` is the most tokens to be chosen, as the programs know it."""
     strategy: Strategy
     controls: Controls
     max_new_tokens: int
@@ -76,19 +97,28 @@ class Job:
     @property
     def room(self) -> int:
         """The most tokens to be chosen, as the programs know it."""
-        return bucket(self.max_new_tokens)
+        return self.shape.target_tokens
 
-    def kind(self, size: tuple[int, ...]) -> Hashable:
+    @property
+    def size(self) -> tuple[int, int]:
+        """Documents, and prompts decoded at once."""
+        return self.shape.documents, self.shape.prompts
+
+    def kind(self, size: tuple[int, int]) -> Kind:
         """What a step is compiled for, at (documents, prompts) of this size."""
-        tables = self.controls.stops, self.controls.forest
-        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(tables))
-        return self.strategy, shapes, self.shape_at(size)
+        shape = replace(self.shape, documents=size[0], prompts=size[1])
+        return kind_of(self.strategy, self.controls, shape)
 
-    def shape_at(self, size: tuple[int, ...]) -> BatchShape:
-        """The sizes of the batch with so many (documents, prompts)."""
-        documents, prompts = size
-        own = self.batch.shape
-        return BatchShape(documents, own.document_tokens, prompts, own.prompt_tokens, self.room)
+    def parts(self) -> Iterator[slice]:
+        """The prompts that are decoded at once, part by part."""
+        for first in range(0, self.active.shape[1], self.shape.prompts):
+            yield slice(first, first + self.shape.prompts)
+
+
+def kind_of(strategy: Strategy, controls: Controls, shape: BatchShape) -> Kind:
+    """What the programs for such a batch are compiled for."""
+    tables = jax.tree.leaves(controls)
+    return Kind(strategy, tuple(leaf.shape for leaf in tables), shape)
 
 
 class Engine:
@@ -100,10 +130,15 @@ class Engine:
         self.params = params
         self.programs = programs
         self._sharding = _replicated_like(self.params)
-        self._steps: set[Hashable] = set()
-        """The kinds and sizes of batches for which the step is compiled."""
-        self._seen: Counter[Hashable] = Counter()
-        """How many batches there were, by kind."""
+        self._savings = Savings()
+
+    def shapes(self, strategy: Strategy, controls: Controls) -> list[BatchShape]:
+        """The shapes for which decoding is compiled, under these options."""
+        return [
+            kind.shape
+            for kind in self.programs.seconds_by_label("prefill")
+            if isinstance(kind, Kind) and kind == kind_of(strategy, controls, kind.shape)
+        ]
 
     def decode(self, job: Job) -> Iterator[Outputs | None]:
         """Decodes one batch, yielding None whenever it would wait for the device.
@@ -111,11 +146,9 @@ class Engine:
         The last item holds all outputs; with `steps_at_once` the same comes from the first
         token on, every so many steps, as far as it has come.
         """
-        inputs = self._on_device(self._inputs(job))
-        controls: Controls = inputs[-1]
-        encoded, state = self._begin(job, inputs)
+        controls: Controls = self._on_device(job.controls)
+        encoded = self._encode(self._on_device((job.batch.documents, job.batch.document_mask)))
         count, width = job.active.shape
-        rows_each = job.strategy.num_beams
         outputs = Outputs(
             np.zeros((count, width, job.returned, job.room), np.int32),
             np.zeros((count, width, job.returned), np.int32),
@@ -123,152 +156,284 @@ class Engine:
             ~job.active,
             np.zeros((count, width), np.int32),
             np.zeros((count, width), np.int32),
+            self._empty_logprobs(job),
         )
-        # Where each row of the state stands in the batch.
-        documents = np.arange(count)
-        prompts = np.broadcast_to(np.arange(width), (count, width))
-        real = job.active
-        size = count, width
-        may_compact = self._may_compact(job)
-        limit = job.max_new_tokens
-        step = 1
-        job.report.add_batch(job.active)
-        yield None
-        if job.steps_at_once is not None or limit == 1:
-            _collect(state, documents, prompts, real, outputs)
-        if job.steps_at_once is not None and limit > 1:
-            yield outputs
-        while step < limit:
-            # Moving a batch costs about a step.
-            thresholds = (0, 0)
-            if may_compact and limit - step > 2:
-                thresholds = self._thresholds(job, size)
-            until = limit if job.steps_at_once is None else min(limit, step + job.steps_at_once)
-            state = self._advance(job, encoded, state, controls, until, thresholds)
-            yield None
-            before = step
-            step = int(jax.device_get(state.step))
-            job.report.add_calls(
-                step - before, math.prod(size) * rows_each, count * width * rows_each
-            )
-            done = _collect(state, documents, prompts, real, outputs)
-            if done.all():
-                break
-            if job.steps_at_once is not None:
-                yield outputs
-            while may_compact and (target := smaller(size, count_live(done), rows_each)):
-                if not self._is_worth(job, target):
-                    break
-                chosen, columns, live = places_of(~done, *target)
-                encoded, state = self._keep(encoded, state, (chosen, columns, live))
-                prompts = np.take_along_axis(prompts[chosen], columns, axis=1)
-                documents, real, done, size = documents[chosen], live, ~live, target
+        job.report.add_batch(job.batch, job.active)
+        for part in job.parts():
+            yield from self._decode_part(job, encoded, controls, part, outputs)
         job.report.add_outputs(outputs.lengths[:, :, 0], outputs.drafted, outputs.accepted)
         yield outputs
 
+    def _empty_logprobs(self, job: Job) -> TokenLogprobs | None:
+        if job.strategy.logprobs is None:
+            return None
+        places = (*job.active.shape, job.returned)
+        count = min(job.strategy.logprobs, self.model.config.vocab_size)
+        return token_logprobs.empty(places, count, job.room, np)
+
+    def _decode_part(
+        self,
+        job: Job,
+        encoded: EncodedDocuments,
+        controls: Controls,
+        part: slice,
+        outputs: Outputs,
+    ) -> Iterator[Outputs | None]:
+        """Decodes the prompts of one part into their places.
+
+        Every round of the loop moves the prompts to a smaller size, or takes at least one step:
+        `_advance` is told to stop only at fewer live prompts or documents than there are.
+        """
+        state = self._prefill(job, encoded, controls, part)
+        rows_each = job.strategy.num_beams
+        # Where each row of the state stands in the batch.
+        documents = np.arange(job.size[0])
+        prompts = np.broadcast_to(np.arange(part.start, part.stop), job.size)
+        real, done, size = job.active[:, part], ~job.active[:, part], job.size
+        limit, step, run = job.max_new_tokens, 1, Run()
+        yield None
+        if job.steps_at_once is not None or limit == 1:
+            done = _collect(state, documents, prompts, real, outputs)
+        if job.steps_at_once is not None and limit > 1 and not done.all():
+            yield outputs
+        while step < limit and not done.all():
+            target = self._target(job, size, done)
+            if target is not None:
+                encoded, state, places = self._move(job, encoded, state, done, target)
+                chosen, columns, real = places
+                prompts = np.take_along_axis(prompts[chosen], columns, axis=1)
+                documents, done, size = documents[chosen], ~real, target
+            until = limit if job.steps_at_once is None else min(limit, step + job.steps_at_once)
+            program = self._program_advance(job, encoded, state, controls)
+            started = time.perf_counter()
+            state = self._advance(
+                program, encoded, state, controls, until, self._pauses(job, size, done)
+            )
+            yield None
+            before, step = step, int(jax.device_get(state.step))
+            run.add(size, step - before, time.perf_counter() - started)
+            whole = math.prod(job.size) * rows_each
+            job.report.add_calls(step - before, math.prod(size) * rows_each, whole)
+            done = _collect(state, documents, prompts, real, outputs)
+            if job.steps_at_once is not None and not done.all():
+                yield outputs
+        if job.compact == "auto":
+            self._count_savings(job, run, outputs.lengths[:, part, 0], part)
+
+    def score(self, batch: Batch, shape: BatchShape) -> Float[np.ndarray, "B P"]:
+        """log p(target | document, prompt) for a batch, `shape.prompts` prompts at once."""
+        documents = self._on_device((batch.documents, batch.document_mask))
+        encoded = self._encode(documents)
+        scores = []
+        for first in range(0, batch.prompts.shape[1], shape.prompts):
+            part = batch._replace(
+                **{
+                    name: getattr(batch, name)[:, first : first + shape.prompts]
+                    for name in ("prompts", "prompt_mask", "targets", "target_mask")
+                }
+            )
+            placed = self._on_device(part)
+            program = self.programs.get(
+                "score", _score, (self.model, self.params), (placed, encoded), {}, shape
+            )
+            scores.append(jax.device_get(program(self.params, placed, encoded)))
+        return np.concatenate(scores, axis=1)
+
+    def scored_shapes(self) -> list[BatchShape]:
+        """The shapes for which scoring is compiled."""
+        labels = self.programs.seconds_by_label("score")
+        return [shape for shape in labels if isinstance(shape, BatchShape)]
+
     def warm_up(self, job: Job) -> None:
         """Compiles all programs that `decode` may need for this job, without running them."""
-        inputs = self._inputs(job)
+        part = next(job.parts())
+        documents = job.batch.documents, job.batch.document_mask
+        encoded = _results(
+            self._program_encode(documents),
+            lambda *arguments: prompt_in_decoder.encode(self.model, *arguments),
+            self.params,
+            *documents,
+        )
+        inputs = (*self._inputs(job, part), job.controls)
         begun = _results(
-            self._program_begin(job, inputs),
-            lambda *arguments: loop.begin(
+            self._program_prefill(job, (encoded, *inputs)),
+            lambda *arguments: loop.prefill(
                 self.model, *arguments, strategy=job.strategy, room=job.room
             ),
             self.params,
+            encoded,
             *inputs,
         )
         rows_each = job.strategy.num_beams
-        count, width = job.active.shape
-        of_size = {(count, width): begun}
-        sizes = sizes_below((count, width), rows_each) if job.compact else [(count, width)]
-        for size in sizes:
+        of_size = {job.size: (encoded, begun)}
+        for size in sizes_below(job.size, rows_each) if job.compact else [job.size]:
             encoded, state = of_size[size]
             self._program_advance(job, encoded, state, job.controls)
             for live in ((1, size[1]), (size[0], 1)) if job.compact else ():
                 target = smaller(size, live, rows_each)
                 if target is not None:
-                    places = places_of(np.zeros(size, bool), *target)
-                    kept = _results(self._program_keep(state, places), loop.keep, state, *places)
-                    fewer = encoded
-                    if target[0] < size[0]:
-                        program = self._program_keep_documents(encoded, places[0])
-                        fewer = _results(program, loop.keep_documents, encoded, places[0])
-                    of_size[target] = fewer, kept
+                    of_size[target] = self._warm_up_move(encoded, state, size, target)
 
-    def _may_compact(self, job: Job) -> bool:
-        """Counts the batch, and says whether it may get smaller at all."""
-        self._seen[job.kind(job.active.shape)] += 1
-        return job.compact is not False and job.steps_at_once is None
+    def _warm_up_move(
+        self, encoded: Any, state: Any, size: tuple[int, int], target: tuple[int, int]
+    ) -> tuple[Any, Any]:
+        """Compiles the move from one size to another; returns what it leads to."""
+        places = places_of(np.zeros(size, bool), *target)
+        if _moves_on_host():
+            moved = (
+                jax.eval_shape(loop.keep_documents, encoded, places[0]),
+                jax.eval_shape(loop.keep, state, *places),
+            )
+            place = self._sharding
+            fewer, kept = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), moved
+            )
+            return fewer, kept
+        kept = _results(self._program_keep(state, places), loop.keep, state, *places)
+        if target[0] < size[0]:
+            program = self._program_keep_documents(encoded, places[0])
+            encoded = _results(program, loop.keep_documents, encoded, places[0])
+        return encoded, kept
 
-    def _is_worth(self, job: Job, size: tuple[int, int]) -> bool:
-        """Whether to move to this size, if that takes compiling."""
-        if job.compact is True or job.kind(size) in self._steps:
-            return True
-        alike = self._seen[job.kind(job.active.shape)] + job.batches_left
-        return alike >= REPAYING_BATCHES
+    def _target(
+        self, job: Job, size: tuple[int, int], done: Bool[np.ndarray, "B1 P1"]
+    ) -> tuple[int, int] | None:
+        """The smaller size to move what is not done to, or None."""
+        live = count_live(done)
+        fitting = [one for one in self._available(job, size) if holds(one, live)]
+        return min(fitting, key=math.prod, default=None)
 
-    def _thresholds(self, job: Job, size: tuple[int, int]) -> tuple[int, int]:
-        """When `loop.advance` should stop: at so many prompts of a document, documents."""
+    def _available(self, job: Job, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The smaller sizes that a batch of this size may be moved to."""
+        if job.compact is False or job.steps_at_once is not None:
+            return []
         rows_each = job.strategy.num_beams
-        fewer_prompts = smaller(size, (size[0], 1), rows_each)
-        fewer_documents = smaller(size, (1, size[1]), rows_each)
-        prompts = fewer_prompts[1] if fewer_prompts and self._is_worth(job, fewer_prompts) else 0
-        documents = 0
-        if fewer_documents and fewer_documents[0] < size[0]:
-            documents = fewer_documents[0] if self._is_worth(job, fewer_documents) else 0
-        return prompts, documents
+        if job.compact is True:
+            return sizes_below(size, rows_each)[1:]
+        if math.prod(size) * rows_each <= FEWEST_ROWS:
+            return []
+        compiled = self.programs.seconds_by_label("decode")
+        own = job.kind(size)
+        sizes = [
+            (kind.shape.documents, kind.shape.prompts)
+            for kind in compiled
+            if isinstance(kind, Kind) and kind == job.kind(_rows_of(kind))
+        ]
+        sizes += [
+            one
+            for one in sizes_below(size, rows_each)[1:]
+            if self._savings.repays(job.kind(one), compiled.get(own, math.inf), job.batches_left)
+        ]
+        return [one for one in sizes if holds(size, one) and math.prod(one) <= math.prod(size) // 2]
 
-    def _inputs(self, job: Job) -> tuple[Any, ...]:
-        batch = job.batch
+    def _pauses(
+        self, job: Job, size: tuple[int, int], done: Bool[np.ndarray, "B1 P1"]
+    ) -> tuple[int, int]:
+        """When to stop for a move: at so many live prompts of a document, so many live documents.
+
+        Always fewer than there are, so that a step is taken.
+        """
+        documents, prompts = count_live(done)
+        available = self._available(job, size)
+        fewer_prompts = [one[1] for one in available if one[0] >= documents and one[1] < prompts]
+        fewer_documents = [one[0] for one in available if one[0] < documents]
+        return max(fewer_prompts, default=0), max(fewer_documents, default=0)
+
+    def _count_savings(
+        self, job: Job, run: Run, lengths: Int[np.ndarray, "B P"], part: slice
+    ) -> None:
+        compiled = self.programs.seconds_by_label("decode")
+        ladder = sizes_below(job.size, job.strategy.num_beams)[1:]
+        kinds = [(job.kind(size), size) for size in ladder]
+        missing = [(kind, size) for kind, size in kinds if kind not in compiled]
+        self._savings.add(run, lengths, job.active[:, part], missing)
+
+    def _move(
+        self,
+        job: Job,
+        encoded: EncodedDocuments,
+        state: State,
+        done: Bool[np.ndarray, "B0 P0"],
+        target: tuple[int, int],
+    ) -> tuple[EncodedDocuments, State, Places]:
+        """What is not done, at a smaller size."""
+        places = places_of(~done, *target)
+        fewer = len(places[0]) < len(done)
+        if _moves_on_host():
+            # Their memory is the host's: no program has to be compiled for each pair of sizes.
+            if fewer:
+                encoded = loop.keep_documents(jax.device_get(encoded), places[0])
+            state = loop.keep(jax.device_get(state), *places)
+            encoded, state = self._on_device((encoded, state))
+            return encoded, state, places
+        placed = self._on_device(places)
+        if fewer:
+            encoded = self._program_keep_documents(encoded, places[0])(encoded, placed[0])
+        return encoded, self._program_keep(state, places)(state, *placed), places
+
+    def _inputs(self, job: Job, part: slice) -> tuple[Any, ...]:
+        """What the prefill of a part reads besides the encoding and the controls."""
         return (
-            batch.documents,
-            batch.document_mask,
-            batch.prompts,
-            batch.prompt_mask,
-            job.active,
-            job.roots,
-            job.keys,
-            job.controls,
+            job.batch.prompts[:, part],
+            job.batch.prompt_mask[:, part],
+            job.active[:, part],
+            None if job.roots is None else job.roots[:, part],
+            None if job.keys is None else job.keys[:, part],
         )
 
-    def _on_device(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _on_device(self, arguments: Any) -> Any:
         """Explicitly, so that no implicit transfer is left in decoding."""
-        placed: tuple[Any, ...] = jax.device_put(arguments, self._sharding)
-        return placed
+        return jax.device_put(arguments, self._sharding)
 
-    def _program_begin(self, job: Job, inputs: tuple[Any, ...]) -> Any:
+    def _program_encode(self, documents: tuple[Any, ...]) -> Any:
+        count, tokens = documents[0].shape
         return self.programs.get(
-            "start",
-            _begin,
+            "encode",
+            _encode,
+            (self.model, self.params),
+            documents,
+            {},
+            f"{count} documents of {tokens} tokens",
+        )
+
+    def _encode(self, documents: tuple[Any, ...]) -> EncodedDocuments:
+        encoded: EncodedDocuments = self._program_encode(documents)(self.params, *documents)
+        return encoded
+
+    def _program_prefill(self, job: Job, inputs: tuple[Any, ...]) -> Any:
+        return self.programs.get(
+            "prefill",
+            _prefill,
             (self.model, self.params),
             inputs,
             {"strategy": job.strategy, "room": job.room},
-            lambda: str(job.shape_at(job.active.shape)),
+            job.kind(job.size),
         )
 
-    def _begin(self, job: Job, inputs: tuple[Any, ...]) -> tuple[EncodedDocuments, State]:
-        begun: tuple[EncodedDocuments, State] = self._program_begin(job, inputs)(
-            self.params, *inputs
-        )
-        return begun
+    def _prefill(
+        self, job: Job, encoded: EncodedDocuments, controls: Controls, part: slice
+    ) -> State:
+        inputs = (encoded, *self._on_device(self._inputs(job, part)), controls)
+        state: State = self._program_prefill(job, inputs)(self.params, *inputs)
+        return state
 
     def _program_advance(
         self, job: Job, encoded: EncodedDocuments, state: State, controls: Controls
     ) -> Any:
-        self._steps.add(job.kind(state.prompts.mask.shape[:2]))
+        documents, prompts = state.prompts.mask.shape[:2]
         limits = np.int32(0), (np.int32(0), np.int32(0))
         return self.programs.get(
-            "step",
+            "decode",
             _advance,
             (self.model, self.params),
             (encoded, state, controls, *limits),
             {"strategy": job.strategy},
-            lambda: str(job.shape_at(state.prompts.mask.shape[:2])),
+            job.kind((documents, prompts)),
         )
 
     def _advance(
         self,
-        job: Job,
+        program: Any,
         encoded: EncodedDocuments,
         state: State,
         controls: Controls,
@@ -276,7 +441,6 @@ class Engine:
         enough: tuple[int, int],
     ) -> State:
         limits = np.int32(until), (np.int32(enough[0]), np.int32(enough[1]))
-        program = self._program_advance(job, encoded, state, controls)
         advanced: State = program(self.params, encoded, state, controls, *self._on_device(limits))
         return advanced
 
@@ -287,7 +451,7 @@ class Engine:
             (),
             (state, *places),
             {},
-            lambda: f"{state.prompts.mask.shape[:2]} to {places[1].shape} documents x prompts",
+            f"{state.prompts.mask.shape[:2]} to {places[1].shape} documents x prompts",
         )
 
     def _program_keep_documents(
@@ -299,16 +463,16 @@ class Engine:
             (),
             (encoded, documents),
             {},
-            lambda: f"the encodings of {len(encoded.mask)} to {len(documents)} documents",
+            f"the encodings of {len(encoded.mask)} to {len(documents)} documents",
         )
 
-    def _keep(
-        self, encoded: EncodedDocuments, state: State, places: Places
-    ) -> tuple[EncodedDocuments, State]:
-        placed = self._on_device(places)
-        if len(places[0]) < len(encoded.mask):
-            encoded = self._program_keep_documents(encoded, places[0])(encoded, placed[0])
-        return encoded, self._program_keep(state, places)(state, *placed)
+
+def _moves_on_host() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _rows_of(kind: Kind) -> tuple[int, int]:
+    return kind.shape.documents, kind.shape.prompts
 
 
 def _results(program: Any, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -338,9 +502,10 @@ def _collect(
     if isinstance(held, Beams):
         best = beam.best(held, outputs.tokens.shape[2])
         tokens, lengths, scores = best.tokens, best.lengths, best.log_probabilities
+        logprobs = best.logprobs
     else:
-        tokens, lengths, scores = (
-            leaf[:, :, None] for leaf in (held.tokens, held.lengths, held.scores)
+        tokens, lengths, scores, logprobs = jax.tree.map(
+            lambda leaf: leaf[:, :, None], (held.tokens, held.lengths, held.scores, held.logprobs)
         )
     # Copies: the state's buffers are given away in the next call.
     held_tokens, held_lengths, held_scores, done = (
@@ -351,6 +516,10 @@ def _collect(
     outputs.lengths[where] = held_lengths[real]
     outputs.scores[where] = held_scores[real]
     outputs.done[where] = done[real]
+    for ours, theirs in zip(
+        jax.tree.leaves(outputs.logprobs), jax.tree.leaves(jax.device_get(logprobs)), strict=True
+    ):
+        ours[where] = theirs[real]
     if not isinstance(held, Beams):
         drafted, accepted = jax.device_get((held.drafted, held.accepted))
         outputs.drafted[where] = drafted[real]

@@ -2,18 +2,36 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import closing
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from pid_jax.decoding.engine import Engine
+from pid_jax.decoding.engine import Engine, Job, Outputs
+from pid_jax.decoding.planning import PlannedBatch
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
 
 ItemT = TypeVar("ItemT")
+JobOf = Callable[[PlannedBatch, int], Job]
+"""The job of a batch, given how many more of its shape the same device may expect."""
+
+
+class Decoded(NamedTuple):
+    """What came of one batch."""
+
+    batch: PlannedBatch
+    outputs: Outputs
+    report: DecodingReport
+    seconds: float
+    """Divided by the number of devices: over all batches they add up to the time that passed."""
 
 
 class Engines(Sequence[Engine]):
@@ -46,6 +64,83 @@ class Engines(Sequence[Engine]):
             params = self._params if device is None else jax.device_put(self._params, device)
             self._made[index] = Engine(self._model, params, self.programs.of_another_device())
         return self._made[index]
+
+    def decode(
+        self, batches: Sequence[PlannedBatch], job_of: JobOf
+    ) -> Generator[Decoded, None, None]:
+        """Decodes batches on all devices: each takes the next one when it is free.
+
+        Close it to stop.
+        """
+        waiting = deque(batches)
+        used = min(len(self), len(waiting))
+        # Every device has a batch before any has two.
+        first = [waiting.popleft() for _ in range(used)]
+        shares = [_share(self[i], first[i], waiting, used, job_of) for i in range(used)]
+        with closing(together(shares)) as decoded:
+            for item in decoded:
+                if item is not None:
+                    yield item
+
+    def warm_up(self, batches: Sequence[PlannedBatch], job_of: JobOf) -> None:
+        """Compiles, on every device, what decoding these batches may need."""
+        jobs = [job_of(batch, 0) for batch in {batch.shape: batch for batch in batches}.values()]
+
+        def warmed_up(engine: Engine) -> Iterator[None]:
+            for job in jobs:
+                engine.warm_up(job)
+                yield
+
+        for _ in together([warmed_up(engine) for engine in self]):
+            pass
+
+
+def _share(
+    engine: Engine,
+    first: PlannedBatch,
+    waiting: deque[PlannedBatch],
+    devices: int,
+    job_of: JobOf,
+) -> Iterator[Decoded | None]:
+    """What one device decodes; an accelerator has its next batch at hand meanwhile.
+
+    waiting: what further batches it takes from, as others do. None: nothing yet, but a moment at
+    which to stop.
+    """
+    batches = chain([first], _taken_from(waiting))
+    at_once = 1 if jax.default_backend() == "cpu" else 2
+    running: deque[tuple[PlannedBatch, Job, Iterator[Outputs | None]]] = deque()
+    since = time.perf_counter()
+    while True:
+        # The last batches are left for whichever device is free first.
+        while not running or (len(running) < at_once and len(waiting) >= devices):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            alike = sum(other.shape == batch.shape for other in list(waiting))
+            job = job_of(batch, alike // devices)
+            decoding = engine.decode(job)
+            next(decoding)  # sets the device to work
+            running.append((batch, job, decoding))
+        if not running:
+            return
+        batch, job, decoding = running.popleft()
+        outputs = next(decoding)
+        if outputs is None:
+            running.append((batch, job, decoding))
+            yield None
+        else:
+            now = time.perf_counter()
+            yield Decoded(batch, outputs, job.report, (now - since) / devices)
+            since = now
+
+
+def _taken_from(waiting: deque[ItemT]) -> Iterator[ItemT]:
+    while True:
+        try:
+            yield waiting.popleft()  # at once: other threads take from it, too
+        except IndexError:
+            return
 
 
 def together(iterators: Sequence[Iterator[ItemT]]) -> Generator[ItemT, None, None]:

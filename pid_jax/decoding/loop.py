@@ -1,8 +1,8 @@
-"""The decoding loop over documents and prompts: begin, advance, keep what still runs.
+"""The decoding loop over documents and prompts: prefill, advance, keep what still runs.
 
-Pure functions, each one compiled program:
+Pure functions, each one compiled program, on what `prompt_in_decoder.encode` returns:
 
-    encoded, state = begin(...)                     encode, read the prompts, choose a first token
+    state = prefill(encoded, ...)                   read the prompts, choose a first token
     state = advance(..., until, ...)                choose further tokens
     state = keep(state, ...)                        drop prompts that have ended, and with
     encoded = keep_documents(encoded, ...)          all of its prompts a document
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
-from pid_jax.decoding import beam, choosing, drafting, stopping
+from pid_jax.data.batching import Arr
+from pid_jax.decoding import beam, choosing, drafting, stopping, token_logprobs
 from pid_jax.decoding.beam import Beams
 from pid_jax.decoding.options import Controls, Strategy
 from pid_jax.decoding.state import Chosen, Prompts, State
@@ -25,11 +26,10 @@ from pid_jax.models.protocol import EncoderDecoder, Params, Past
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 
-def begin(
+def prefill(
     model: EncoderDecoder,
     params: Params,
-    documents: Int[Array, "B S"],
-    document_mask: Bool[Array, "B S"],
+    encoded: EncodedDocuments,
     prompts: Int[Array, "B P L"],
     prompt_mask: Bool[Array, "B P L"],
     active: Bool[Array, "B P"],
@@ -39,8 +39,8 @@ def begin(
     *,
     strategy: Strategy,
     room: int,
-) -> tuple[EncodedDocuments, State]:
-    """Encodes the documents, reads the prompts and chooses a first token for each.
+) -> State:
+    """Reads the prompts and chooses a first token for each.
 
     prompts: left-padded, the start token first. active: False for the empty places of a ragged
     batch, which are not waited for. roots: each prompt's node in `controls.forest`, if there
@@ -49,7 +49,6 @@ def begin(
     config = model.config
     width = strategy.num_beams
     length = prompts.shape[2]
-    encoded = prompt_in_decoder.encode(model, params, documents, document_mask)
     hidden, present = prompt_in_decoder.decode(
         model,
         params,
@@ -69,8 +68,12 @@ def begin(
     def of_every_beam(values: Int[Array, "B P"]) -> Int[Array, "B P K"]:
         return jnp.broadcast_to(values[:, :, None], (*active.shape, width))
 
+    logprobs = None
+    if strategy.logprobs is not None:
+        places = active.shape if width == 1 else (*active.shape, width)
+        logprobs = token_logprobs.empty(places, min(strategy.logprobs, config.vocab_size), room)
     if width > 1:
-        outputs: Chosen | Beams = beam.start(active, width, room, config.pad_token_id)
+        outputs: Chosen | Beams = beam.start(active, width, room, config.pad_token_id, logprobs)
     else:
         outputs = Chosen(
             tokens=jnp.full((*active.shape, room), config.pad_token_id, jnp.int32),
@@ -79,6 +82,7 @@ def begin(
             done=~active,
             drafted=jnp.zeros(active.shape, jnp.int32),
             accepted=jnp.zeros(active.shape, jnp.int32),
+            logprobs=logprobs,
         )
     start = Prompts(
         tokens=prompts,
@@ -88,14 +92,14 @@ def begin(
         node=None if roots is None else of_every_beam(roots),
         stop_state=None
         if controls.stops is None
-        else jnp.full((*active.shape, width), stopping.START),
+        else jnp.full((*active.shape, width), stopping.START, jnp.int32),
         key=keys,
         cache=jax.tree.map(with_room, present),
     )
     # All beams of a prompt are the same as yet: one row of logits stands for them.
     first = model.apply({"params": params}, hidden[:, :, -1:], method="logits")
     state = State(jnp.int32(0), start)
-    return encoded, choosing.choose(model, state, first, controls, strategy)
+    return choosing.choose(model, state, first, controls, strategy)
 
 
 def advance(
@@ -136,9 +140,9 @@ def advance(
 
 def keep(
     state: State,
-    documents: Int[Array, " B1"],
-    prompts: Int[Array, "B1 P1"],
-    real: Bool[Array, "B1 P1"],
+    documents: Int[Arr, " B1"],
+    prompts: Int[Arr, "B1 P1"],
+    real: Bool[Arr, "B1 P1"],
 ) -> State:
     """The state of the given documents, and of each the given prompts; not `real` ones are done."""
     kept = jax.tree.map(lambda leaf: leaf[documents[:, None], prompts], state.prompts)
@@ -146,7 +150,7 @@ def keep(
     return State(state.step, kept)
 
 
-def keep_documents(encoded: EncodedDocuments, documents: Int[Array, " B1"]) -> EncodedDocuments:
+def keep_documents(encoded: EncodedDocuments, documents: Int[Arr, " B1"]) -> EncodedDocuments:
     """The encodings of the given documents."""
     return jax.tree.map(lambda leaf: leaf[documents], encoded)
 

@@ -6,13 +6,17 @@ is only a number in it is a leaf of `Controls`, so another temperature compiles 
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from pid_jax import arguments
+from pid_jax.data import sequences
 from pid_jax.data.batching import Arr
+from pid_jax.decoding.barring import BarredWords, SuppressedTokens
 from pid_jax.decoding.beam import EarlyStopping
 from pid_jax.decoding.constraints import PrefixForest
 from pid_jax.decoding.stopping import StopAutomaton
@@ -36,6 +40,8 @@ class Strategy:
     """Tokens guessed from the document in each call of the decoder; 0: none."""
     draft_ngram: int = 0
     """The most tokens at an output's end that are sought in the document."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are kept beside each one chosen; None: nothing is."""
 
 
 class Controls(NamedTuple):
@@ -49,6 +55,8 @@ class Controls(NamedTuple):
     length_penalty: Float[Arr, ""]
     stops: StopAutomaton | None
     forest: PrefixForest | None
+    words: BarredWords | None
+    suppressed: SuppressedTokens | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,17 +95,31 @@ class GenerationOptions:
     """Above 1, tokens of the prompt and of the output so far become less likely."""
     no_repeat_ngram_size: int = 0
     """No n-gram of prompt and output comes twice; 0: it may."""
-    stop: Sequence[str | Sequence[int]] = ()
+    stop: Iterable[Any] = ()
     """An output also ends where it holds one of these texts, or of these lists of token ids;
     its text ends before it. Outputs held to a list of allowed ones are not ended so."""
+    suppress_tokens: Sequence[int] = ()
+    """These token ids never come. (Unless an output is held to a list, and nothing else is left
+    of it: this is true of all rules.)"""
+    begin_suppress_tokens: Sequence[int] = ()
+    """These token ids do not come first in an output."""
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    """None of these sequences of token ids is completed in prompt and output."""
     draft_tokens: int = 0
     """Greedy decoding only: so many tokens are guessed from the document at every step, and
     checked in one call of the decoder. Outputs are the same; where they quote the document,
     they need fewer calls (see `pid_jax.decoding.drafting`)."""
     draft_ngram: int = 3
     """The longest end of an output that is sought in the document for such a guess."""
+    logprobs: int | None = None
+    """Return the log-probability of each token of an output, and of so many of the likeliest
+    tokens at its place; 0: only of the output's own."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            # Plain and hashable, and safe from what the caller does to its lists later.
+            value = read_option(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         self._check_numbers()
         self._check_effects()
         if self.num_beams > 1 and self.do_sample:
@@ -117,11 +139,6 @@ class GenerationOptions:
                 "draft_tokens is for greedy decoding: not with num_beams, do_sample, "
                 "repetition_penalty or no_repeat_ngram_size"
             )
-        if isinstance(self.stop, str):
-            raise UserError("stop must be a list of texts, not one text")
-        # Hashable, and safe from what the caller does to its lists later.
-        stop = tuple(item if isinstance(item, str) else tuple(item) for item in self.stop)
-        object.__setattr__(self, "stop", stop)
 
     def _check_effects(self) -> None:
         """Nothing that was asked for is silently without effect."""
@@ -140,30 +157,21 @@ class GenerationOptions:
                     )
 
     def _check_numbers(self) -> None:
-        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        if (
+            not 1 <= self.max_new_tokens < 2**31
+            or not 0 <= self.min_new_tokens <= self.max_new_tokens
+        ):
             raise UserError(
                 "max_new_tokens must be at least 1 and min_new_tokens between 0 and it, not "
                 f"max_new_tokens={self.max_new_tokens} and min_new_tokens={self.min_new_tokens}"
             )
-        for name in ("num_beams", "num_return_sequences", "draft_ngram"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("top_k", "no_repeat_ngram_size", "draft_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("temperature", "repetition_penalty"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if not math.isfinite(self.length_penalty):
             raise UserError(f"length_penalty must be finite, not {self.length_penalty}")
-        if not isinstance(self.seed, int | np.integer) or isinstance(self.seed, bool):
-            raise UserError(f"seed must be a whole number, not {self.seed!r}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
-            raise UserError(
-                f'early_stopping must be True, False or "never", not {self.early_stopping!r}'
-            )
 
     def strategy(self) -> Strategy:
         """The half that is compiled in."""
@@ -178,17 +186,82 @@ class GenerationOptions:
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             draft_tokens=self.draft_tokens,
             draft_ngram=self.draft_ngram if self.draft_tokens else 0,
+            logprobs=self.logprobs,
         )
 
-    def controls(self, stops: StopAutomaton | None, forest: PrefixForest | None) -> Controls:
+    def controls(
+        self,
+        stops: StopAutomaton | None,
+        forest: PrefixForest | None,
+        words: BarredWords | None = None,
+        suppressed: SuppressedTokens | None = None,
+    ) -> Controls:
         """The half that is read at run time, with the tables made for it."""
         return Controls(
             max_new_tokens=np.asarray(self.max_new_tokens, np.int32),
             min_new_tokens=np.asarray(self.min_new_tokens, np.int32),
-            temperature=np.asarray(self.temperature, np.float32),
-            top_p=np.asarray(self.top_p, np.float32),
-            repetition_penalty=np.asarray(self.repetition_penalty, np.float32),
-            length_penalty=np.asarray(self.length_penalty, np.float32),
+            temperature=_float32(self.temperature, 1e-30, 1e30),
+            top_p=_float32(self.top_p, 1e-30, 1.0),
+            repetition_penalty=_float32(self.repetition_penalty, 1e-30, 1e30),
+            length_penalty=_float32(self.length_penalty, -1e30, 1e30),
             stops=stops,
             forest=forest,
+            words=words,
+            suppressed=suppressed,
         )
+
+
+def read_option(name: str, value: Any) -> Any:
+    """One option's value, plain and hashable; raises `UserError` for another type than its own."""
+    return _READERS[name](name, value)
+
+
+def _at_least(lowest: int) -> Callable[[str, Any], int]:
+    return lambda name, value: arguments.integer(name, value, lowest)
+
+
+def _early_stopping(name: str, value: Any) -> EarlyStopping:
+    if isinstance(value, str) and value == "never":
+        return "never"
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f'{name} must be True, False or "never", not {value!r}')
+    return bool(value)
+
+
+def _stop(name: str, value: Any) -> tuple[str | tuple[int, ...], ...]:
+    return sequences.texts_or_ids(value, name, "a list of texts or lists of token ids")
+
+
+def _logprobs(name: str, value: Any) -> int | None:
+    return None if value is None else arguments.integer(name, value, 0)
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
+    {
+        "max_new_tokens": arguments.integer,
+        "min_new_tokens": arguments.integer,
+        "num_beams": _at_least(1),
+        "length_penalty": arguments.real,
+        "early_stopping": _early_stopping,
+        "num_return_sequences": _at_least(1),
+        "do_sample": arguments.flag,
+        "temperature": arguments.real,
+        "top_k": _at_least(0),
+        "top_p": arguments.real,
+        "seed": arguments.integer,
+        "repetition_penalty": arguments.real,
+        "no_repeat_ngram_size": _at_least(0),
+        "stop": _stop,
+        "suppress_tokens": arguments.token_ids,
+        "begin_suppress_tokens": arguments.token_ids,
+        "bad_words_ids": arguments.token_lists,
+        "draft_tokens": _at_least(0),
+        "draft_ngram": _at_least(1),
+        "logprobs": _logprobs,
+    }
+)
+
+
+def _float32(value: float, lowest: float, highest: float) -> Float[np.ndarray, ""]:
+    """Within bounds at which no product overflows into NaN, nor a quotient."""
+    return np.asarray(min(max(value, lowest), highest), np.float32)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Int
 
+from pid_jax.data.batching import Batch
+
 
 @dataclass
 class DecodingReport:
@@ -18,6 +20,10 @@ class DecodingReport:
     prompts: int = 0
     tokens: int = 0
     """Tokens chosen, end tokens included; of beam search, the best output's."""
+    input_tokens: int = 0
+    """Tokens of documents and prompts, start tokens included."""
+    padding_tokens: int = 0
+    """Places of documents and prompts that were computed for nothing: padding."""
     decoder_calls: int = 0
     """Calls of the decoder after the one that reads the prompts."""
     row_steps: int = 0
@@ -33,11 +39,14 @@ class DecodingReport:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
-    def add_batch(self, active: Bool[np.ndarray, "B P"]) -> None:
-        """Counts a batch's documents and prompts."""
+    def add_batch(self, batch: Batch, active: Bool[np.ndarray, "B P"]) -> None:
+        """Counts a batch's documents and prompts, and what of it is padding."""
         self.batches += 1
         self.documents += int(active.any(axis=1).sum())
         self.prompts += int(active.sum())
+        tokens = int(batch.document_mask.sum() + batch.prompt_mask[active].sum())
+        self.input_tokens += tokens
+        self.padding_tokens += batch.documents.size + batch.prompts.size - tokens
 
     def add_calls(self, calls: int, rows: int, all_rows: int) -> None:
         """Counts calls of the decoder on so many rows, of all those that the batch began with."""
@@ -61,6 +70,12 @@ class DecodingReport:
             f"{self.documents:,} documents, {self.prompts:,} prompts in {self.batches:,} batches: "
             f"{self.tokens:,} tokens in {self.decoder_calls:,} decoder calls"
         ]
+        if self.padding_tokens:
+            places = self.input_tokens + self.padding_tokens
+            lines.append(
+                f"{self.padding_tokens:,} of {places:,} places for documents and prompts were "
+                f"padding ({self.padding_tokens / places:.0%})"
+            )
         rows = self.row_steps + self.row_steps_saved
         if self.row_steps_saved:
             lines.append(

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax.decoding.beam import Beams
+from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import KeyValue
 
 
@@ -21,6 +22,8 @@ class Chosen(NamedTuple):
     drafted: Int[Array, "B P"]
     """Tokens guessed from the document, and how many of those were right."""
     accepted: Int[Array, "B P"]
+    logprobs: TokenLogprobs | None
+    """Of `tokens`, where they are asked for."""
 
 
 class Prompts(NamedTuple):

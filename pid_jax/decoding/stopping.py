@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from pid_jax.data.batching import Arr, bucket
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.errors import UserError
 
 START = 0
@@ -38,12 +39,27 @@ class StopAutomaton(NamedTuple):
 
 
 class TokenBytes(NamedTuple):
-    """The UTF-8 bytes that each token id adds to the decoded text; none for special tokens."""
+    """The UTF-8 bytes that each token id adds to the decoded text; none for control tokens."""
 
     first: list[bytes]
     """At the beginning of the text, where many tokenizers swallow a leading space."""
     following: list[bytes]
     """Anywhere else."""
+    restarted: list[bytes]
+    """After a token of `restarts`."""
+    restarts: Bool[np.ndarray, " V"]
+    """The tokens after which text is encoded as if it began there (see `detokenizing.Joint`)."""
+
+    def joined(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of a text of these tokens."""
+        parts, add = [], self.first
+        for token in tokens:
+            parts.append(add[token])
+            if self.restarts[token]:
+                add = self.restarted
+            elif self.following[token]:
+                add = self.following
+        return b"".join(parts)
 
 
 def compile_stops(
@@ -89,40 +105,50 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)[1]] if found else text
 
 
+def holds(text: str, stops: Sequence[str]) -> bool:
+    """Whether any of the stop strings stands in the text."""
+    return any(stop in text for stop in stops)
+
+
 def unsettled(output: Sequence[Any], stops: Sequence[Sequence[Any]]) -> int:
     """How much at the end of an unfinished output, text or tokens, may yet become a stop."""
     beginnings = (stop[:size] for stop in stops for size in range(1, len(stop)))
     return max((len(some) for some in beginnings if output[-len(some) :] == some), default=0)
 
 
-def token_bytes(tokenizer: Any, vocab_size: int) -> TokenBytes:
-    """What each token id adds to `tokenizer.decode(..., skip_special_tokens=True)`.
+def token_bytes(detokenizer: Detokenizer, vocab_size: int) -> TokenBytes:
+    """What each token id adds to the text that the detokenizer makes of an output.
 
-    tokenizer: of transformers, decoding by byte-level BPE (GPT-2, BART), as SentencePiece
-    (T5, Gemma; with byte fallback or without) or bytes themselves (ByT5). Ids beyond its
-    vocabulary add nothing. Which reading is right is found by decoding the whole vocabulary
-    with each; `UserError` if none is. A clean-up of spaces after decoding
-    (`clean_up_tokenization_spaces`) is not followed.
+    Its tokenizer decodes by byte-level BPE (GPT-2, BART), as SentencePiece (T5, Gemma; with byte
+    fallback or without) or bytes themselves (ByT5). Ids beyond its vocabulary add nothing. Which
+    reading is right is found by decoding the whole vocabulary with each; `UserError` if none is.
     """
+    tokenizer = detokenizer.tokenizer
     ids = range(min(vocab_size, len(tokenizer)))
-    special = {id for id, added in tokenizer.added_tokens_decoder.items() if added.special}
-    special |= set(tokenizer.all_special_ids)
-    names = [None if id in special else tokenizer.convert_ids_to_tokens(id) for id in ids]
-
+    names = [
+        None if id in detokenizer.control else tokenizer.convert_ids_to_tokens(id) for id in ids
+    ]
+    joints = {id: joint for id, joint in detokenizer.joints.items() if id < vocab_size}
+    restarts = np.zeros(vocab_size, bool)
+    restarts[[id for id, joint in joints.items() if joint.restarts]] = True
     for read in _READINGS:
-        following = [b"" if name is None else read(name) for name in names]
+        plain = [b"" if name is None else read(name) for name in names]
+        plain += [b""] * (vocab_size - len(ids))
+        following = [
+            b" " * (id in joints and joints[id].spaced) + text for id, text in enumerate(plain)
+        ]
         # Bytes that are only part of a character have no text of their own to compare.
         whole = [id for id in ids if names[id] is not None and _is_text(following[id])]
         by_spaces = sorted(whole, key=lambda id: following[id].count(b" "), reverse=True)
         for drop in _DROPPED_AT_THE_START:
+            first = list(map(drop, plain))
+            restarted = [following[id] if id in joints else text for id, text in enumerate(first)]
+            tokens = TokenBytes(first, following, restarted, restarts)
             if all(
-                _decoded(tokenizer, sequence)
-                == b"".join([drop(following[sequence[0]]), *(following[id] for id in sequence[1:])])
+                detokenizer.text(sequence).encode() == tokens.joined(sequence)
                 for sequence in (whole, *([id, id] for id in by_spaces[:64]))
-                if sequence
             ):
-                beyond = [b""] * (vocab_size - len(ids))
-                return TokenBytes([*map(drop, following), *beyond], [*following, *beyond])
+                return tokens
     raise UserError(
         f"cannot tell which bytes the tokens of this {type(tokenizer).__name__} stand for: "
         "give stop sequences as token ids"
@@ -166,12 +192,29 @@ def _search(patterns: Sequence[Sequence[int]], alphabet: int) -> Int[np.ndarray,
 def _over_text(
     search: Int[np.ndarray, "states 256"], tokens: TokenBytes | None, vocab_size: int
 ) -> Int[np.ndarray, "states1 V"]:
-    """The byte automaton's steps over whole tokens, with one state more, 0: no text as yet."""
+    """The byte automaton's steps over whole tokens, with one state more, 0: no text as yet.
+
+    Where text may begin anew after a token, each state comes twice: after such a token, and else.
+    """
     if tokens is None:
-        tokens = TokenBytes([b""] * vocab_size, [b""] * vocab_size)
+        nothing = [b""] * vocab_size
+        tokens = TokenBytes(nothing, nothing, nothing, np.zeros(vocab_size, bool))
     silent = np.array([not text for text in tokens.following])
-    first = np.where(silent, 0, 1 + _run(search[:1], search, tokens.first))
-    return np.concatenate([first, 1 + _run(search, search, tokens.following)])
+    if not tokens.restarts.any():
+        first = np.where(silent, 0, 1 + _run(search[:1], search, tokens.first))
+        return np.concatenate([first, 1 + _run(search, search, tokens.following)])
+    size = len(search)
+
+    def numbered(states: Int[np.ndarray, "some V"]) -> Int[np.ndarray, "some V"]:
+        """States after a restarting token come first, so that the last state remains the last."""
+        anew = tokens.restarts & (states < size - 1)
+        return np.where(anew, 1 + states, 1 + size + states).astype(np.int32)
+
+    first = np.where(silent, 0, numbered(_run(search[:1], search, tokens.first)))
+    stay = 1 + np.arange(size, dtype=np.int32)[:, None]
+    restarted = np.where(silent, stay, numbered(_run(search, search, tokens.restarted)))
+    following = numbered(_run(search, search, tokens.following))
+    return np.concatenate([first.astype(np.int32), restarted, following])
 
 
 def _run(
@@ -219,11 +262,6 @@ def _either(
     for state, row in enumerate(rows):
         table[state] = number[row]
     return table
-
-
-def _decoded(tokenizer: Any, ids: list[int]) -> bytes:
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text.encode()
 
 
 def _byte_level(token: str) -> bytes:

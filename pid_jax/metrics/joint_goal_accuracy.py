@@ -26,22 +26,24 @@ def joint_goal_accuracy(
     `joint_goal_accuracy` is the share of turns whose sets of (slot, value) pairs are equal by
     exact string. `slot_accuracy` is the mean of (slots - missed - wrong) / slots, where a wrong
     value for a missed slot is not counted twice, and `slots` is how many slots the benchmark
-    tracks (MultiWOZ: 30). With `slots=None` they are those that a turn names on either side, the
-    absent ones included, and each of them weighs the same.
+    tracks (MultiWOZ: 30); it is 0 for a turn of more mistakes than that. A predicted slot that the
+    benchmark does not track is a wrong value. With `slots=None` they are those that a turn names on
+    either side, the absent ones included, and each of them weighs the same.
 
     A reference may list several values: any of them is right. With `any_of`, a reference "a|b" is
     matched by "a", by "b" and by "a|b"; without, only by the whole string.
 
-    Raises UserError if the two differ in length, are empty, or name more than `slots` slots.
+    Raises UserError if the two differ in length, are empty, or if the references name more than
+    `slots` slots.
 
     Defined by Wu et al. 2019 (arXiv 1905.08743), `evaluate_metrics` and `compute_acc` of
     models/TRADE.py in jasonwu0731/trade-dst.
     """
     _check(predictions, references)
-    tracked = {slot for state in (*predictions, *references) for slot in state}
+    tracked = {slot for state in references for slot in state}
     if slots is not None and len(tracked) > slots:
         raise UserError(
-            f"the states name {len(tracked)} slots, but slot accuracy is taken over {slots}: "
+            f"the references name {len(tracked)} slots, but slot accuracy is taken over {slots}: "
             f"pass slots={len(tracked)} or more, or leave out the slots that are not tracked"
         )
 
@@ -55,7 +57,7 @@ def joint_goal_accuracy(
         )
         asked = len(prediction.keys() | reference.keys()) if slots is None else slots
         equal_turns += mistakes == 0
-        right_slots += asked - mistakes
+        right_slots += max(asked - mistakes, 0)
         all_slots += asked
 
     return {
@@ -102,7 +104,7 @@ def joint_accuracy_per_domain(
         for slot in prediction.keys() | reference.keys():
             domain = slot.split("-")[0]
             predicted, gold = prediction.get(slot), reference.get(slot)
-            if not (_absent(predicted) and _absent(gold)):
+            if not (is_absent(predicted) and is_absent(gold)):
                 present.add(domain)
             if not _right(predicted, gold, any_of):
                 mistaken.add(domain)
@@ -123,15 +125,16 @@ def _check(
         raise UserError("joint goal accuracy of no turns is undefined: the references are empty")
 
 
-def _absent(values: Values | None) -> bool:
+def is_absent(values: Values | None) -> bool:
+    """Whether a slot has no value, however that is written."""
     if values is None or isinstance(values, str):
         return values is None or values in ABSENT_VALUES
     return all(value in ABSENT_VALUES for value in values)
 
 
 def _right(predicted: str | None, gold: Values | None, any_of: bool) -> bool:
-    if gold is None or _absent(gold) or _absent(predicted):
-        return _absent(gold) and _absent(predicted)
+    if gold is None or is_absent(gold) or is_absent(predicted):
+        return is_absent(gold) and is_absent(predicted)
     values = (gold,) if isinstance(gold, str) else gold
     return predicted in values or (
         any_of and any(predicted in value.split("|") for value in values)

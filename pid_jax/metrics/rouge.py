@@ -1,18 +1,35 @@
 """ROUGE, as the `rouge_score` package computes it."""
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from pid_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
+Tokenizer = Callable[[str], Iterable[str]]
+
 _KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+_LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+_KNOWN = re.compile(r"[A-Za-z0-9]")
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def rouge(
+    predictions: Sequence[str], references: Sequence[str], *, tokenizer: Tokenizer | None = None
+) -> dict[str, float]:
     """Mean F-measure in [0, 1] of rouge1, rouge2, rougeL and rougeLsum, without stemming.
 
     rougeLsum takes the lines of a text as its sentences: put newlines where sentences end.
 
-    Raises UserError if the two differ in length, are empty, or if `rouge_score` is not installed.
+    tokenizer: turns a text into its tokens. The default is that of `rouge_score`: runs of the
+    letters a to z, of either case, and digits. It drops any other script, so that two equal texts
+    in Thai or Chinese score 0. A warning says so if it drops most of some text. For scores of
+    characters pass `list`.
+
+    Raises UserError if the two differ in length, are empty, if `tokenizer` returns no tokens but
+    something else, or if `rouge_score` is not installed.
 
     Defined by Lin 2004 (ROUGE); Google's reimplementation is the reference of the benchmarks.
     """
@@ -28,10 +45,46 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     except ModuleNotFoundError as error:
         raise UserError(f"ROUGE needs the package {error.name}: pip install rouge-score") from error
 
-    scorer = RougeScorer(_KINDS, use_stemmer=False)
+    if tokenizer is None:
+        _warn_of_dropped([*references, *predictions])
+    scorer = RougeScorer(
+        _KINDS, use_stemmer=False, tokenizer=None if tokenizer is None else _Own(tokenizer)
+    )
     totals = dict.fromkeys(_KINDS, 0.0)
     for prediction, reference in zip(predictions, references, strict=True):
         scores = scorer.score(target=reference, prediction=prediction)
         for kind in _KINDS:
             totals[kind] += scores[kind].fmeasure
     return {kind: total / len(references) for kind, total in totals.items()}
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What `rouge_score` takes for a tokenizer."""
+
+    function: Tokenizer
+
+    def tokenize(self, text: str) -> list[str]:
+        tokens = self.function(text)
+        if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+            raise UserError(
+                f"ROUGE's tokenizer must return a list of tokens; it returned {tokens!r} for "
+                f"{text[:40]!r}"
+            )
+        return list(tokens)
+
+
+def _warn_of_dropped(texts: Sequence[str]) -> None:
+    dropped = [text for text in texts if _mostly_dropped(text)]
+    if dropped:
+        log.warning(
+            "ROUGE: the tokenizer of rouge_score knows the letters a to z and digits only; it "
+            "drops most of %d of %d texts, such as %r: name a tokenizer that knows their script",
+            len(dropped), len(texts), dropped[0][:40],
+        )  # fmt: skip
+
+
+def _mostly_dropped(text: str) -> bool:
+    if text.isascii():
+        return False
+    return 2 * len(_KNOWN.findall(text)) < len(_LETTER_OR_DIGIT.findall(text))

@@ -1,20 +1,31 @@
-"""Exact match and token F1 of short answers, by the rules of SQuAD v2."""
+"""Exact match and token F1 of short answers, by the rules of SQuAD 1.1 or 2.0."""
 
 import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 from pid_jax.errors import UserError
+
+Version = Literal["1.1", "2.0"]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def squad(
-    predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    version: Version = "2.0",
 ) -> dict[str, float]:
     """Scores {id: text} against {id: [gold, ...]}; an empty list of golds means no answer.
+
+    The versions differ in texts of articles and punctuation alone, such as "The A". In 2.0 a gold
+    like that counts for nothing, or for "no answer" where it is all there is, and F1 of two such
+    texts is 1. In 1.1 it is an answer like any other, exact match is as ever, and F1 is 0 where no
+    word is shared; every question has an answer.
 
     Returns "exact" and "f1" in percent with "total", the number of questions, and the same
     three with the prefix "HasAns_" over the questions with golds and "NoAns_" over those
@@ -22,10 +33,13 @@ def squad(
     `references` are ignored.
 
     Raises UserError for a question without a prediction, which must not shrink the denominator,
-    and if there is no question at all.
+    in 1.1 for one without a gold, and if there is no question at all.
 
-    Defined by Rajpurkar et al. 2018 (arXiv 1806.03822), evaluate-v2.0.py.
+    Defined by Rajpurkar et al. 2016 (arXiv 1606.05250), evaluate-v1.1.py, and 2018 (arXiv
+    1806.03822), evaluate-v2.0.py.
     """
+    if version not in get_args(Version):
+        raise UserError(f"version={version!r}: choose from {', '.join(get_args(Version))}")
     if not references:
         raise UserError("a SQuAD score of no questions is undefined: the references are empty")
     missing = [question for question in references if question not in predictions]
@@ -41,10 +55,11 @@ def squad(
         if isinstance(golds, str):
             raise UserError(f"the references of {question!r} are one string: give a list of golds")
         prediction = predictions[question]
-        # A gold of nothing but articles and punctuation is no answer.
-        answers = [gold for gold in golds if normalize(gold)] or [""]
+        if version == "1.1" and not golds:
+            raise UserError(f"question {question!r} has no gold, which in SQuAD 1.1 cannot be")
+        answers = golds if version == "1.1" else _answers(golds)
         exact[question] = max(float(normalize(prediction) == normalize(gold)) for gold in answers)
-        f1[question] = max(token_f1(prediction, gold) for gold in answers)
+        f1[question] = max(token_f1(prediction, gold, version=version) for gold in answers)
 
     groups = {
         "": list(references),
@@ -61,21 +76,26 @@ def squad(
     return scores
 
 
+def _answers(golds: Sequence[str]) -> Sequence[str]:
+    """Those that SQuAD 2.0 compares with: golds of articles and punctuation alone are no answer."""
+    return [gold for gold in golds if normalize(gold)] or [""]
+
+
 def normalize(text: str) -> str:
     """Lower case, without ASCII punctuation, articles and superfluous white space."""
     without_punctuation = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
 
 
-def token_f1(prediction: str, gold: str) -> float:
+def token_f1(prediction: str, gold: str, *, version: Version = "2.0") -> float:
     """F1 of the two multisets of normalised words, in [0, 1].
 
-    Where one side has no words, 1 if neither has, else 0.
+    Where one side has no words, 0; but 1 by the rules of 2.0 if neither has.
     """
     predicted_words = normalize(prediction).split()
     gold_words = normalize(gold).split()
     if not predicted_words or not gold_words:
-        return float(predicted_words == gold_words)
+        return float(version == "2.0" and predicted_words == gold_words)
     shared = (Counter(predicted_words) & Counter(gold_words)).total()
     # 2 * precision * recall / (precision + recall), simplified.
     return 2 * shared / (len(predicted_words) + len(gold_words))

@@ -86,6 +86,12 @@ class BartLikeConfig:
         "max_decoder_tokens": "max_position_embeddings",
     }
 
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "num_attention_heads": "encoder_attention_heads",
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+    }
+
     @property
     def embedding_scale(self) -> float:
         """What embeddings are multiplied by before positions are added."""
@@ -94,6 +100,7 @@ class BartLikeConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "BartLikeConfig":
         """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
+        config = config_reading.without_aliases(config, cls.ALIASES)
         defaults: dict[str, Any] = {"model_type": config["model_type"]}
         if "forced_bos_token_id" not in config and config.get("force_bos_token_to_be_generated"):
             defaults["forced_bos_token_id"] = config.get("bos_token_id", cls.bos_token_id)

@@ -54,6 +54,18 @@ def read_fields(
     return cls(**values)
 
 
+def without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration with each key under one name.
+
+    aliases: transformers' `attribute_map`, second names and what they stand for. A second name has
+    the last word there, too, unless its value is null.
+    """
+    given = {
+        name: config[alias] for alias, name in aliases.items() if config.get(alias) is not None
+    }
+    return {**config, **given}
+
+
 def _end_tokens(ids: list[Any], within: str) -> list[int]:
     if not ids or not all(type(one) is int for one in ids):
         raise UserError(

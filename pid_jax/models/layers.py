@@ -17,8 +17,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
 }
-"""By the names of Hugging Face configurations, two of which mean the tanh approximation."""
+"""By the names of Hugging Face configurations, some of which mean the same: `gelu_new` and
+`gelu_pytorch_tanh` are the tanh approximation."""
 
 
 def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:

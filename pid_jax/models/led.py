@@ -44,6 +44,11 @@ class LEDConfig(bart_layers.BartLikeConfig):
         "max_document_tokens": "max_encoder_position_embeddings",
         "max_decoder_tokens": "max_decoder_position_embeddings",
     }
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        **bart_layers.BartLikeConfig.ALIASES,
+        "attention_probs_dropout_prob": "attention_dropout",
+        "initializer_range": "init_std",
+    }
 
     @property
     def embedding_scale(self) -> float:

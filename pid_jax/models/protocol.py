@@ -77,6 +77,13 @@ def end_token_ids(config: Config) -> tuple[int, ...]:
     return (config.eos_token_id, *config.other_eos_token_ids)
 
 
+def control_token_ids(config: Config) -> frozenset[int]:
+    """Every token that steers the model and stands for no text."""
+    forced = config.forced_bos_token_id, config.forced_eos_token_id
+    steering = config.pad_token_id, config.decoder_start_token_id, *end_token_ids(config), *forced
+    return frozenset(token for token in steering if token is not None)
+
+
 @runtime_checkable
 class EncoderDecoder(Protocol):
     """A model family's Linen module."""

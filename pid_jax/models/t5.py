@@ -24,11 +24,6 @@ from pid_jax.models.t5_layers import (
     relative_position_bias,
 )
 
-# What transformers 5 does with the decoder's output before the head, by model type, where
-# config.json has no `scale_decoder_outputs`. T5 scales by d_model**-0.5 unless
-# `tie_word_embeddings` is false (it reads that flag for nothing else); mT5 never, UMT5 always.
-_SCALES_DECODER_OUTPUTS = {"t5": None, "mt5": False, "umt5": True}
-
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(T5LikeConfig):
@@ -54,7 +49,7 @@ class T5Config(T5LikeConfig):
         if model_type != "t5":
             defaults |= {"vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
             defaults["feed_forward_proj"] = "gated-gelu"
-        return cls.read(config, defaults, scales=_SCALES_DECODER_OUTPUTS[model_type])
+        return cls.read(config, defaults, scales=model_type != "mt5")
 
 
 class Encoder(nn.Module):

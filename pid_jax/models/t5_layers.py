@@ -49,6 +49,10 @@ class T5LikeConfig:
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
+    """The activation, after `gated-` where the feed-forward is gated: what the two below say, but
+    that `gated-gelu` means `gelu_new`. Where they are given they have the last word."""
+    dense_act_fn: str = "relu"
+    is_gated_act: bool = False
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool = True
     pad_token_id: int = 0
@@ -62,18 +66,12 @@ class T5LikeConfig:
     max_decoder_tokens: ClassVar[None] = None
     architecture: ClassVar[Mapping[str, str]]
     """The name of transformers' class, by model type."""
-
-    @property
-    def gated(self) -> bool:
-        """Whether the feed-forward's first product is gated by a second one."""
-        return self.feed_forward_proj.startswith("gated-")
-
-    @property
-    def activation(self) -> str:
-        """A key of `layers.ACTIVATIONS`."""
-        if self.feed_forward_proj == "gated-gelu":
-            return "gelu_new"  # as transformers reads it
-        return self.feed_forward_proj.removeprefix("gated-")
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    }
 
     @property
     def bias_in_every_layer(self) -> bool:
@@ -82,20 +80,35 @@ class T5LikeConfig:
 
     @classmethod
     def read(
-        cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any], scales: bool | None
+        cls: type[ConfigT], config: Mapping[str, Any], defaults: dict[str, Any], *, scales: bool
     ) -> ConfigT:
         """Reads a `config.json`, whose own `tie_word_embeddings` decides until weights are seen.
 
-        defaults: what an absent key means where that is not the field's own default. scales: what
-        an absent `scale_decoder_outputs` means; None: scaled unless `tie_word_embeddings` is
-        false. Raises `UserError` for a missing or unsupported value, by its key.
+        defaults: what an absent key means where that is not the field's own default. scales:
+        whether the model type ever scales the decoder's output before the head; then
+        `scale_decoder_outputs` says whether it does, or, where that is absent, the output is
+        scaled unless `tie_word_embeddings` is false. Raises `UserError` for a missing or
+        unsupported value, by its key.
         """
         defaults = {"model_type": config["model_type"], **defaults}
         if "num_decoder_layers" not in config or config["num_decoder_layers"] is None:
             layers = config.get("num_layers", defaults.get("num_layers", cls.num_layers))
             defaults["num_decoder_layers"] = layers
         tied = config.get("tie_word_embeddings") is not False
-        defaults["scale_decoder_outputs"] = tied if scales is None else scales
+        defaults["scale_decoder_outputs"] = tied
+        feed_forward = config.get("feed_forward_proj")
+        if feed_forward is None:
+            feed_forward = defaults.get("feed_forward_proj", cls.feed_forward_proj)
+        if isinstance(feed_forward, str):
+            defaults["is_gated_act"] = feed_forward.startswith("gated-")
+            named = feed_forward.removeprefix("gated-")
+            defaults["dense_act_fn"] = "gelu_new" if feed_forward == "gated-gelu" else named
+        config = config_reading.without_aliases(config, cls.ALIASES)
+        if not scales:
+            config["scale_decoder_outputs"] = False
+        for key in ("is_gated_act", "scale_decoder_outputs"):
+            if key in config and config[key] is None:  # not absent: transformers takes it as given
+                config[key] = False
 
         read = config_reading.read_fields(cls, config, defaults)
         buckets, distance = (
@@ -108,8 +121,10 @@ class T5LikeConfig:
                 '"relative_attention_max_distance" above half of it, not '
                 f"{buckets} and {distance}"
             )
-        supported = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
-        config_reading.check_supported("feed_forward_proj", read.feed_forward_proj, supported)
+        if read.dense_act_fn == defaults["dense_act_fn"]:
+            supported = [*ACTIVATIONS, *(f"gated-{name}" for name in ACTIVATIONS)]
+            config_reading.check_supported("feed_forward_proj", read.feed_forward_proj, supported)
+        config_reading.check_supported("dense_act_fn", read.dense_act_fn, ACTIVATIONS)
         encoder_decoder = config.get("is_encoder_decoder", True)
         config_reading.check_supported("is_encoder_decoder", encoder_decoder, [True])
         config_reading.check_positive(
@@ -128,8 +143,6 @@ class T5LikeConfig:
         """The `config.json` from which transformers builds the same model."""
         return config_reading.write_fields(self) | {
             "architectures": [self.architecture[self.model_type]],
-            "dense_act_fn": self.activation,
-            "is_gated_act": self.gated,
             "is_encoder_decoder": True,
         }
 
@@ -199,7 +212,7 @@ class FeedForward(nn.Module):
     def setup(self) -> None:
         config = self.config
         into = config.initializer_factor * config.d_model**-0.5
-        if config.gated:
+        if config.is_gated_act:
             self.wi_0 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
             self.wi_1 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
         else:
@@ -209,8 +222,12 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
-        activate = ACTIVATIONS[self.config.activation]
-        x = activate(self.wi_0(x)) * self.wi_1(x) if self.config.gated else activate(self.wi(x))
+        activate = ACTIVATIONS[self.config.dense_act_fn]
+        x = (
+            activate(self.wi_0(x)) * self.wi_1(x)
+            if self.config.is_gated_act
+            else activate(self.wi(x))
+        )
         return self.wo(self.dropout(x, deterministic))
 
 
@@ -376,7 +393,7 @@ def tensors(
     if not config.tie_word_embeddings:
         places["lm_head.weight"] = TensorPlace(("lm_head", "kernel"), transposed=True)
     attention = {"q": "query", "k": "key", "v": "value", "o": "output"}
-    forward = ("wi_0", "wi_1", "wo") if config.gated else ("wi", "wo")
+    forward = ("wi_0", "wi_1", "wo") if config.is_gated_act else ("wi", "wo")
     stacks = {
         "encoder": (config.num_layers, {encoder_attention: "self_attention"}),
         "decoder": (

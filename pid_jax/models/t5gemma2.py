@@ -166,6 +166,7 @@ class T5Gemma2Config:
 def _rotations(part: Mapping[str, Any], key: str) -> tuple[Rotation, Rotation]:
     """Those of full and of sliding layers, as transformers 5 writes them or as 4 did."""
     written = config_reading.section(part, "rope_parameters", f"{key}.")
+    written = written or {FULL: {"rope_type": "default"}}  # what scales may not change
     scaled = config_reading.section(part, "rope_scaling", f"{key}.")
     full = {**config_reading.section(written, FULL, f"{key}.rope_parameters."), **scaled}
     return (

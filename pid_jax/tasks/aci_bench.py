@@ -16,10 +16,18 @@ from pathlib import Path
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.metrics.rouge import rouge
-from pid_jax.tasks.fields import field
+from pid_jax.metrics.rouge import Tokenizer, rouge
+from pid_jax.tasks.fields import field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
-from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for, target_of
+from pid_jax.tasks.task import (
+    Predictions,
+    Report,
+    check_split,
+    prediction_for,
+    scoring_option,
+    target_of,
+)
+from pid_jax.tasks.text_scores import rouge_policy, rouge_tokenizer
 
 PROMPTS = {
     "subjective": "subjective: chief complaint, history of present illness, review of systems",
@@ -100,7 +108,7 @@ def joined(texts: Mapping[str, str]) -> str:
 
 
 def note_scores(
-    predictions: Sequence[str], references: Sequence[str]
+    predictions: Sequence[str], references: Sequence[str], *, tokenizer: Tokenizer | None = None
 ) -> dict[str, dict[str, float]]:
     """ROUGE of full notes, under "note", and of each division, under its name.
 
@@ -111,13 +119,14 @@ def note_scores(
 
     Defined by evaluation/evaluate_fullnote.py of wyim/aci-bench.
     """
-    scores = {"note": rouge(predictions, references)}
+    scores = {"note": rouge(predictions, references, tokenizer=tokenizer)}
     predicted = [_for_scoring(note) for note in predictions]
     gold = [_for_scoring(note) for note in references]
     for division in DIVISIONS:
         scores[division] = rouge(
             [note.get(division, EMPTY) for note in predicted],
             [note.get(division, EMPTY) for note in gold],
+            tokenizer=tokenizer,
         )
     return scores
 
@@ -129,11 +138,13 @@ class AciBench:
     `test_set` is what the split "test" means: "test1" (MEDIQA-Chat task B), "test2" (MEDIQA-Chat
     task C) or "test3" (MEDIQA-Sum task C). `line_break` is what a line break in a note is written
     as for the model; predictions are translated back before they are scored. A tokenizer without
-    line breaks, such as T5's, needs one: no note contains "|".
+    line breaks, such as T5's, needs one: no note contains "|". `rouge_tokenizer` is as the task
+    jsonl has it.
     """
 
     test_set: str = "test1"
     line_break: str = "\n"
+    rouge_tokenizer: str = scoring_option("")
 
     negative_target = None
 
@@ -144,6 +155,7 @@ class AciBench:
             )
         if not self.line_break:
             raise UserError("task option line_break is empty: lines could not be told apart")
+        rouge_tokenizer(self.rouge_tokenizer)  # before the work, not after it
 
     @property
     def name(self) -> str:
@@ -173,7 +185,7 @@ class AciBench:
             texts = {s.id: prediction_for(predictions, example.id, s.id) for s in example.subtasks}
             gold.append(self._note(targets))
             predicted.append(self._note(texts))
-        scores = note_scores(predicted, gold)
+        scores = note_scores(predicted, gold, tokenizer=rouge_tokenizer(self.rouge_tokenizer))
         return Report(
             metrics=scores["note"]
             | {
@@ -189,7 +201,7 @@ class AciBench:
             },
             policy={
                 "data": f"ACI-Bench; the split test is {_TEST_SETS[self.test_set]}",
-                "rouge": "rouge_score, F-measure, no stemming, mean over notes",
+                "rouge": f"{rouge_policy(self.rouge_tokenizer)}, mean over notes",
                 "note": "the generated divisions in order, without empty ones",
                 "divisions": "cut from the note by its headers, as the official evaluation does; "
                 f"line breaks are {LINE_BREAK}, a missing one is {EMPTY}",
@@ -277,7 +289,7 @@ def _entries(source: SourceFiles, name: str, division: str) -> Iterator[tuple[st
         raise UserError(f"{where}: it has no entry")
     for number, entry in enumerate(entries, start=1):
         here = f"{where}, entry {number}"
-        identifier = field(entry, "file", str, here).removesuffix(f"-{division}")
+        identifier = identifier_of(entry, "file", here).removesuffix(f"-{division}")
         dialogue = field(entry, "src", str, here)
         _check(identifier, dialogue, identifiers, here)
         yield identifier, dialogue, field(entry, "tgt", str, here)

@@ -39,6 +39,8 @@ class Slot(NamedTuple):
     description: str
     values: tuple[str, ...] = ()
     """All that it can have, of a categorical slot."""
+    traits: tuple[str, ...] | None = None
+    """Those of its subtasks."""
 
 
 @dataclass(frozen=True)
@@ -161,5 +163,6 @@ class DialogueStateTask(ABC):
                 target=right[0],
                 allowed=tuple(dict.fromkeys((*slot.values, DONTCARE, NONE))) if held else None,
                 references=right if len(right) > 1 else None,
+                traits=slot.traits,
             )
         return self._subtasks[key]

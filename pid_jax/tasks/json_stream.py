@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from pid_jax.errors import UserError
+from pid_jax.tasks.fields import DECODER
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _FIRST_BYTES = 2**20
@@ -22,8 +23,8 @@ class JsonStream:
     def __init__(self, file: IO[bytes], where: str) -> None:
         self._file = file
         self._where = where
-        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self._json = json.JSONDecoder()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._json = DECODER
         self._text = ""
         self._at = 0
         self._dropped = 0

@@ -6,18 +6,16 @@
 "south"]`, a closed list of what may be predicted. Other keys are ignored.
 """
 
-import json
 import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.tasks.fields import checked, field, kind_of
+from pid_jax.tasks.fields import checked, field, identifier_of, json_of, kind_of, optional
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import (
     Predictions,
@@ -27,6 +25,7 @@ from pid_jax.tasks.task import (
     scoring_option,
     target_of,
 )
+from pid_jax.tasks.text_files import BYTE_ORDER_MARK, decoded, opened, readable
 from pid_jax.tasks.text_scores import TextScores
 
 log = logging.getLogger(__name__)
@@ -38,11 +37,14 @@ class JsonLines:
     split.
 
     `negative_target` is the target that says "nothing here", if your data have one: training can
-    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them.
+    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them, and
+    `rouge_tokenizer` names a function, "module:function", from a text to its tokens, for texts that
+    are not in Latin letters.
     """
 
     negative_target: str | None = None
     metrics: str = scoring_option("exact_match,f1")
+    rouge_tokenizer: str = scoring_option("")
 
     def __post_init__(self) -> None:
         self._scores()  # before the work, not after it
@@ -70,26 +72,14 @@ class JsonLines:
         return Report(scores(predicted, gold), {**scores.policy, "mean": "over subtasks"})
 
     def _scores(self) -> TextScores:
-        return TextScores(self.metrics)
+        return TextScores(self.metrics, tokenizer=self.rouge_tokenizer)
 
 
 def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]:
     """The examples of one file, as `read_stream` reads it."""
-    with opened(path) as file:
-        for _, example in read_stream(file, path, require_target=require_target):
+    with opened(path) as (_, text):
+        for _, example in read_stream(text, path, require_target=require_target):
             yield example
-
-
-@contextmanager
-def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """The file, for `read_stream`. Raises UserError where it cannot be opened."""
-    path = Path(path)
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    with file:
-        yield file
 
 
 def read_stream(
@@ -102,30 +92,20 @@ def read_stream(
 ) -> Iterator[tuple[str, Example]]:
     """Reads line by line: each line's text and its example; blank lines are skipped.
 
-    A line is bad for whatever `parse_line` refuses, for bytes that are not UTF-8, for a document
-    id that a good line used before, and for what `check` raises a UserError for: that is called
-    with an example and where it stands ("FILE, line N"). The UserError of a bad line, which names
-    `name` and the line, is raised; or, if `on_bad_line` is given, handed to that, and the line is
-    left out. Raises UserError if the stream fails or has no line at all. However long the stream,
-    it takes no more memory than a line and 24 to 72 bytes per document id.
+    The stream has the bytes of UTF-8 text, as `text_files.opened` opens it. A line is bad for
+    whatever `parse_line` refuses, for bytes that are not UTF-8, for a document id that a good line
+    used before, and for what `check` raises a UserError for: that is called with an example and
+    where it stands ("FILE, line N"). The UserError of a bad line, which names `name` and the line,
+    is raised; or, if `on_bad_line` is given, handed to that, and the line is left out. Raises
+    UserError if the stream fails or has no line at all. However long the stream, it takes no more
+    memory than a line and 24 to 72 bytes per document id.
     """
     first_lines = _FirstLines()
-    line_number = 0
     empty = True
-    lines = iter(stream)
-    while True:
-        try:
-            line = next(lines, None)
-        except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror})") from error
-        if line is None:
-            break
-        line_number += 1
-        if not line.strip():
-            continue
+    for line_number, line in numbered_lines(stream, name):
         empty = False
         try:
-            text = _decoded(line, name, line_number)
+            text = decoded(line, f"{name}, line {line_number}")
             example = parse_line(text, name, line_number, require_target=require_target)
             if check is not None:
                 check(example, f"{name}, line {line_number}")
@@ -143,6 +123,21 @@ def read_stream(
         yield text, example
     if empty:
         raise UserError(f"{name}: the file is empty, it has no line to read")
+
+
+def numbered_lines(stream: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, each with its number, from 1.
+
+    Raises UserError, naming `name`, if the stream fails.
+    """
+    lines = enumerate(stream, start=1)
+    while True:
+        with readable(name):
+            number, line = next(lines, (0, b""))
+        if not number:
+            return
+        if line.removeprefix(BYTE_ORDER_MARK).strip():
+            yield number, line
 
 
 class _FirstLines:
@@ -191,17 +186,18 @@ def parse_line(
 ) -> Example:
     """Reads one line.
 
-    Raises UserError, naming file and line, for what is not JSON, for missing keys and wrong
-    types, an empty document, no subtasks, subtasks that share an id, an empty list of what is
-    allowed, and, with `require_target`, a missing target.
+    An id may be an integer: its decimal digits are the id. Raises UserError, naming file and line,
+    for what is not JSON, for missing and repeated keys and wrong types, an empty document, no
+    subtasks, subtasks that share an id, an empty list of what is allowed, and, with
+    `require_target`, a missing target.
     """
     where = f"{file}, line {line_number}"
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON: {error.msg} at character {error.pos + 1}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON that can be read: {error}") from error
+    line = json_of(text, where)
+    if isinstance(line, list):
+        raise UserError(
+            f"{where}: expected an object {{...}}, got a list: JSON lines are objects, one a line, "
+            "with neither brackets around them nor commas between"
+        )
     document = field(line, "document", str, where)
     if not document.strip():
         raise UserError(f'{where}: "document" is empty')
@@ -215,21 +211,23 @@ def parse_line(
         if subtask.id in subtasks:
             raise UserError(f"{where}: two subtasks have the id {subtask.id!r}")
         subtasks[subtask.id] = subtask
-    return Example(_identifier(line, where), document, tuple(subtasks.values()))
+    return Example(identifier_of(line, "id", where), document, tuple(subtasks.values()))
 
 
 def _subtask(entry: Any, where: str, require_target: bool) -> Subtask:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected an object {{...}}, got {kind_of(entry)}")
     target = None
-    if require_target or entry.get("target") is not None:
+    if require_target or optional(entry, "target", where) is not None:
         target = field(entry, "target", str, where)
     allowed = _allowed(entry, where)
-    return Subtask(_identifier(entry, where), field(entry, "prompt", str, where), target, allowed)
+    return Subtask(
+        identifier_of(entry, "id", where), field(entry, "prompt", str, where), target, allowed
+    )
 
 
 def _allowed(entry: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
-    texts = entry.get("allowed")
+    texts = optional(entry, "allowed", where)
     if texts is None:
         return None
     if not isinstance(texts, list):
@@ -239,23 +237,6 @@ def _allowed(entry: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
     return tuple(
         checked(text, str, f'"allowed" {n}', where) for n, text in enumerate(texts, start=1)
     )
-
-
-def _identifier(entry: Mapping[str, Any], where: str) -> str:
-    identifier = field(entry, "id", str, where)
-    if not identifier:
-        raise UserError(f'{where}: "id" is empty')
-    return identifier
-
-
-def _decoded(line: bytes, path: str | Path, line_number: int) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {line_number}: not UTF-8 at byte {error.start + 1}: save the file as "
-            "UTF-8"
-        ) from error
 
 
 def _file_of_split(source: SourceFiles, split: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 from pid_jax.errors import MissingData, UserError
 from pid_jax.tasks.dialogue_state import NONE
-from pid_jax.tasks.fields import checked, field
+from pid_jax.tasks.fields import checked, field, identifier_of
 from pid_jax.tasks.multiwoz_labels import corrected_label
 from pid_jax.tasks.multiwoz_text import left_out, normalized
 from pid_jax.tasks.source_files import SourceFiles
@@ -98,8 +98,8 @@ def dialogues(
 
 def _of_trade(source: SourceFiles, name: str, reading: _Reading) -> Iterator[Dialogue]:
     for number, entry in enumerate(source.read_json_list(name), start=1):
-        identifier = field(
-            entry, "dialogue_idx", str, f"{source.where(name)}, dialogue number {number}"
+        identifier = identifier_of(
+            entry, "dialogue_idx", f"{source.where(name)}, dialogue number {number}"
         )
         where = f"{source.where(name)}, dialogue {identifier}"
         turns = []

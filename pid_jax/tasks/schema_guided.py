@@ -16,21 +16,29 @@ States are cumulative. Of the values of a slot, which are spellings of one, any 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from pid_jax.data.examples import Example
+from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import MissingData, UserError
 from pid_jax.metrics.joint_goal_accuracy import ABSENT_VALUES
+from pid_jax.metrics.schema_guided import schema_guided
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot, document_text
-from pid_jax.tasks.fields import checked, field
+from pid_jax.tasks.fields import checked, field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
-from pid_jax.tasks.task import check_split
+from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for, target_of
 
 _FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 _FILES = "dialogues_*.json"
+
+# What a slot's subtasks say of it: whether its values are categories, whether training has its
+# service.
+CATEGORICAL, SEEN, UNSEEN = "categorical", "seen", "unseen"
+OFFICIAL = "official_joint_goal_accuracy"
+PER_SERVICE = "official joint goal accuracy per service"
 
 # Service to its slots. A slot is called "service-slot".
 Schema = Mapping[str, Mapping[str, Slot]]
@@ -60,7 +68,7 @@ class SchemaGuidedTask(DialogueStateTask):
         source = SourceFiles(path)
         names = _dialogue_files(source, split)
         schema_name = _schema_file(source, PurePosixPath(names[0]).parent)
-        schema = _read_schema(source, schema_name)
+        schema = _read_schema(source, schema_name, _seen(source, schema_name, split))
         tracked = self.tracked(schema, source.where(schema_name))
         return self._examples(source, names, schema, tracked)
 
@@ -71,7 +79,7 @@ class SchemaGuidedTask(DialogueStateTask):
         for name in names:
             for number, dialogue in enumerate(source.read_json_list(name), start=1):
                 where = f"{source.where(name)}, dialogue number {number}"
-                identifier = field(dialogue, "dialogue_id", str, where)
+                identifier = identifier_of(dialogue, "dialogue_id", where)
                 where = f"{source.where(name)}, dialogue {identifier}"
                 if identifier in identifiers:
                     raise UserError(f"{where}: a second dialogue has this dialogue_id")
@@ -122,12 +130,85 @@ class SchemaGuidedDialogue(SchemaGuidedTask):
             "data": "Schema-Guided Dialogue; a turn is scored over all slots of the services in "
             "its frames",
             "normalisation": "labels in lower case; predictions as they are",
-            "several values": "any listed one is right, by exact string (the official script "
-            "compares values that are no category by similarity)",
+            "several values": "any listed one is right, by exact string",
         }
 
     def tracked(self, schema: Schema, where: str) -> Schema:
         return schema
+
+    def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
+        """Adds the official rule to what dialogue-state tasks score by exact string.
+
+        "official_joint_goal_accuracy" and "official_average_goal_accuracy" are as
+        `pid_jax.metrics.schema_guided` has them, over all frames, and with "_seen_services" and
+        "_unseen_services" over those of services that training has and lacks. A table has the
+        first of each service.
+        """
+        report = super().score(examples, predictions)
+        subtasks = [subtask for example in examples for subtask in example.subtasks]
+        if any(subtask.traits is None for subtask in subtasks):
+            rule = "left out: these examples were prepared by a version that did not know of it"
+            return replace(report, policy={**report.policy, "official rule": rule})
+        frames = [frame for example in examples for frame in self._frames(example, predictions)]
+        metrics = _official(frames)
+        told_apart = False
+        for trait in (SEEN, UNSEEN):
+            of_trait = [frame for frame in frames if trait in frame.traits]
+            told_apart |= bool(of_trait)
+            metrics |= _official(of_trait, f"_{trait}_services")
+        services = sorted({frame.service for frame in frames})
+        policy = {
+            "official rule": "the mean over frames, one service at one turn each, of the product "
+            "over slots; a slot that is no category scores its similarity to the best of the "
+            "listed values (words sorted, rapidfuzz), in hundredths; any other by exact string, "
+            "labels in lower case",
+            "seen services": "those in the training split's schema.json"
+            if told_apart
+            else "not known: there is no schema.json of the training split",
+        }
+        table = {
+            service: _official([f for f in frames if f.service == service])[OFFICIAL]
+            for service in services
+        }
+        return Report(
+            metrics={**report.metrics, **metrics},
+            policy={**report.policy, **policy},
+            tables={**report.tables, PER_SERVICE: table},
+        )
+
+    def _frames(self, example: Example, predictions: Predictions) -> Iterator["_Frame"]:
+        by_service: dict[str, list[Subtask]] = {}
+        for subtask in example.subtasks:
+            by_service.setdefault(subtask.id.partition("-")[0], []).append(subtask)
+        for service, subtasks in by_service.items():
+            yield _Frame(
+                service,
+                {s.id: prediction_for(predictions, example.id, s.id).strip() for s in subtasks},
+                {s.id: self.right_values(s, target_of(example, s)) for s in subtasks},
+                {s.id for s in subtasks if CATEGORICAL in (s.traits or ())},
+                subtasks[0].traits or (),
+            )
+
+
+class _Frame(NamedTuple):
+    """What was predicted and what is right for one service at one user turn."""
+
+    service: str
+    predicted: dict[str, str]
+    gold: dict[str, tuple[str, ...]]
+    categorical: set[str]
+    traits: tuple[str, ...]
+
+
+def _official(frames: Sequence[_Frame], ending: str = "") -> dict[str, float]:
+    if not frames:
+        return {}
+    scores = schema_guided(
+        [frame.predicted for frame in frames],
+        [frame.gold for frame in frames],
+        categorical=set().union(*(frame.categorical for frame in frames)),
+    )
+    return {f"official_{name}{ending}": score for name, score in scores.items()}
 
 
 class MultiWoz22(SchemaGuidedTask):
@@ -201,7 +282,20 @@ def _schema_file(source: SourceFiles, folder: PurePosixPath) -> str:
     raise UserError(f"{source.path}: there is no {' or '.join(candidates)}; {source.contents()}")
 
 
-def _read_schema(source: SourceFiles, name: str) -> Schema:
+def _seen(source: SourceFiles, schema_name: str, split: str) -> set[str] | None:
+    """The services of the training split; None where its schema is not there."""
+    name = schema_name
+    if split != "train":
+        name = str(PurePosixPath(schema_name).parent.parent / _FOLDERS["train"] / "schema.json")
+        if PurePosixPath(schema_name).parent.name != _FOLDERS[split] or name not in source.names:
+            return None
+    return {
+        field(entry, "service_name", str, f"{source.where(name)}, service number {number}")
+        for number, entry in enumerate(source.read_json_list(name), start=1)
+    }
+
+
+def _read_schema(source: SourceFiles, name: str, seen: set[str] | None) -> Schema:
     schema: dict[str, dict[str, Slot]] = {}
     for number, entry in enumerate(source.read_json_list(name), start=1):
         where = f"{source.where(name)}, service number {number}"
@@ -212,19 +306,21 @@ def _read_schema(source: SourceFiles, name: str) -> Schema:
         slots = schema[service] = {}
         for slot in field(entry, "slots", list, where):
             full_name = _full_name(service, field(slot, "name", str, f'{where}, "slots"'))
-            slots[full_name] = _slot(slot, f"{where}, slot {full_name}")
+            known = () if seen is None else (SEEN if service in seen else UNSEEN,)
+            slots[full_name] = _slot(slot, known, f"{where}, slot {full_name}")
     return schema
 
 
-def _slot(entry: Any, where: str) -> Slot:
+def _slot(entry: Any, traits: tuple[str, ...], where: str) -> Slot:
     values: list[str] = []
     if "is_categorical" in entry and field(entry, "is_categorical", bool, where):
+        traits = (CATEGORICAL, *traits)
         values = [
             _normalized(checked(value, str, "a possible value", where))
             for value in field(entry, "possible_values", list, where)
         ]
     present = [value for value in values if value and value not in ABSENT_VALUES]
-    return Slot(field(entry, "description", str, where), tuple(dict.fromkeys(present)))
+    return Slot(field(entry, "description", str, where), tuple(dict.fromkeys(present)), traits)
 
 
 def _state(turn: Any, schema: Schema, where: str) -> tuple[set[str], dict[str, list[str]]]:

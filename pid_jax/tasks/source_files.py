@@ -3,11 +3,9 @@
 Nothing is unpacked: a member of a zip is read in memory, within bounds, and written nowhere.
 """
 
-import json
 import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,22 +13,22 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pid_jax.errors import MissingData, UserError
+from pid_jax.tasks.fields import json_of
 from pid_jax.tasks.json_stream import JsonStream
+from pid_jax.tasks.text_files import UNREADABLE, not_utf8, readable, text_of
 
 # What is this far below a directory is not looked for: the directory is the wrong one.
 MAX_DEPTH = 5
-# A member of a zip may unpack to this many bytes at all, ...
+# A member of a zip, or what gzip has packed, may unpack to this many bytes at all, ...
 MAX_MEMBER_BYTES = 4 * 2**30
 # ... and, beyond what is small anyway, to this many times its packed size. MultiWOZ's JSON, which
 # repeats itself more than any other benchmark's, reaches 20; what is made to harm reaches 1,000.
 MAX_EXPANSION = 200
 SMALL_BYTES = 2**20
 
-# What reading damaged bytes raises, and what zipfile raises besides for damaged archives as it
-# opens them: an encrypted member is a RuntimeError, an unknown compression its subclass; names
-# and offsets that make no sense are ValueErrors.
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
-_UNOPENABLE = (*_UNREADABLE, RuntimeError, ValueError, OverflowError, struct.error)
+# What zipfile raises for damaged archives as it opens them: an encrypted member is a RuntimeError,
+# an unknown compression its subclass; names and offsets that make no sense are ValueErrors.
+_UNOPENABLE = (*UNREADABLE, RuntimeError, ValueError, OverflowError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class SourceFiles:
     """The files of a directory, of a .zip, or one file by itself.
 
     `names` are paths inside the source, with "/" as separator, in order; a file by itself has its
-    own name. "test.json.zip" in a directory stands for "test.json", unless that is there, too.
-    What systems leave behind (".DS_Store", "__MACOSX/") is left out.
+    own name. "test.json.zip" in a directory stands for "test.json", and "test.json.gz" anywhere,
+    unless that is there, too. What systems leave behind (".DS_Store", "__MACOSX/") is left out.
 
     Every method raises UserError, naming the source and the file in it, for what is not there or
     cannot be read: damaged or encrypted archives, members that unpack to too much or whose path
@@ -66,6 +64,10 @@ class SourceFiles:
             self._members = _members_of_zip(self.path)
         else:
             self._members = {self.path.name: _Member(self.path)}
+        if not self.is_one_file:
+            for name in list(self._members):
+                if name.lower().endswith(".gz"):
+                    self._members.setdefault(name[: -len(".gz")], self._members[name])
         self.names = tuple(sorted(self._members))
 
     @property
@@ -103,50 +105,41 @@ class SourceFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """The file, to be read in pieces; the errors of reading it become UserErrors, too."""
+        """The file's text, to be read in pieces, as `text_files.text_of` has it."""
         member = self._member(name)
         with ExitStack() as stack:
-            with _readable(member, _UNOPENABLE):
+            with readable(member, _UNOPENABLE):
                 if member.name_in_zip is None:
                     file: IO[bytes] = stack.enter_context(member.file.open("rb"))
+                    packed = member.file.stat().st_size
                 else:
                     archive = stack.enter_context(zipfile.ZipFile(member.file))
                     info = archive.getinfo(member.name_in_zip)
                     _check_size(info, member)
                     file = stack.enter_context(archive.open(info))
-            with _readable(member, _UNREADABLE):
-                yield file
+                    packed = info.file_size
+            yield text_of(file, str(member), most=_most(packed))
 
     def read_bytes(self, name: str) -> bytes:
+        """The file's whole text, as `open` has it."""
         with self.open(name) as file:
-            # zipfile ends a member at the size it declares, which `open` has checked.
+            # zipfile ends a member at the size it declares, which `open` has checked; of what gzip
+            # has packed, it counts the bytes.
             return file.read()
 
     def read_text(self, name: str) -> str:
-        """The file as UTF-8; a byte order mark is dropped."""
+        """The whole file, which must be UTF-8."""
         try:
-            return self.read_bytes(name).decode("utf-8-sig")
+            return self.read_bytes(name).decode()
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.where(name)}: not UTF-8 at byte {error.start + 1}: save the file as UTF-8"
-            ) from error
+            raise not_utf8(self.where(name), error.start) from error
 
     def read_lines(self, name: str) -> list[str]:
         """Its lines without their ends, blank ones included."""
         return self.read_text(name).splitlines()
 
     def read_json(self, name: str) -> Any:
-        try:
-            return json.loads(self.read_text(name))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self.where(name)}: not JSON: {error.msg} at line {error.lineno}, column "
-                f"{error.colno}"
-            ) from error
-        except UserError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.where(name)}: not JSON that can be read: {error}") from error
+        return json_of(self.read_text(name), self.where(name))
 
     def read_json_list(self, name: str) -> Iterator[Any]:
         """The elements of a JSON list, one at a time: as much memory as the largest takes."""
@@ -167,27 +160,15 @@ class SourceFiles:
         return self._members[name]
 
 
-@contextmanager
-def _readable(where: object, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except errors as error:
-        raise UserError(
-            f"{where}: cannot be read ({error}): is the download complete, and not encrypted?"
-        ) from error
-
-
 def _is_zip(path: Path) -> bool:
-    with _readable(path, _UNREADABLE):
+    with readable(path):
         return path.suffix.lower() == ".zip" or zipfile.is_zipfile(path)
 
 
 def _members_of_directory(directory: Path) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
     compressed = []
-    with _readable(directory, _UNREADABLE):
+    with readable(directory):
         for folder, folders, files in os.walk(directory):
             here = Path(folder).relative_to(directory)
             folders[:] = [] if len(here.parts) == MAX_DEPTH else _kept(folders)
@@ -215,7 +196,7 @@ def _kept(names: Iterable[str]) -> list[str]:
 
 def _members_of_zip(path: Path) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
-    with _readable(path, _UNOPENABLE), zipfile.ZipFile(path) as archive:
+    with readable(path, _UNOPENABLE), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
     for info in infos:
         name = PurePosixPath(info.filename.replace("\\", "/"))
@@ -235,9 +216,13 @@ def _check_size(info: zipfile.ZipInfo, member: _Member) -> None:
     """Refuses what would fill the memory. zipfile reads no more than the declared sizes."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{member}: an unusual compression: unpack it and name the directory")
-    bound = min(MAX_MEMBER_BYTES, max(SMALL_BYTES, MAX_EXPANSION * info.compress_size))
-    if info.file_size > bound:
+    if info.file_size > _most(info.compress_size):
         raise UserError(
             f"{member}: refused, for it unpacks from {info.compress_size:,} to "
             f"{info.file_size:,} bytes; if it is to be trusted, unpack it and name the directory"
         )
+
+
+def _most(packed: int) -> int:
+    """How many bytes so many packed ones may become."""
+    return min(MAX_MEMBER_BYTES, max(SMALL_BYTES, MAX_EXPANSION * packed))

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.metrics.squad import squad
-from pid_jax.tasks.fields import field
+from pid_jax.metrics.squad import Version, squad
+from pid_jax.tasks.fields import field, identifier_of
 from pid_jax.tasks.source_files import SourceFiles
 from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for
 
@@ -34,6 +34,8 @@ class QuestionAnswering:
 
     name: ClassVar[str]
     data: ClassVar[str]
+    rules: ClassVar[Version]
+    """Whose official evaluation scores it."""
     # The file names of each split, the first one that is there counts.
     files: ClassVar[Mapping[str, Sequence[str]]]
 
@@ -70,10 +72,11 @@ class QuestionAnswering:
             "data": self.data,
             "normalisation": "lower case, no ASCII punctuation, no a, an, the; white space",
             "answers": "the best of all",
+            "rules": f"those of SQuAD {self.rules}'s evaluation",
         }
         if self.negative_target is not None:
             policy["no answer"] = f'predicted as "{self.negative_target}" or as nothing'
-        return Report(metrics=squad(answers, references), policy=policy)
+        return Report(metrics=squad(answers, references, version=self.rules), policy=policy)
 
     def _file(self, source: SourceFiles, split: str) -> str:
         if source.is_one_file:
@@ -130,7 +133,7 @@ class QuestionAnswering:
         )
 
     def _subtask(self, question: Any, where: str) -> Subtask:
-        identifier = field(question, "id", str, where)
+        identifier = identifier_of(question, "id", where)
         prompt = field(question, "question", str, where).strip()
         answers = [
             field(answer, "text", str, f"{where}, answer {number}")
@@ -161,6 +164,7 @@ class Squad1(QuestionAnswering):
 
     name = "squad1"
     data = "SQuAD 1.1"
+    rules = "1.1"
     files: ClassVar = {
         "train": ("train-v1.1.json",),
         "validation": ("dev-v1.1.json",),
@@ -171,6 +175,8 @@ class Squad1(QuestionAnswering):
 @dataclass(frozen=True)
 class _WithNoAnswer(QuestionAnswering):
     """`no_answer` is the target of a question that the paragraph does not answer."""
+
+    rules = "2.0"
 
     no_answer: str = "unanswerable"
 

@@ -1,5 +1,6 @@
 """Scores of predicted texts, chosen by name: built in, or a function of the user's own."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from pid_jax.errors import UserError
-from pid_jax.metrics.rouge import rouge
+from pid_jax.metrics.rouge import Tokenizer, rouge
 from pid_jax.metrics.squad import token_f1
 from pid_jax.tasks.imported import imported
 
@@ -21,10 +22,21 @@ def f1(predictions: Sequence[str], references: Sequence[str]) -> float:
     return sum(map(token_f1, predictions, references)) / len(references)
 
 
+def rouge_tokenizer(name: str) -> Tokenizer | None:
+    """What "module:function" names, None for "". Raises UserError if there is no such function."""
+    return imported(name, "tokenizer") if name else None
+
+
+def rouge_policy(tokenizer: str) -> str:
+    """How ROUGE is computed, with the tokenizer of that name."""
+    tokens = f"tokens by {tokenizer}" if tokenizer else "words of the letters a to z and digits"
+    return f"rouge_score, F-measure, no stemming, {tokens}"
+
+
 _BUILT_IN: dict[str, tuple[Callable[..., Any], str]] = {
     "exact_match": (exact_match, "equal strings, white space at the ends aside"),
     "f1": (f1, "SQuAD: words in common, without case, punctuation and articles"),
-    "rouge": (rouge, "rouge_score, F-measure, no stemming"),
+    "rouge": (rouge, rouge_policy("")),
 }
 
 
@@ -33,13 +45,14 @@ class TextScores:
 
     `names` are separated by commas: exact_match, f1, rouge (rouge1, rouge2, rougeL, rougeLsum),
     or "module:function" for one's own, imported here. That returns a number, which is reported
-    under the function's name, or a dict from names to numbers.
+    under the function's name, or a dict from names to numbers. `tokenizer` names ROUGE's, as
+    `rouge_tokenizer` takes it.
 
     Raises UserError for a name that is not known, a module that cannot be imported and a
     function that is not there or does not take two arguments.
     """
 
-    def __init__(self, names: str) -> None:
+    def __init__(self, names: str, *, tokenizer: str = "") -> None:
         self._functions: dict[str, Callable[..., Any]] = {}
         self.policy: dict[str, str] = {}
         for name in [name.strip() for name in names.split(",")]:
@@ -53,6 +66,13 @@ class TextScores:
                     f"unknown metric {name!r}: choose from {', '.join(_BUILT_IN)}, or name a "
                     "function of your own, module:function"
                 )
+
+        tokens = rouge_tokenizer(tokenizer)
+        if tokens is not None:
+            if "rouge" not in self._functions:
+                raise UserError(f"the tokenizer {tokenizer} is for rouge, which is not asked for")
+            self._functions["rouge"] = functools.partial(rouge, tokenizer=tokens)
+            self.policy["rouge"] = rouge_policy(tokenizer)
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """All scores by name. Raises UserError for a function that returns anything else."""

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import generation_config, huggingface, orbax
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import (
     Limits,
@@ -25,7 +27,7 @@ from pid_jax.data.tokenizing import (
 )
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 
 log = logging.getLogger(__name__)
@@ -128,13 +130,41 @@ def _build(config: ConfigDict, architecture: Any) -> EncoderDecoder:
     return models.build(architecture, activation_dtype(config))
 
 
-def save_model(directory: Path, model: EncoderDecoder, tokenizer: Tokenizer) -> None:
+def save_model(
+    directory: Path,
+    model: EncoderDecoder,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Writes everything of the model that training does not change."""
-    huggingface.save_config(directory, model.config, tokenizer)
+    huggingface.save_config(directory, model.config, tokenizer, generation=generation)
+
+
+def generation_of(config: ConfigDict) -> dict[str, Any]:
+    """How the checkpoint that a run begins with chooses its outputs, but for their lengths.
+
+    Those are of what the checkpoint was trained for: a summary's least length would be wrong for
+    this run's answers.
+    """
+    if not config.model.init:
+        return {}
+    directory = Path(config.model.init) / orbax.MODEL
+    if not directory.is_dir():
+        directory = huggingface.find(config.model.init)
+    content = huggingface.read_generation(directory)
+    lengths = {key: value for key, value in content.items() if key in generation_config.LENGTHS}
+    if lengths:
+        log.info(
+            "%s: the run does not keep %s of its generation_config.json: answers are of this "
+            "run's lengths",
+            config.model.init,
+            ", ".join(f"{key}={value}" for key, value in lengths.items()),
+        )
+    return {key: value for key, value in content.items() if key not in lengths}
 
 
 def tokenize(
-    config: ConfigDict, examples: Sequence[Example], model: EncoderDecoder, tokenizer: Tokenizer
+    config: ConfigDict, examples: Iterable[Example], model: EncoderDecoder, tokenizer: Tokenizer
 ) -> TokenizedExamples:
     """The examples in token ids, cut to the run's limits.
 
@@ -143,7 +173,11 @@ def tokenize(
     lengths = limits(config)
     _check_positions(config.method, lengths, model.config)
     tokenized = TokenizedExamples(
-        examples, tokenizer, lengths, end_token_id=model.config.eos_token_id
+        examples,
+        tokenizer,
+        lengths,
+        end_token_id=model.config.eos_token_id,
+        text_of=Detokenizer(tokenizer, control_token_ids(model.config)).text,
     )
     # A tokenizer may have more tokens than the model: bart-large-cnn's <mask> has no embedding.
     found = models.why_unreadable(model.config, tokenized.tokens.tolist())

@@ -1,6 +1,7 @@
 """The training loop: from a configuration and a working directory to a trained model.
 
 <workdir>/config.json       the configuration of the run
+<workdir>/data.json         fingerprints of the data and of the files in model/
 <workdir>/model/            config.json, tokenizer, generation_config.json: all but weights
 <workdir>/checkpoints/N/    the state and the data's position after step N
 <workdir>/metrics.jsonl     every step's and every evaluation's figures
@@ -20,15 +21,16 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax import models, sharding
+from pid_jax import directory_lock, models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints, saved_steps
 from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
+from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
-from pid_jax.training import assembly, optimizer, step
+from pid_jax.training import assembly, fingerprints, optimizer, step
 from pid_jax.training import config as configuration
 from pid_jax.training.metrics_writer import MetricsWriter
 from pid_jax.training.progress import Progress
@@ -44,17 +46,32 @@ class Diverged(Exception):
     """The loss or the parameters are no longer finite. Nothing of that was saved."""
 
 
-def train(config: ConfigDict, workdir: str | Path) -> int:
+def train(config: ConfigDict, workdir: str | Path, *, other_data: bool = False) -> int:
     """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
-    Returns the last step. Raises UserError for what the user can mend, Diverged where the loss
-    is not finite, Interrupted (after saving) on SIGTERM or Ctrl-C.
+    other_data: go on although the data is not what the run has read so far. Returns the last
+    step. Raises UserError for what the user can mend, a full disk and another process that trains
+    in `workdir` among it, Diverged where the loss is not finite, Interrupted (after saving) on
+    SIGTERM or Ctrl-C.
     """
     workdir = Path(workdir)
-    try:
+    with in_one_sentence(workdir, lambda: _what_stands(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
+        with directory_lock.writing(
+            workdir, "another train.py is at work there: wait for it, or use another --workdir"
+        ):
+            return _train(config, workdir, other_data)
+
+
+def _what_stands(workdir: Path) -> str:
+    steps = saved_steps(workdir)
+    again = "Run the same command again once that is mended"
+    if steps:
+        return f"the checkpoint of step {steps[-1]} is intact. {again}, to go on from there"
+    return f"nothing was saved yet. {again}"
+
+
+def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
     start = max(saved_steps(workdir), default=0)
@@ -64,7 +81,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
-    materials = _prepare(config, workdir, resuming=start > 0)
+    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
     model, batches, held_out = materials.model, materials.batches, materials.held_out
     update = optimizer.build(config)
     places = step.state_shardings(mesh, model, update)
@@ -208,7 +225,7 @@ class _Materials(NamedTuple):
     held_out: TokenizedExamples
 
 
-def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials:
+def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: bool) -> _Materials:
     """Reads the data, makes or reads model and tokenizer, and describes them in the workdir."""
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
@@ -216,20 +233,29 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool) -> _Materials
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
     else:
         model, params, tokenizer = assembly.new_model(config, examples)
-        assembly.save_model(workdir / MODEL, model, tokenizer)
-    with replacing(workdir / CONFIG) as file:
-        file.write_text(configuration.to_json(config), encoding="utf-8")
+        generation = assembly.generation_of(config)
+        assembly.save_model(workdir / MODEL, model, tokenizer, generation)
 
     held_out_examples = assembly.evenly_spaced(
         assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
     )
-    source = assembly.tokenize(config, examples, model, tokenizer)
-    held_out = assembly.tokenize(config, held_out_examples, model, tokenizer)
+    train, validation = fingerprints.Examples(examples), fingerprints.Examples(held_out_examples)
+    source = assembly.tokenize(config, train, model, tokenizer)
+    held_out = assembly.tokenize(config, validation, model, tokenizer)
+    read = fingerprints.of_run(config, train, validation, workdir / MODEL)
+    if resuming:
+        fingerprints.check(workdir, read, other_data=other_data)
+    fingerprints.write(workdir, read)
+    with replacing(workdir / CONFIG) as file:
+        file.write_text(configuration.to_json(config), encoding="utf-8")
+
     for split, tokenized in (
         (config.data.train_split, source),
         (config.data.validation_split, held_out),
     ):
         log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
+        if (targets := tokenized.target_report()).changed:
+            log.warning("%s: %s", split, targets)
     if held_out.without_target().any():
         raise UserError(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
@@ -263,9 +289,7 @@ def _programs(
     programs = Programs()
 
     def for_batch(name: str, jitted: Any) -> ForBatch:
-        return lambda state, batch: programs.get(
-            name, jitted, (state,), (batch,), {}, lambda: str(batch.shape)
-        )
+        return lambda state, batch: programs.get(name, jitted, (state,), (batch,), {}, batch.shape)
 
     return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
 

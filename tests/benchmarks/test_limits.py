@@ -50,7 +50,7 @@ def test_a_gated_feed_forward_has_a_third_product() -> None:
         num_layers=1,
         num_decoder_layers=2,
         num_heads=1,
-        feed_forward_proj="gated-gelu",
+        is_gated_act=True,
     )
     assert demands(gated, ASKED, 4)["encoder"] == [Demand(4 * (48 + 60 + 48), 4 * 54)]
 

@@ -142,7 +142,7 @@ def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):
     huggingface.save_config(tmp_path / MODEL, tiny_model.config, None)
     with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
         checkpoints.save(1, {"params": tiny_model.params}, numbers())
-    model, params, tokenizer = load_model(tmp_path, "last")
+    model, params, tokenizer, _ = load_model(tmp_path, "last")
     assert model.config == tiny_model.config
     assert tokenizer is None
     jax.tree.map(np.testing.assert_array_equal, params, tiny_model.params)

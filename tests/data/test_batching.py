@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -9,12 +8,10 @@ from hypothesis import strategies as st
 
 from pid_jax.data.batching import (
     BatchShape,
-    batches_within,
     bucket,
     bucket_below,
     collate,
     shape_of,
-    spread,
 )
 from pid_jax.data.tokenizing import TokenizedExample
 
@@ -91,69 +88,6 @@ def test_the_bucket_below_is_the_largest_that_is_no_larger(size):
 
 def test_nothing_has_no_bucket_below_it_but_one():
     assert bucket_below(0) == 1
-
-
-prompts_alone = st.lists(st.integers(0, 40), max_size=9)
-sizes = st.lists(st.tuples(st.integers(0, 300), prompts_alone), max_size=40)
-
-
-def examples_of_sizes(drawn):
-    return [
-        TokenizedExample(str(i), [5] * document, [[6] * p for p in prompts], [()] * len(prompts))
-        for i, (document, prompts) in enumerate(drawn)
-    ]
-
-
-@given(
-    drawn=sizes,
-    token_budget=st.integers(1, 4000),
-    new_tokens=st.integers(1, 40),
-    most_documents=st.none() | st.integers(1, 9),
-    sort=st.booleans(),
-)
-def test_batches_hold_every_example_once_within_their_limits(
-    drawn, token_budget, new_tokens, most_documents, sort
-):
-    examples = examples_of_sizes(drawn)
-    options = {"new_tokens": new_tokens, "most_documents": most_documents, "sort": sort}
-    batches = batches_within(examples, token_budget, **options)
-    assert batches == batches_within(examples, token_budget, **options)
-    in_order = [index for batch in batches for index in batch]
-    assert sorted(in_order) == list(range(len(examples)))
-    assert all(batches)
-    if not sort:
-        assert in_order == sorted(in_order)
-    for batch in batches:
-        assert most_documents is None or len(batch) <= most_documents
-        shape = shape_of([examples[index] for index in batch])
-        of_prompts = shape.prompts * (shape.prompt_tokens + new_tokens)
-        tokens = shape.documents * (shape.document_tokens + of_prompts)
-        assert tokens <= token_budget or len(batch) == 1
-
-
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=40), st.integers(500, 4000))
-def test_batches_begin_with_the_longest_documents(lengths, token_budget):
-    examples = examples_of_sizes([(length, [3]) for length in lengths])
-    batches = batches_within(examples, token_budget, new_tokens=4)
-    in_order = [lengths[index] for batch in batches for index in batch]
-    assert in_order == sorted(lengths, reverse=True)
-
-
-def test_full_batches_need_no_padding_documents():
-    # Each takes 32 + 1 * (4 + 4) = 40 tokens: 27 fit into 1,100, and 26 is the bucket below.
-    examples = examples_of_sizes([(32, [3])] * 60)
-    batches = batches_within(examples, 1100, new_tokens=4)
-    assert [len(batch) for batch in batches] == [26, 26, 8]
-
-
-@given(st.lists(st.integers(1, 9), max_size=6), st.integers(1, 8))
-def test_batches_are_shared_out_until_every_device_has_one(sizes: list[int], devices: int) -> None:
-    numbers = iter(range(100))
-    batches = [[next(numbers) for _ in range(size)] for size in sizes]
-    shared = spread(batches, devices)
-    assert list(chain(*shared)) == list(chain(*batches))
-    assert all(shared)
-    assert len(shared) == max(len(batches), min(devices, sum(sizes)))
 
 
 def test_a_batch_written_out_by_hand():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.tokenizing import (
     Limits,
@@ -325,3 +326,33 @@ def test_an_exported_tokenizer_loads_in_transformers_and_encodes_alike(tokenizer
             ids = encode_prompt(tokenizer, text)
             assert encode_prompt(loaded, text) == ids
             assert loaded.decode(ids) == tokenizer.decode(ids)
+
+
+def test_targets_that_do_not_come_back_are_counted_by_subtask():
+    """The vocabulary lacks `{`, `<` and the newline; lists of allowed texts need none of it."""
+    transformers = pytest.importorskip("transformers")
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁cheap", "▁north", "▁price", "▁5", "▁one", "▁two"]
+    t5 = transformers.T5Tokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
+    t5.add_special_tokens({"additional_special_tokens": ["<sep>"]})
+    targets = ("cheap <sep> north", "one\ntwo", "price < 5 { cheap }", "one two", "one\ntwo")
+    examples = [
+        example("cheap", *(("north", target) for target in targets), ("two", None)),
+        Example("b", "one", (Subtask("q", "two", "one\ntwo", ("one\ntwo", "two")),)),
+    ]
+    tokenized = TokenizedExamples(
+        examples, t5, WIDE, end_token_id=END, text_of=Detokenizer(t5, [0, 1]).text
+    )
+    report = tokenized.target_report()
+    assert (report.targets, report.changed) == (5, 3)
+    assert str(report) == (
+        "3 of 5 targets do not come back from the tokenizer, the first is "
+        r"'one\ntwo' → 'one two'"
+    )
+    kept = TokenizedExamples(
+        [example("a", ("b", "one\ntwo { <"))],
+        train_tokenizer(TEXTS, 500),
+        WIDE,
+        end_token_id=END,
+        text_of=Detokenizer(train_tokenizer(TEXTS, 500), [0, 1]).text,
+    )
+    assert kept.target_report().changed == 0

@@ -2,17 +2,27 @@
 
 import logging
 import math
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.data.batching import bucket
-from pid_jax.decoding.compaction import FEWEST_ROWS, sizes_below, smaller
+from pid_jax.data.batching import BatchShape, bucket
+from pid_jax.decoding.compaction import (
+    FEWEST_ROWS,
+    count_live,
+    places_of,
+    sizes_below,
+    smaller,
+)
+from pid_jax.decoding.engine import Engine, Job
+from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
+from pid_jax.decoding.savings import Run, Savings
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
 
@@ -213,23 +223,112 @@ def test_sizes_are_few_buckets(documents: int, prompts: int, rows_each: int) -> 
     assert all(math.prod(end) * rows_each <= FEWEST_ROWS or end == (1, 1) for end in ends)
 
 
-def test_smaller_programs_are_compiled_only_where_many_batches_may_use_them(
-    varied_model: PidModel, cases: Cases
+def test_smaller_programs_are_compiled_only_where_they_repay(
+    varied_model: PidModel, cases: Cases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = PidModel(varied_model.model, varied_model.params)  # nothing compiled as yet
     options = {"batch_size": 1, "compact": "auto"}
+    monkeypatch.setattr(Savings, "repays", lambda *_: False)
     _, report = generate(model, cases.some(3), **options)
-    assert [one.program for one in model.programs.compilations] == ["start", "step"]
+    assert [one.program for one in model.programs.compilations] == ["encode", "prefill", "decode"]
     assert report.row_steps_saved == 0
+    monkeypatch.setattr(Savings, "repays", lambda *_: True)
     many, report = generate(model, cases.some(16), **options)
     compiled = len(model.programs.compilations)
-    assert compiled > 2
+    assert compiled > 3
     assert report.row_steps_saved > 0
     assert_same(many, plain(model, cases.some(16), batch_size=1))
-    # What is compiled is used, however few the batches.
+    # What is compiled is used, whether or not another would repay.
+    monkeypatch.setattr(Savings, "repays", lambda *_: False)
     _, report = generate(model, cases.some(3), **options)
     assert report.row_steps_saved > 0
     assert len(model.programs.compilations) == compiled
+
+
+def test_what_a_batch_would_have_saved_is_counted_by_hand() -> None:
+    """4 steps of 8 rows in 4 s: for the last two, 2 rows would have done: 12 of 32 row steps."""
+    savings, run = Savings(), Run()
+    run.add((1, 8), 4, 4.0)
+    lengths, active = np.array([[1, 1, 1, 2, 2, 2, 5, 5]]), np.ones((1, 8), bool)
+    savings.add(run, lengths, active, [("two", (1, 2)), ("one", (1, 1))])
+    for seconds, left, expected in [(2.2, 0, True), (2.3, 0, False), (4.4, 1, True)]:
+        assert savings.repays("two", seconds, left) == expected
+    assert not savings.repays("one", 0.1, 9)
+    assert not savings.repays("unheard of", 0.1, 9)
+
+
+def test_documents_that_end_early_beside_others_leave_no_batch_stuck(
+    varied_model: PidModel,
+) -> None:
+    """2 of 4 documents have long answers, all others end at once; then twice as many prompts.
+
+    A size that was compiled for 8 prompts must not stop the steps of a batch of 16.
+    """
+    model = PidModel(varied_model.model, varied_model.params)
+    documents = [[5, 6], [7, 8], [9, 10], [11, 12]]
+    for prompts in (8, 16):
+        allowed: list[list[list[list[int]]]] = [
+            [[[3] * 9] if i < 2 else [[]]] * prompts for i in range(4)
+        ]
+        asked = [[[2 + j % 20] for j in range(prompts)] for _ in documents]
+        expected = [[one for [one] in row] for row in allowed]
+        for compact in (True, "auto", False):
+            answers, _ = generate(model, Cases(documents, asked), allowed=allowed, compact=compact)
+            assert [[one.tokens for one in row] for row in answers] == expected
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 7), min_size=1, max_size=12), min_size=1, max_size=5),
+    compiled=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), max_size=4),
+    repays=st.booleans(),
+    compact=st.sampled_from([True, "auto", False]),
+)
+@settings(deadline=None, max_examples=300)
+def test_every_round_of_decoding_moves_or_takes_a_step(
+    lengths: list[list[int]], compiled: list[tuple[int, int]], repays: bool, compact: Any
+) -> None:
+    """Whatever ends when, and whatever is compiled: the engine's own decisions, without a model."""
+    count, width = len(lengths), max(map(len, lengths))
+    size = bucket(count), bucket(width)
+    ends = np.zeros(size, np.int64)
+    for row, of_document in enumerate(lengths):
+        ends[row, : len(of_document)] = of_document
+    engine = Engine.__new__(Engine)
+    engine.programs = cast(
+        Any,
+        SimpleNamespace(
+            seconds_by_label=lambda _: {job_of(one).kind(one): 1.0 for one in [*compiled, size]}
+        ),
+    )
+    engine._savings = cast(Any, SimpleNamespace(repays=lambda *_: repays))
+    job = job_of(size)
+    job.compact = compact
+    step, rounds, done = 0, 0, ends <= 0
+    while not done.all():
+        rounds += 1
+        assert rounds < 60
+        target = engine._target(job, size, done)
+        if target is not None:
+            assert math.prod(target) < math.prod(size)
+            chosen, columns, real = places_of(~done, *target)
+            assert real.sum() == (~done).sum()
+            ends = np.where(real, np.take_along_axis(ends[chosen], columns, axis=1), 0)
+            size, done = target, ~real
+        pauses, before = engine._pauses(job, size, done), step
+        while True:  # as `loop.advance` does
+            documents, prompts = count_live(ends <= step)
+            if not (prompts > pauses[0] and documents > pauses[1]):
+                break
+            step += 1
+        assert step > before
+        done = ends <= step
+
+
+def job_of(size: tuple[int, int]) -> Job:
+    shape = BatchShape(size[0], 32, size[1], 4, 8)
+    controls = GenerationOptions().controls(None, None)
+    nothing = cast(Any, None)
+    return Job(nothing, np.ones(size, bool), shape, GenerationOptions().strategy(), controls, 8)
 
 
 @pytest.mark.parametrize(

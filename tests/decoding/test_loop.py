@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import BatchShape, collate
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import beam, loop
@@ -14,7 +15,8 @@ from pid_jax.decoding.state import State
 from pid_jax.model import PidModel
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
-begin = jax.jit(loop.begin, static_argnums=0, static_argnames=("strategy", "room"))
+encode = jax.jit(prompt_in_decoder.encode, static_argnums=0)
+prefill = jax.jit(loop.prefill, static_argnums=0, static_argnames=("strategy", "room"))
 advance = jax.jit(loop.advance, static_argnums=0, static_argnames=("strategy",))
 keep = jax.jit(loop.keep)
 keep_documents = jax.jit(loop.keep_documents)
@@ -34,11 +36,12 @@ def start(
     model: PidModel, strategy: Strategy, active: np.ndarray = ACTIVE, max_new_tokens: int = ROOM
 ) -> tuple[EncodedDocuments, State]:
     controls = GenerationOptions(max_new_tokens=max_new_tokens).controls(None, None)
-    inputs = (BATCH.documents, BATCH.document_mask, BATCH.prompts, BATCH.prompt_mask, active)
-    started: tuple[EncodedDocuments, State] = begin(
+    encoded = encode(model.model, model.params, BATCH.documents, BATCH.document_mask)
+    inputs = (encoded, BATCH.prompts, BATCH.prompt_mask, active)
+    state: State = prefill(
         model.model, model.params, *inputs, None, None, controls, strategy=strategy, room=ROOM
     )
-    return started
+    return encoded, state
 
 
 def go_on(

@@ -14,12 +14,14 @@ from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
+from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.decoding.stopping import StopAutomaton, compile_stops, cut, token_bytes
 from pid_jax.errors import UserError
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 PIECES = ["▁", "▁a", "a", "b", "ab", "▁b", "c", ".", "▁ba", "▁▁", "c▁a", "bc", "é", "<0x0A>"]
+SEPARATED = ["a <sep> b", "b <usr> b a <sep>", "<sep> b", "ab <sep><usr> b"] * 2
 TEXTS = ["a b  ab abc\n", " ba é\n\nabab c. a", "a", "", "日本 ab", "  bc  "]
 
 
@@ -65,6 +67,16 @@ def tokenizer(request) -> Any:
     return TOKENIZERS[request.param]()
 
 
+def with_separators(make: Any) -> Any:
+    """One that is marked as special and one that is not, added by the user."""
+    tokenizer = make()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<sep>"]}, replace_extra_special_tokens=False
+    )
+    tokenizer.add_tokens(["<usr>"])
+    return tokenizer
+
+
 def decode(tokenizer: Any, tokens: list[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -95,7 +107,7 @@ def first_that(tokens: list[int], holds: Any) -> int | None:
 
 
 def test_bytes_of_tokens_make_the_decoded_text(tokenizer):
-    first, following = token_bytes(tokenizer, len(tokenizer) + 3)
+    first, following, *_ = token_bytes(Detokenizer(tokenizer, ()), len(tokenizer) + 3)
     assert len(first) == len(following) == len(tokenizer) + 3
     special = set(tokenizer.all_special_ids)
     for tokens in sequences(tokenizer):
@@ -104,17 +116,17 @@ def test_bytes_of_tokens_make_the_decoded_text(tokenizer):
         assert b"".join(parts).decode() == decode(tokenizer, tokens)
 
 
-def test_special_tokens_and_ids_beyond_the_tokenizer_add_nothing(tokenizer):
-    first, following = token_bytes(tokenizer, len(tokenizer) + 3)
-    for silent in (*tokenizer.all_special_ids, *range(len(tokenizer), len(tokenizer) + 3)):
+def test_control_tokens_and_ids_beyond_the_tokenizer_add_nothing(tokenizer):
+    first, following, *_ = token_bytes(Detokenizer(tokenizer, ()), len(tokenizer) + 3)
+    for silent in (0, 1, 2, *range(len(tokenizer), len(tokenizer) + 3)):
         assert first[silent] == following[silent] == b""
 
 
 def test_parts_of_characters_are_kept_as_bytes():
     tokenizer = byte_fallback(strip=False)
-    _, following = token_bytes(tokenizer, len(tokenizer))
+    _, following, *_ = token_bytes(Detokenizer(tokenizer, ()), len(tokenizer))
     assert following[tokenizer.convert_tokens_to_ids("<0xE6>")] == b"\xe6"
-    _, following = token_bytes(byt5(), 384)
+    _, following, *_ = token_bytes(Detokenizer(byt5(), ()), 384)
     assert following[3 + 0xE6] == b"\xe6"
 
 
@@ -123,7 +135,9 @@ def test_parts_of_characters_are_kept_as_bytes():
 )
 def test_outputs_stop_with_the_token_that_completes_a_string(tokenizer, stops):
     vocab_size = len(tokenizer)
-    automaton = compile_stops(stops, token_bytes(tokenizer, vocab_size), vocab_size)
+    automaton = compile_stops(
+        stops, token_bytes(Detokenizer(tokenizer, ()), vocab_size), vocab_size
+    )
     found = 0
     for tokens in sequences(tokenizer):
         expected = first_that(
@@ -132,6 +146,33 @@ def test_outputs_stop_with_the_token_that_completes_a_string(tokenizer, stops):
         assert stops_after(automaton, tokens) == expected
         found += expected is not None
     assert found > 3
+
+
+@pytest.mark.parametrize("stops", [["<sep>"], ["<usr>"], ["a <sep>"], ["p> b"], ["sep", "> <u"]])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_added_tokens_stop_as_the_text_that_they_are(name, stops):
+    tokenizer = with_separators(TOKENIZERS[name])
+    detokenizer = Detokenizer(tokenizer, ())
+    vocab_size = len(tokenizer)
+    automaton = compile_stops(stops, token_bytes(detokenizer, vocab_size), vocab_size)
+    added = [id for id in range(vocab_size) if detokenizer.text([id]).strip() in ("<sep>", "<usr>")]
+    assert len(added) == 2
+    chosen = random.Random(1)
+    found = 0
+    made = sequences(tokenizer)
+    made += [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SEPARATED]
+    for tokens in made:
+        for token in added:
+            tokens.insert(chosen.randint(0, len(tokens)), token)
+        if "\N{REPLACEMENT CHARACTER}" in detokenizer.text(tokens):
+            continue  # inside a character
+        expected = first_that(
+            tokens, lambda part: any(stop in detokenizer.text(part) for stop in stops)
+        )
+        assert stops_after(automaton, tokens) == expected
+        found += expected is not None
+    # These two do not encode the space before the token.
+    assert found > 1 or (stops == ["a <sep>"] and name in ("gemma", "llama"))
 
 
 @pytest.mark.parametrize("name", ["byt5", "gemma", "llama"])
@@ -143,7 +184,9 @@ def test_characters_of_several_tokens_are_found(name):
     else:
         ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in "日本".encode()]
     assert decode(tokenizer, ids) == "日本"
-    automaton = compile_stops(["本"], token_bytes(tokenizer, len(tokenizer)), len(tokenizer))
+    automaton = compile_stops(
+        ["本"], token_bytes(Detokenizer(tokenizer, ()), len(tokenizer)), len(tokenizer)
+    )
     assert stops_after(automaton, ids) == 6
     assert stops_after(automaton, ids[:5]) is None
 
@@ -168,7 +211,7 @@ def test_token_sequences_need_no_tokenizer(stops, tokens):
 def test_strings_and_token_sequences_may_be_mixed(strings, lists, tokens):
     tokenizer = t5()
     stops = [*lists, *strings]
-    automaton = compile_stops(stops, token_bytes(tokenizer, 32), 32)
+    automaton = compile_stops(stops, token_bytes(Detokenizer(tokenizer, ()), 32), 32)
     expected = first_that(
         tokens,
         lambda part: (
@@ -211,7 +254,7 @@ def test_the_automaton_of_a_whole_vocabulary_has_few_states():
     }
     vocabulary = [(piece, -float(i)) for i, piece in enumerate([*SPECIAL, *sorted(pieces)])]
     tokenizer = T5Tokenizer(vocab=vocabulary)
-    tokens = token_bytes(tokenizer, 32128)
+    tokens = token_bytes(Detokenizer(tokenizer, ()), 32128)
     stops = compile_stops(["\n\n", "User:", " the end.", "###", "Question:"], tokens, 32128)
     states, columns = stops.next_state.shape
     assert columns == 32128
@@ -228,7 +271,7 @@ def test_the_automaton_of_a_whole_vocabulary_has_few_states():
     ],
 )
 def test_stops_that_make_no_sense_are_refused(stops, message):
-    tokens = None if "x" in stops else token_bytes(t5(), 4)
+    tokens = None if "x" in stops else token_bytes(Detokenizer(t5(), ()), 4)
     with pytest.raises(UserError, match=message):
         compile_stops(stops, tokens, 4)
 
@@ -239,7 +282,7 @@ def test_a_tokenizer_that_joins_words_is_refused():
     word_piece.decoder = decoders.WordPiece()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_piece, unk_token="<unk>")
     with pytest.raises(UserError, match="give stop sequences as token ids"):
-        token_bytes(tokenizer, 5)
+        token_bytes(Detokenizer(tokenizer, ()), 5)
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,25 @@ def test_no_turns_are_refused():
 
 
 def test_more_slots_than_are_tracked_are_refused():
-    with pytest.raises(UserError, match="name 2 slots, but slot accuracy is taken over 1"):
-        joint_goal_accuracy([{"a-b": "1"}], [{"c-d": "2"}], slots=1)
+    with pytest.raises(UserError, match="references name 2 slots, but slot accuracy is taken over"):
+        joint_goal_accuracy([{}], [{"a-b": "1", "c-d": "2"}], slots=1)
+
+
+def test_a_predicted_slot_that_is_not_tracked_is_a_wrong_value():
+    gold = {f"d-{n}": "1" for n in range(30)}
+    assert joint_goal_accuracy([{**gold, "police-name": "x"}], [gold]) == {
+        "joint_goal_accuracy": 0.0,
+        "slot_accuracy": pytest.approx(29 / 30),
+    }
+    # Said to be absent, it is no value.
+    assert joint_goal_accuracy([{**gold, "police-name": "none"}], [gold]) == {
+        "joint_goal_accuracy": 1.0,
+        "slot_accuracy": 1.0,
+    }
+    # 30 right of 30, and 40 wrong: not less than nothing.
+    many = {f"e-{n}": "1" for n in range(40)}
+    scores = joint_goal_accuracy([{**gold, **many}, gold], [gold, gold])
+    assert scores == {"joint_goal_accuracy": 0.5, "slot_accuracy": 0.5}
 
 
 def test_any_of_several_values_is_right():

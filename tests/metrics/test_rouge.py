@@ -53,3 +53,31 @@ def test_unequal_lengths_are_refused():
 def test_no_texts_are_refused():
     with pytest.raises(UserError, match="no texts"):
         rouge([], [])
+
+
+THAI, CHINESE = "แมวนั่งบนเสื่อ", "猫坐在垫子上 3 次"
+
+
+@pytest.mark.parametrize("text", [THAI, CHINESE])
+def test_a_script_that_the_tokenizer_drops_is_said(text, caplog):
+    pytest.importorskip("rouge_score", reason="an optional requirement")
+    rouge([text, "a cat"], [text, "a cat"])
+    assert "knows the letters a to z and digits only" in caplog.text
+    assert f"drops most of 2 of 4 texts, such as {text!r}" in caplog.text
+
+
+def test_latin_scripts_are_no_warning(caplog):
+    pytest.importorskip("rouge_score", reason="an optional requirement")
+    assert rouge(["le café est là 👋", "", "..."], ["l'été", "", "？"])["rouge1"] < 1.0
+    assert caplog.text == ""
+
+
+def test_a_tokenizer_of_the_users_own_splits_texts(caplog):
+    pytest.importorskip("rouge_score", reason="an optional requirement")
+    assert rouge([THAI, CHINESE], [THAI, CHINESE], tokenizer=list)["rouge2"] == 1.0
+    # Characters: 3 shared of 4 and 5.
+    assert rouge(["猫坐垫子"], ["猫在垫子上"], tokenizer=list)["rouge1"] == pytest.approx(6 / 9)
+    assert caplog.text == ""
+    for function in (str, len):
+        with pytest.raises(UserError, match="tokenizer must return a list of tokens"):
+            rouge(["a"], ["a"], tokenizer=function)

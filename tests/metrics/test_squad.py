@@ -103,3 +103,29 @@ def test_real_development_set_scores_its_own_first_golds_as_right(real_data):
     first_golds = {question: (golds or [""])[0] for question, golds in references.items()}
     scores = squad(first_golds, references)
     assert (scores["exact"], scores["f1"], scores["total"]) == (100.0, 100.0, 6078)
+
+
+def test_squad_1_1_scores_a_gold_of_articles_and_punctuation_as_its_own_evaluation_does():
+    # evaluate-v1.1.py: both normalise to "", which is equal, and share no word.
+    scores = squad({"q": "The A,"}, {"q": ["The A,"]}, version="1.1")
+    assert (scores["exact"], scores["f1"]) == (100.0, 0.0)
+    # Beside another gold it is an answer still, which evaluate-v2.0.py drops.
+    golds = {"q": ["The A,", "blue sky"]}
+    assert squad({"q": "The A,"}, golds, version="1.1")["exact"] == 100.0
+    assert squad({"q": "The A,"}, golds)["exact"] == 0.0
+    # 1 word shared: precision 1, recall 1/2.
+    assert squad({"q": "the sky"}, golds, version="1.1")["f1"] == pytest.approx(100 * 2 / 3)
+
+
+def test_squad_1_1_has_an_answer_to_every_question():
+    with pytest.raises(UserError, match=r"question 'q' has no gold, which in SQuAD 1.1 cannot be"):
+        squad({"q": ""}, {"q": []}, version="1.1")
+    with pytest.raises(UserError, match=r"choose from 1.1, 2.0"):
+        squad({"q": ""}, {"q": [""]}, version="1")
+
+
+@given(st.dictionaries(st.text(), st.lists(st.text(), min_size=1, max_size=2), min_size=1))
+def test_a_gold_answer_is_right_by_exact_match_in_squad_1_1(references):
+    for place in (0, -1):
+        predictions = {question: golds[place] for question, golds in references.items()}
+        assert squad(predictions, references, version="1.1")["exact"] == 100.0

@@ -1,8 +1,9 @@
 """Runs `python -m pid_jax.predict` within this process, with or without a model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def status_of(run: Callable[[], object]) -> int:
 class Model:
     config = models.config_from_hf({"model_type": "t5"})
     tokenizer = "some"
+    generation_defaults: Mapping[str, Any] = MappingProxyType({})
 
     def generate(
         self,

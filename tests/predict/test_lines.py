@@ -1,6 +1,7 @@
 """Bad lines, stops and what is kept of the answers: no document is lost, none is answered twice."""
 
 import functools
+import gzip
 import io
 import json
 import sys
@@ -71,6 +72,30 @@ def test_a_stop_at_a_bad_line_keeps_the_answers_for_when_it_is_mended(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_a_packed_input_with_a_byte_order_mark_is_answered_and_resumed(
+    no_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps(question(number)) for number in range(5)]
+    plain, packed = tmp_path / "in.jsonl", tmp_path / "in.jsonl.gz"
+    plain.write_text("\n".join(lines), encoding="utf-8")
+    run(no_model, plain, tmp_path / "expected.jsonl")
+    output = tmp_path / "out.jsonl"
+    packed.write_bytes(gzip.compress("\r\n".join([*lines[:3], "{"]).encode("utf-8-sig")))
+    assert status_of(lambda: run(no_model, packed, output, "--write-every=1")) == 2
+    assert f"{packed}, line 4: not JSON" in capsys.readouterr().err
+    packed.write_bytes(gzip.compress("\r\n".join(lines).encode("utf-8-sig")))
+    run(no_model, packed, output, "--write-every=1")
+    assert "5 documents (3 of them before)" in capsys.readouterr().out
+    assert output.read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+
+
+def test_a_packed_output_is_refused(
+    no_model: Path, ten_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(lambda: run(no_model, ten_lines, tmp_path / "out.jsonl.gz")) == 2
+    assert "out.jsonl.gz: the output is written as plain text" in capsys.readouterr().err
+
+
 def test_other_options_or_another_model_are_refused_until_a_restart(
     no_model: Path,
     ten_lines: Path,
@@ -88,7 +113,7 @@ def test_other_options_or_another_model_are_refused_until_a_restart(
     for changed, message in [
         ("--max-new-tokens=3", "max_new_tokens=2, not 3"),
         ("--method=pie", "method=pid, not pie"),
-        ("--stop=,", "stop=[], not [',']"),
+        ("--stop=,", "stop=(default), not [',']"),
         (f"--checkpoint={other}", "another checkpoint"),
     ]:
         again = functools.partial(run, no_model, ten_lines, output, *options, changed)

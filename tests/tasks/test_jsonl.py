@@ -78,7 +78,8 @@ MALFORMED = {
     "[]": "expected an object",
     "null": r"expected an object \{\.\.\.\}, got null",
     changed(id=None): '"id" is missing',
-    changed(id=3): '"id" must be a string, got a number',
+    changed(id=3.0): '"id" must be a string or an integer, got a number',
+    changed(id=True): '"id" must be a string or an integer, got a boolean',
     changed(id=""): '"id" is empty',
     changed(document=None): '"document" is missing',
     changed(document=["a"]): '"document" must be a string, got a list',
@@ -293,6 +294,25 @@ def test_other_scores_can_be_asked_for_by_name():
     assert report.policy["lengths"] == "computed by tests.tasks.own_scores:lengths"
     with pytest.raises(UserError, match="unknown metric 'bleu': choose from exact_match, f1, r"):
         tasks.get("jsonl", metrics="bleu")
+
+
+def test_a_tokenizer_for_rouge_can_be_named():
+    pytest.importorskip("rouge_score", reason="an optional requirement")
+    example = Example("d1", "d", (Subtask("1", "p", "猫坐在垫子上"),))
+    answers = {"d1": {"1": "猫坐在垫子上"}}
+    report = tasks.get("jsonl", metrics="rouge").score([example], answers)
+    assert report.metrics["rouge1"] == 0.0
+    assert "words of the letters a to z and digits" in report.policy["rouge"]
+    task = tasks.get("jsonl", metrics="rouge", rouge_tokenizer="builtins:list")
+    report = task.score([example], answers)
+    assert report.metrics["rouge1"] == 1.0
+    assert "tokens by builtins:list" in report.policy["rouge"]
+    for options in (
+        {"rouge_tokenizer": "nowhere:f"},
+        {"metrics": "f1", "rouge_tokenizer": "builtins:list"},
+    ):
+        with pytest.raises(UserError, match="tokenizer"):
+            tasks.get("jsonl", **{"metrics": "rouge", **options})
 
 
 def test_a_missing_prediction_is_an_error():

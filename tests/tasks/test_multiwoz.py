@@ -154,7 +154,7 @@ MALFORMED = {
     "the split 'test' has no dialogue": [],
     "dialogue number 2: expected an object": [DIALOGUE, "x"],
     'dialogue number 1: "dialogue_idx" is missing': [without(DIALOGUE, "dialogue_idx")],
-    'dialogue number 1: "dialogue_idx" must be a string': [{"dialogue_idx": 1}],
+    'dialogue number 1: "dialogue_idx" must be a string': [{"dialogue_idx": 1.5}],
     'dialogue SNG1.json: "dialogue" is missing': [without(DIALOGUE, "dialogue")],
     "dialogue SNG1.json: a second dialogue has this": [DIALOGUE, DIALOGUE],
     "dialogue SNG1.json, turn 0: expected an object": [{**DIALOGUE, "dialogue": [[]]}],

@@ -1,5 +1,7 @@
+import itertools
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -95,13 +97,11 @@ def test_any_listed_value_is_right(tmp_path):
     predictions = {e.id: {s.id: s.target for s in e.subtasks} for e in examples}
     task = tasks.get("sgd")
     predictions["1_00000:2"]["Restaurants_2-time"] = "half past 11"
-    assert task.score(examples, predictions).metrics == {
-        "joint_goal_accuracy": 1.0,
-        "slot_accuracy": 1.0,
-    }
+    assert set(task.score(examples, predictions).metrics.values()) == {1.0}
     predictions["1_00000:2"]["Restaurants_2-time"] = "11:30"
     report = task.score(examples, predictions)
-    assert report.metrics == {"joint_goal_accuracy": 2 / 3, "slot_accuracy": 4 / 5}
+    assert report.metrics["joint_goal_accuracy"] == 2 / 3
+    assert report.metrics["slot_accuracy"] == 4 / 5
     assert "any listed one is right" in report.policy["several values"]
 
 
@@ -233,3 +233,64 @@ def test_closed_holds_categorical_slots_to_the_schemas_values(tmp_path):
         "Restaurants_2-time": None,
         "Restaurants_2-location": ("oakland", "san jose", "dontcare", "none"),
     }
+
+
+def test_the_official_rule_is_scored_beside_with_seen_and_unseen_services_apart(tmp_path):
+    layout(tmp_path, schema=SCHEMA[:1], dialogues=(), folder="train")
+    turns = [
+        user("a", Restaurants_2={"time": ["11:30 am", "abxy"], "location": ["San Jose"]}),
+        user("b", Alarm_1={"alarm_time": ["abc"]}),
+        user("c", Restaurants_2={}),
+    ]
+    dialogue = {**DIALOGUE, "turns": turns}
+    examples = read(layout(tmp_path, [dialogue]))
+    answers = {e.id: {s.id: s.target for s in e.subtasks} for e in examples}
+    first, second, _ = answers.values()
+    first["Restaurants_2-time"] = "abcd"  # half of the second value
+    second["Alarm_1-alarm_time"] = "abd"
+    report = tasks.get("sgd").score(examples, answers)
+    assert report.metrics == {
+        "joint_goal_accuracy": pytest.approx(1 / 3),
+        "slot_accuracy": pytest.approx(3 / 5),
+        "official_joint_goal_accuracy": pytest.approx((0.5 + 0.67 + 1) / 3),
+        "official_average_goal_accuracy": pytest.approx(((0.5 + 1) / 2 + 0.67) / 2),
+        "official_joint_goal_accuracy_seen_services": pytest.approx((0.5 + 1) / 2),
+        "official_average_goal_accuracy_seen_services": pytest.approx(0.75),
+        "official_joint_goal_accuracy_unseen_services": pytest.approx(0.67),
+        "official_average_goal_accuracy_unseen_services": pytest.approx(0.67),
+    }
+    assert report.tables["official joint goal accuracy per service"] == {
+        "Alarm_1": pytest.approx(0.67),
+        "Restaurants_2": pytest.approx(0.75),
+    }
+    assert "rapidfuzz" in report.policy["official rule"]
+    # A category is right or wrong.
+    first["Restaurants_2-location"] = "San Jos"
+    report = tasks.get("sgd").score(examples, answers)
+    assert report.metrics["official_joint_goal_accuracy_seen_services"] == 0.5
+
+
+def test_without_the_training_schema_services_are_not_told_apart(tmp_path):
+    examples = read(layout(tmp_path))
+    answers = {e.id: {s.id: s.target for s in e.subtasks} for e in examples}
+    report = tasks.get("sgd").score(examples, answers)
+    assert not [name for name in report.metrics if name.endswith("_services")]
+    assert report.policy["seen services"].startswith("not known")
+    old = [
+        replace(e, subtasks=tuple(replace(s, traits=None) for s in e.subtasks)) for e in examples
+    ]
+    report = tasks.get("sgd").score(old, answers)
+    assert report.metrics.keys() == {"joint_goal_accuracy", "slot_accuracy"}
+    assert report.policy["official rule"].startswith("left out")
+
+
+def test_real_sgd_has_15_services_in_test_that_training_lacks(real_data):
+    task = tasks.get("sgd")
+    path = real_data / "sgd/sgd_partial.zip"
+    examples = list(itertools.islice(task.examples(path, "test"), 20_000))
+    services = {s.id.partition("-")[0]: s.traits[-1] for e in examples for s in e.subtasks}
+    # SOURCES: 21 services in the test split's schema.json, of which 15 are not in training's.
+    assert set(services.values()) == {"seen", "unseen"}
+    assert sum(trait == "unseen" for trait in services.values()) <= 15
+    answers = {e.id: {s.id: s.target for s in e.subtasks} for e in examples}
+    assert set(task.score(examples, answers).metrics.values()) == {1.0}

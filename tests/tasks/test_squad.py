@@ -270,3 +270,23 @@ def test_real_squad_1_1_questions_are_all_there(real_data):
     assert (len(examples), sum(len(e.subtasks) for e in examples)) == (240, 1190)
     scores = tasks.get("squad1").score(examples, gold(examples)).metrics
     assert (scores["exact"], scores["f1"]) == (100.0, 100.0)
+
+
+def test_ids_may_be_integers_as_covid_qa_has_them(tmp_path):
+    asked = [question(262, "blue", is_impossible=False), question(-7, "wet"), question(10**20, "x")]
+    data = {"data": [{"paragraphs": [{"context": "c", "document_id": 630, "qas": asked}]}]}
+    [example] = read(write(tmp_path, data, "COVID-QA.json") / "COVID-QA.json", "train")
+    assert [subtask.id for subtask in example.subtasks] == ["262", "-7", "1" + 20 * "0"]
+    data = {"data": [{"paragraphs": [{"context": "c", "qas": [question(1), question("1")]}]}]}
+    with pytest.raises(UserError, match="question has the id '1'"):
+        read(write(tmp_path, data))
+
+
+def test_squad_1_1_is_scored_by_its_own_rules_and_squad_2_by_its_own(tmp_path):
+    data = one_question(question("q", "The A,"))
+    for name, file, f1 in (("squad1", "dev-v1.1.json", 0.0), ("squad2", "dev-v2.0.json", 100.0)):
+        task = tasks.get(name)
+        examples = list(task.examples(write(tmp_path / name, data, file), "validation"))
+        report = task.score(examples, gold(examples))
+        assert (report.metrics["exact"], report.metrics["f1"]) == (100.0, f1)
+        assert report.policy["rules"] == f"those of SQuAD {file[5:8]}'s evaluation"

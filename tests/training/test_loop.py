@@ -5,6 +5,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
@@ -133,6 +134,26 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
         loop.train(config, finished)
     assert "config.data.batch_size was 4, is 8" in str(error.value)
     assert "config.seed was 0, is 5" in str(error.value)
+
+
+def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_path, caplog):
+    subtasks = [
+        {"id": "a", "prompt": "price", "target": "price < 5 { cheap }"},
+        {"id": "b", "prompt": "end", "target": "a </s> b"},
+    ]
+    line = json.dumps({"id": "d", "document": "cheap", "subtasks": subtasks})
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(line + "\n")
+    config = tiny_config.get_config()
+    config.data.task, config.data.path = "jsonl", str(tmp_path)
+    config.data.options = ConfigDict()
+    (tmp_path / "run").mkdir()
+    loop._prepare(config, tmp_path / "run", resuming=False)
+    for split in ("train", "validation"):
+        assert (
+            f"{split}: 1 of 2 targets do not come back from the tokenizer, the first is "
+            "'a </s> b' → 'a   b'" in caplog.text
+        )
 
 
 def test_a_run_starts_from_the_model_of_another(finished, tmp_path):

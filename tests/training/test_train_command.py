@@ -131,6 +131,24 @@ def test_four_devices_compute_what_one_does(environment, uninterrupted, tmp_path
     np.testing.assert_allclose(ours, one, rtol=2e-3)
 
 
+def test_a_full_disk_is_one_sentence_with_what_is_intact(environment, tmp_path):
+    """No file may grow beyond what the metrics and the model's description take."""
+    limited = ["bash", "-c", 'ulimit -f 58 && exec "$@"', "bash"]  # in units of 1,024 bytes
+    ended = subprocess.run(
+        [*limited, *command(tmp_path / "run", "--config.train.steps=6")],
+        cwd=ROOT,
+        env={**environment, "JAX_ENABLE_COMPILATION_CACHE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"error: cannot write {tmp_path / 'run'}: File too large; nothing was saved yet. Run the "
+        "same command again once that is mended\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

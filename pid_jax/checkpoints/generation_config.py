@@ -1,0 +1,109 @@
+"""What a checkpoint says of how its outputs are chosen, as it says it.
+
+transformers keeps that in `generation_config.json`, and kept it in `config.json` before there was
+such a file; where there is one, it alone counts. `pid_jax.generation_defaults` reads it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+FILE = "generation_config.json"
+
+ABOUT_ITSELF = ("transformers_version", "_from_model_config", "_commit_hash")
+"""Keys that say nothing of outputs."""
+OF_CONFIG = (
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "decoder_start_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+"""Keys that the architecture's configuration holds."""
+LENGTHS = ("max_length", "min_length", "max_new_tokens", "min_new_tokens")
+HONOURED = (
+    *LENGTHS,
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "num_return_sequences",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "stop_strings",
+)
+NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
+    "min_p": (0.0,),
+    "top_h": (),
+    "typical_p": (1.0,),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "renormalize_logits": (False,),
+    "exponential_decay_length_penalty": (),
+    "sequence_bias": (),
+    "guidance_scale": (1.0,),
+    "watermarking_config": (),
+    "diversity_penalty": (0.0,),
+    "num_beam_groups": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "max_time": (),
+    "token_healing": (False,),
+}
+"""Keys that can change outputs in transformers, and the values at which they do not."""
+WITHOUT_EFFECT = (
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "max_cache_len",
+    "low_memory",
+    "use_mtp",
+    "remove_invalid_values",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "return_dict_in_generate",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "assistant_ensemble_weight",
+    "speculation_type",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+    "compile_config",
+    "disable_compile",
+    "continuous_batching_config",
+    "prefill_chunk_size",
+)
+"""Keys of how transformers computes, or of what else it returns."""
+
+_KNOWN = {*OF_CONFIG, *HONOURED, *NOT_HONOURED, *WITHOUT_EFFECT}
+
+
+def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `config.json` without a file beside it that are about generation.
+
+    As transformers' `GenerationConfig.from_model_config` takes them: nulls are left out, and a
+    configuration of the decoder, as T5Gemma has it, says what the outer one does not.
+    `task_specific_params` have no effect in either.
+    """
+    found: dict[str, Any] = {}
+    for section in (config.get("decoder"), config):
+        if isinstance(section, Mapping):
+            found |= {k: v for k, v in section.items() if k in _KNOWN and v is not None}
+    return found

@@ -1,0 +1,91 @@
+"""What callers give as sequences: lists, tuples, arrays, pandas columns, generators.
+
+Everything is read in its order of iteration, never by label. Neither pandas, torch nor JAX is
+imported for it: their objects are recognised by what they can do.
+"""
+
+import operator
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+import numpy as np
+
+from pid_jax.errors import UserError
+
+Text = str | Iterable[int]
+"""Text, or token ids."""
+
+
+def items(value: Any, where: str, expected: str) -> list[Any]:
+    """The items in order. Raises `UserError` naming the place and type of what has none.
+
+    expected: what the value should be, for the message. Refused are text and bytes, which would
+    be cut into characters; sets, which have no order; mappings and data frames, which iterate
+    over their keys.
+    """
+    if isinstance(value, list):
+        return value
+    unordered = isinstance(value, (str, bytes, bytearray, memoryview, Mapping, Set))
+    if unordered or hasattr(value, "columns") or not isinstance(value, Iterable):
+        raise UserError(f"{where} must be {expected}, not {kind(value)}")
+    try:
+        return list(value)
+    except TypeError:  # an array without axes
+        raise UserError(f"{where} must be {expected}, not {kind(value)}") from None
+
+
+def text_or_ids(value: Any, where: str) -> str | list[int]:
+    """Text as `str`, or token ids as a list of `int`.
+
+    Raises `UserError` naming the place and type of what is neither, and for text with half of a
+    surrogate pair, which no tokenizer reads.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where} has an unpaired surrogate, which is no character") from None
+        return str(value)  # of NumPy's strings too
+    if type(value) is list and all(type(token) is int for token in value):
+        return value
+    tokens = items(value, where, "text or a list of token ids")
+    return [_token_id(token, f"{where}[{k}]") for k, token in enumerate(tokens)]
+
+
+def texts_or_ids(value: Any, where: str, expected: str) -> tuple[str | tuple[int, ...], ...]:
+    """A list of texts and lists of token ids, each read by `text_or_ids`, as a hashable value."""
+    read = (
+        text_or_ids(item, f"{where}[{k}]") for k, item in enumerate(items(value, where, expected))
+    )
+    return tuple(item if isinstance(item, str) else tuple(item) for item in read)
+
+
+def whole_number(value: Any) -> int | None:
+    """The value as an `int`; None where it is none. Integers of NumPy, JAX and torch are."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)) or "bool" in str(getattr(value, "dtype", "")):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def kind(value: Any) -> str:
+    """What the value is, for a message."""
+    if value is None:
+        return "None"
+    if isinstance(value, str):
+        return "text"
+    name = type(value).__name__
+    name = f"{'an' if name[:1] in 'aeiouAEIOU' else 'a'} {name}"
+    is_scalar = isinstance(value, (bool, int, float, complex, np.generic))
+    return f"{name} ({value})" if is_scalar else name
+
+
+def _token_id(value: Any, where: str) -> int:
+    number = whole_number(value)
+    if number is None:
+        raise UserError(f"{where} must be a token id, a whole number, not {kind(value)}")
+    return number

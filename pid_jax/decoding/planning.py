@@ -1,0 +1,327 @@
+"""Which documents are decoded together, and at which padded shapes.
+
+Each shape takes three compiled programs, and padding takes time in every batch. So a call's
+documents are put into a few classes of similar sizes, each with one shape; shapes that are
+compiled already are used again while the padding costs less than another compilation would.
+Batches of a class that documents do not fill take smaller documents in.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from pid_jax.data.batching import DOCUMENT_MULTIPLE, BatchShape, bucket, bucket_below
+from pid_jax.data.tokenizing import TokenizedExample
+
+Size = tuple[int, int, int]
+"""Document tokens, prompts, prompt tokens with the start token."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a batch, and the number of shapes."""
+
+    tokens: int
+    """Of documents, prompts and outputs, padding included, in one batch."""
+    documents: int | None = None
+    shapes: int = 7
+    """The most classes of documents in one call."""
+    steps_per_octave: int = 8
+    """How finely sizes are rounded up: so many sizes between a power of two and the next."""
+    tokens_per_compilation: int = 32768
+    """Padding that takes about the time of compiling the programs of a shape."""
+
+    @classmethod
+    def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "Limits":
+        """Those of this process's backend.
+
+        Beside the speed of an accelerator a compilation costs more: larger batches, fewer shapes,
+        coarser sizes.
+        """
+        if jax.default_backend() == "cpu":
+            return cls(tokens or 4096, documents)
+        return cls(
+            tokens or 65536,
+            documents,
+            shapes=4,
+            steps_per_octave=2,
+            tokens_per_compilation=1 << 20,
+        )
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Examples to be decoded together, by index, and the padded shape."""
+
+    examples: tuple[int, ...]
+    shape: BatchShape
+    """`prompts` are those decoded at once; `target_tokens` the room for outputs."""
+    parts: int = 1
+    """Above 1 a document has more prompts than are decoded at once: its encoding serves all."""
+
+
+class Planner:
+    """Plans batches; remembers how much padding the reuse of larger shapes has cost."""
+
+    def __init__(self) -> None:
+        self._padding: Counter[tuple[Size, int]] = Counter()
+
+    def plan(
+        self,
+        examples: Sequence[TokenizedExample],
+        limits: Limits,
+        *,
+        new_tokens: int,
+        num_beams: int = 1,
+        devices: int = 1,
+        compiled: Collection[BatchShape] = (),
+        sort: bool = True,
+    ) -> list[PlannedBatch]:
+        """Batches of all examples that have prompts, the largest first.
+
+        new_tokens: of an output, or of a target. num_beams: how often a prompt and its output are
+        held. devices: fewer documents than fill a batch on each are shared out. compiled: shapes
+        that need no compilation. sort: False keeps the order of the documents.
+        A batch stays within `limits.tokens` unless one document alone exceeds them; prompts of a
+        document that exceed them together are decoded in parts. The largest come first: if memory
+        does not suffice, that shows at once.
+        """
+        asked = [index for index, example in enumerate(examples) if example.prompts]
+        if not asked:
+            return []
+        room = _room(new_tokens, limits, compiled)
+        compiled = [shape for shape in compiled if shape.target_tokens == room]
+        layout = _Layout(limits, room, num_beams, math.ceil(len(asked) / devices))
+        sizes = {index: layout.size_of(examples[index]) for index in asked}
+        shapes = self._shapes(sizes, layout, compiled)
+        cut = layout.filled(sizes, shapes) if sort else layout.in_order(sizes, shapes)
+        return [
+            PlannedBatch(
+                taken,
+                shape,
+                max(math.ceil(len(examples[index].prompts) / shape.prompts) for index in taken),
+            )
+            for taken, shape in cut
+        ]
+
+    def _shapes(
+        self, sizes: dict[int, Size], layout: "_Layout", compiled: Sequence[BatchShape]
+    ) -> dict[Size, BatchShape]:
+        """For each size its class's shape, or a compiled one where that costs less."""
+        classes = layout.classes(Counter(sizes.values()))
+        shapes = {}
+        for own, count in Counter(classes[size] for size in sizes.values()).items():
+            shape = layout.shape(own, count)
+            fitting = [
+                (layout.padded_tokens(other, count), str(other), other)
+                for other in compiled
+                if layout.admits(other, own)
+            ]
+            if shape not in compiled and fitting:
+                tokens, _, other = min(fitting)
+                more = max(tokens - layout.padded_tokens(shape, count), 0)
+                spent = self._padding[own, layout.room] + more
+                if spent <= layout.limits.tokens_per_compilation:
+                    self._padding[own, layout.room] = spent
+                    shape = other
+            shapes[own] = shape
+        return {size: shapes[own] for size, own in classes.items()}
+
+
+Cut = list[tuple[tuple[int, ...], BatchShape]]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    limits: Limits
+    room: int
+    num_beams: int
+    share: int
+    """The most documents that a device should take at once."""
+
+    def size_of(self, example: TokenizedExample) -> Size:
+        """The example's own size, rounded up; of prompts, those decoded at once."""
+        prompt_tokens = _rounded(1 + max(map(len, example.prompts)), self.limits)
+        each = self.num_beams * (prompt_tokens + self.room)
+        at_once = max(bucket_below(self.limits.tokens // each), 1)
+        count = len(example.prompts)
+        parts = math.ceil(count / at_once)
+        return (
+            _rounded(len(example.document), self.limits, multiple=DOCUMENT_MULTIPLE),
+            _rounded(math.ceil(count / parts), self.limits),
+            prompt_tokens,
+        )
+
+    def tokens(self, size: Size) -> int:
+        """Of one document of this size, with prompts and outputs."""
+        document_tokens, prompts, prompt_tokens = size
+        return document_tokens + prompts * self.num_beams * (prompt_tokens + self.room)
+
+    def shape(self, size: Size, count: int) -> BatchShape:
+        """The shape for `count` documents of this size, evenly filled."""
+        most = min(max(self.limits.tokens // self.tokens(size), 1), self.share)
+        if self.limits.documents is not None:
+            most = min(most, self.limits.documents)
+        most = bucket_below(most)
+        even = math.ceil(count / math.ceil(count / most))
+        document_tokens, prompts, prompt_tokens = size
+        return BatchShape(
+            min(_rounded(even, self.limits), most),
+            document_tokens,
+            prompts,
+            prompt_tokens,
+            self.room,
+        )
+
+    def padded_tokens(self, shape: BatchShape, count: int) -> int:
+        """What batches of this shape take for `count` documents."""
+        return math.ceil(count / shape.documents) * shape.documents * self.tokens(_size(shape))
+
+    def admits(self, shape: BatchShape, size: Size) -> bool:
+        """Whether documents of this size may be decoded at this shape, within the limits."""
+        return _fits(size, shape) and (
+            shape.documents == 1
+            or (
+                shape.documents <= (self.limits.documents or shape.documents)
+                and shape.documents * self.tokens(_size(shape)) <= self.limits.tokens
+            )
+        )
+
+    def classes(self, counts: Counter[Size]) -> dict[Size, Size]:
+        """Each size's class, whose own size holds all of its members.
+
+        Classes are merged, those first that adds the fewest tokens of padding, until there are
+        few enough and each saves more padding than a batch has tokens.
+        """
+        coarser = {size: size for size in counts}
+        steps = self.limits.steps_per_octave
+        while len(set(coarser.values())) > _MOST_MERGED and steps > 1:
+            steps //= 2
+            coarser = {size: _coarser(size, steps) for size in counts}
+        sizes = np.array(sorted(set(coarser.values())), np.int64)
+        number = {tuple(size): place for place, size in enumerate(sizes.tolist())}
+        members = np.zeros(len(sizes), np.int64)
+        for size, count in counts.items():
+            members[number[coarser[size]]] += count
+        merged = [tuple(size) for size in _merged(sizes, members, self).tolist()]
+        return {size: merged[number[coarser[size]]] for size in counts}
+
+    def filled(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
+        """Batches of the class with most tokens first, filled up with what else fits."""
+        waiting: dict[Size, deque[int]] = {}
+        for size in sorted(
+            shapes,
+            key=lambda size: (self.tokens(_size(shapes[size])), self.tokens(size), size),
+            reverse=True,
+        ):
+            waiting[size] = deque()
+        for index, size in sizes.items():
+            waiting[size].append(index)
+        cut: Cut = []
+        while waiting:
+            shape = shapes[next(iter(waiting))]
+            taken: list[int] = []
+            for size, indices in waiting.items():
+                if _fits(size, shape):
+                    while indices and len(taken) < shape.documents:
+                        taken.append(indices.popleft())
+                if len(taken) == shape.documents:
+                    break
+            waiting = {size: indices for size, indices in waiting.items() if indices}
+            cut.append((tuple(taken), shape))
+        return cut
+
+    def in_order(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
+        """Batches of documents that follow each other and have a shape that holds them all."""
+        known = sorted(set(shapes.values()), key=lambda shape: self.tokens(_size(shape)))
+        cut: Cut = []
+        for index, size in sizes.items():
+            taken = (*cut[-1][0], index) if cut else (index,)
+            holding = [
+                shape
+                for shape in known
+                if len(taken) <= shape.documents
+                and all(_fits(sizes[other], shape) for other in taken)
+            ]
+            if cut and holding:
+                cut[-1] = taken, holding[0]
+            else:
+                cut.append(((index,), shapes[size]))
+        return cut
+
+
+def _size(shape: BatchShape) -> Size:
+    return shape.document_tokens, shape.prompts, shape.prompt_tokens
+
+
+def _fits(size: Size, shape: BatchShape) -> bool:
+    return all(one <= most for one, most in zip(size, _size(shape), strict=True))
+
+
+def _room(new_tokens: int, limits: Limits, compiled: Collection[BatchShape]) -> int:
+    """Places for the tokens of an output: a little more where that is compiled already."""
+    own = _rounded(new_tokens, limits)
+    rooms = [shape.target_tokens for shape in compiled if shape.target_tokens >= new_tokens]
+    if own not in rooms and rooms and min(rooms) <= own + max(own // 4, 8):
+        return min(rooms)
+    return own
+
+
+_MOST_MERGED = 256
+"""Classes to begin with: merging compares each with each."""
+
+
+def _merged(
+    sizes: Int[np.ndarray, "N 3"], members: Int[np.ndarray, " N"], layout: _Layout
+) -> Int[np.ndarray, "N 3"]:
+    """For each size, that of its class."""
+    sizes, members = sizes.copy(), members.copy()
+    leader = np.arange(len(sizes))
+    alive = np.ones(len(sizes), bool)
+
+    def tokens(size: Int[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
+        outputs = size[..., 1] * layout.num_beams * (size[..., 2] + layout.room)
+        return (size[..., 0] + outputs).astype(np.float64)
+
+    def added_with(one: int) -> Float[np.ndarray, " N"]:
+        """The padding that merging each class with this one adds; never beyond the budget."""
+        apart = tokens(sizes)
+        merged = tokens(np.maximum(sizes, sizes[one]))
+        within = merged <= np.maximum(np.maximum(apart, apart[one]), layout.limits.tokens)
+        possible = alive & within & (np.arange(len(sizes)) != one)
+        more = merged * (members + members[one]) - members * apart - (members * apart)[one]
+        return np.where(possible, more, np.inf)
+
+    added = np.stack([added_with(one) for one in range(len(sizes))])
+    while True:
+        first, second = np.unravel_index(np.argmin(added), added.shape)
+        enough = alive.sum() <= layout.limits.shapes
+        if added[first, second] == np.inf or (
+            enough and added[first, second] > layout.limits.tokens
+        ):
+            return sizes[leader]
+        sizes[first] = np.maximum(sizes[first], sizes[second])
+        members[first] += members[second]
+        alive[second] = False
+        leader[leader == second] = first
+        added[second] = added[:, second] = np.inf
+        added[first] = added[:, first] = added_with(int(first))
+
+
+def _rounded(size: int, limits: Limits, multiple: int = 1) -> int:
+    return _coarse(bucket(size, multiple=multiple), limits.steps_per_octave)
+
+
+def _coarser(size: Size, steps: int) -> Size:
+    return _coarse(size[0], steps), _coarse(size[1], steps), _coarse(size[2], steps)
+
+
+def _coarse(size: int, steps: int) -> int:
+    """Rounded up to one of so many sizes to each power of two."""
+    step = max((1 << (size - 1).bit_length()) // 2 // steps, 1)
+    return math.ceil(size / step) * step

@@ -1,0 +1,202 @@
+"""What a checkpoint's `generation_config.json` says, as defaults of `GenerationOptions`.
+
+As in transformers, a checkpoint's values hold wherever a caller gives none. In three things this
+package goes its own way. Lengths: transformers counts the whole decoder input in `max_length` and
+`min_length`. Here prompts of any length stand in the decoder, and an answer has the room that it
+has after an empty prompt: `max_new_tokens = max_length - 1` (for the start token), and so with the
+minimum; a file without either gives this package's defaults, not transformers' 20. Values that do
+not go with what a caller gives, such as `num_beams` with `draft_tokens`, yield to it, and a line
+in the log says so. What is not supported is named there too.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pid_jax.checkpoints import generation_config
+from pid_jax.checkpoints.generation_config import FILE, HONOURED, LENGTHS, NOT_HONOURED
+from pid_jax.decoding.options import GenerationOptions, read_option
+from pid_jax.errors import UserError
+from pid_jax.models.protocol import Config
+
+log = logging.getLogger(__name__)
+
+_DEFAULTS: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(GenerationOptions)
+}
+_SHAPES_OUTPUTS = ("num_beams", "do_sample", "repetition_penalty", "no_repeat_ngram_size")
+"""Options without which a checkpoint's outputs are others than in transformers."""
+
+
+class GenerationDefaults:
+    """The options that a checkpoint sets, and how they go together with those of a caller."""
+
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        config: Config,
+        *,
+        has_tokenizer: bool = True,
+        quiet: bool = False,
+    ) -> None:
+        """content: of a `generation_config.json`. Logs which of its keys are not honoured.
+
+        quiet: logs nothing, then or later. Raises `UserError` naming the key of a value that
+        cannot be.
+        """
+        self._config = config
+        self._quiet = quiet
+        self._said: set[str] = set()
+        self.options: Mapping[str, Any] = self._translated(content, has_tokenizer)
+        """What the file sets to something else than this package's default, by our names."""
+        self._name_the_rest(content)
+
+    def options_with(
+        self,
+        given: Mapping[str, Any],
+        *,
+        streamed: bool = False,
+        held_to_lists: bool = False,
+    ) -> GenerationOptions:
+        """The options for what a caller gives; None is as good as nothing.
+
+        streamed: for outputs that are shown as they grow, which beams are not. held_to_lists:
+        for outputs of closed lists, which no least length may empty. Logs at INFO what is taken
+        from the file, at WARNING what has to be left out of that and changes outputs. Raises
+        `UserError` for an unknown option and for given ones that do not fit.
+        """
+        unknown = sorted(given.keys() - _DEFAULTS.keys())
+        if unknown:
+            raise UserError(
+                f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(_DEFAULTS))}"
+            )
+        given = {name: read_option(name, v) for name, v in given.items() if v is not None}
+        taken = {name: value for name, value in self.options.items() if name not in given}
+        left_out = _incompatible(given, taken, streamed, held_to_lists)
+        for name in left_out:
+            del taken[name]
+        most = given.get("max_new_tokens", taken.get("max_new_tokens", _DEFAULTS["max_new_tokens"]))
+        if taken.get("min_new_tokens", 0) > most:
+            taken["min_new_tokens"] = most  # as in transformers, where then nothing ends before
+        if taken:
+            self._say(logging.INFO, f"from {FILE}: {_listed(taken)}")
+        for name, why in left_out.items():
+            level = logging.WARNING if name in _SHAPES_OUTPUTS else logging.INFO
+            self._say(level, f"{name}={self.options[name]} of {FILE} is left out: {why}")
+        return GenerationOptions(**taken | given)
+
+    def _translated(self, content: Mapping[str, Any], has_tokenizer: bool) -> dict[str, Any]:
+        said = {key: content[key] for key in HONOURED if content.get(key) is not None}
+        found: dict[str, Any] = {}
+        for key, value in said.items():
+            try:
+                if key in LENGTHS:
+                    found[key] = read_option("max_new_tokens", value)
+                elif key == "stop_strings":
+                    found["stop"] = read_option("stop", [value] if type(value) is str else value)
+                else:
+                    found[key] = read_option(key, value)
+            except UserError as error:
+                raise UserError(f'{FILE}: "{key}": {error}') from error
+        for limit in ("max", "min"):
+            length = found.pop(f"{limit}_length", None)
+            if length is not None:
+                lowest = 1 if limit == "max" else 0
+                found.setdefault(f"{limit}_new_tokens", max(length - 1, lowest))
+        if found.get("do_sample") and "top_k" not in found:
+            found["top_k"] = 50  # transformers' default
+        if found.get("stop") and not has_tokenizer:
+            self._say(logging.WARNING, f"stop_strings of {FILE} need a tokenizer: left out")
+            del found["stop"]
+        most = self._config.max_decoder_tokens
+        if most is not None and found.get("max_new_tokens", 0) > most:
+            found["max_new_tokens"] = most
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if name in found:  # transformers looks for tokens among these, so others do no harm
+                found[name] = tuple(t for t in found[name] if t < self._config.vocab_size)
+        found = {name: value for name, value in found.items() if value != _DEFAULTS[name]}
+        for name, value in found.items():
+            try:
+                check_alone(name, value)
+            except UserError as error:
+                raise UserError(f"{FILE}: {error}") from error
+        return found
+
+    def _name_the_rest(self, content: Mapping[str, Any]) -> None:
+        known = {*generation_config.ABOUT_ITSELF, *generation_config.OF_CONFIG, *HONOURED}
+        rest = {key: value for key, value in content.items() if key not in known}
+        unsupported, without_effect = {}, {}
+        for key, value in rest.items():
+            if key in generation_config.WITHOUT_EFFECT:
+                without_effect[key] = value
+            elif value is not None and value not in NOT_HONOURED.get(key, ()):
+                unsupported[key] = value
+        if unsupported:
+            self._say(logging.WARNING, f"{FILE}: not supported here: {_listed(unsupported)}")
+        if without_effect:
+            self._say(logging.INFO, f"{FILE}: without effect here: {_listed(without_effect)}")
+
+    def _say(self, level: int, line: str) -> None:
+        """Once."""
+        if not self._quiet and line not in self._said:
+            self._said.add(line)
+            log.log(level, line)
+
+
+def _incompatible(
+    given: Mapping[str, Any], taken: Mapping[str, Any], streamed: bool, held_to_lists: bool
+) -> dict[str, str]:
+    """Which of the taken options have to go, and why."""
+    left_out: dict[str, str] = {}
+
+    def has(name: str) -> Any:
+        return given.get(name, _DEFAULTS[name] if name in left_out else taken.get(name))
+
+    def leave_out(why: str, *names: str) -> None:
+        left_out.update({name: why for name in names if name in taken and name not in left_out})
+
+    if streamed:
+        leave_out("a stream has one growing output", "num_beams", "num_return_sequences")
+    if given.get("draft_tokens"):
+        leave_out("draft_tokens is for greedy decoding", *_SHAPES_OUTPUTS)
+    if has("do_sample") and (has("num_beams") or 1) > 1:
+        if "num_beams" in taken:
+            leave_out("beams do not go with do_sample=True", "num_beams")
+        else:
+            leave_out("sampling does not go with num_beams > 1", "do_sample")
+    if not has("do_sample"):
+        leave_out("it has an effect only with do_sample=True", "temperature", "top_k", "top_p")
+        if (has("num_return_sequences") or 1) > (has("num_beams") or 1):
+            leave_out("there are fewer beams", "num_return_sequences")
+    if (has("num_beams") or 1) == 1:
+        leave_out("it has an effect only with num_beams > 1", "length_penalty", "early_stopping")
+    if held_to_lists:
+        leave_out("outputs are held to lists", "min_new_tokens")
+    return left_out
+
+
+def check_alone(name: str, value: Any) -> None:
+    """Raises `UserError` for an option's value that does not fit, whatever else is chosen."""
+    needed: dict[str, Any] = {}
+    if name in ("temperature", "top_k", "top_p"):
+        needed = {"do_sample": True}
+    elif name in ("length_penalty", "early_stopping"):
+        needed = {"num_beams": 2}
+    elif name == "num_return_sequences":
+        needed = {"num_beams": max(value, 1)}
+    elif name == "min_new_tokens":
+        needed = {"max_new_tokens": max(value, 1)}
+    elif name == "draft_ngram":
+        needed = {"draft_tokens": 1}
+    GenerationOptions(**{name: value}, **needed)
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_shortened(value)}" for name, value in values.items())
+
+
+def _shortened(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 4:
+        return f"({len(value)} of them)"
+    return repr(value)

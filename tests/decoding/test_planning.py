@@ -1,0 +1,119 @@
+"""Which documents are decoded together, at which shapes."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding.planning import Limits, PlannedBatch, Planner
+
+Drawn = list[tuple[int, list[int]]]
+
+
+def examples_of(drawn: Drawn) -> list[TokenizedExample]:
+    return [
+        TokenizedExample(str(i), [5] * document, [[6] * p for p in prompts], [()] * len(prompts))
+        for i, (document, prompts) in enumerate(drawn)
+    ]
+
+
+def tokens(batch: PlannedBatch) -> int:
+    shape = batch.shape
+    of_prompts = shape.prompts * (shape.prompt_tokens + shape.target_tokens)
+    return shape.documents * (shape.document_tokens + of_prompts)
+
+
+@given(
+    drawn=st.lists(
+        st.tuples(st.integers(0, 300), st.lists(st.integers(0, 40), max_size=9)), max_size=40
+    ),
+    budget=st.integers(1, 4000),
+    new_tokens=st.integers(1, 40),
+    documents=st.none() | st.integers(1, 9),
+    sort=st.booleans(),
+    devices=st.integers(1, 4),
+    steps=st.sampled_from([2, 8]),
+)
+@settings(deadline=None)
+def test_batches_hold_every_example_once_within_their_limits(
+    drawn: Drawn,
+    budget: int,
+    new_tokens: int,
+    documents: int | None,
+    sort: bool,
+    devices: int,
+    steps: int,
+) -> None:
+    examples = examples_of(drawn)
+    limits = Limits(budget, documents, steps_per_octave=steps)
+    planner = Planner()
+    batches = planner.plan(examples, limits, new_tokens=new_tokens, sort=sort, devices=devices)
+    asked = [i for i, example in enumerate(examples) if example.prompts]
+    in_order = [index for batch in batches for index in batch.examples]
+    assert sorted(in_order) == asked
+    if not sort:
+        assert in_order == asked
+    for batch in batches:
+        assert 0 < len(batch.examples) <= batch.shape.documents
+        assert documents is None or len(batch.examples) <= documents
+        assert tokens(batch) <= budget or batch.shape.documents == 1
+        assert batch.shape.target_tokens >= new_tokens
+        for index in batch.examples:
+            assert len(examples[index].document) <= batch.shape.document_tokens
+            assert len(examples[index].prompts) <= batch.parts * batch.shape.prompts
+            assert max(map(len, examples[index].prompts)) < batch.shape.prompt_tokens
+    # Planned again with these shapes compiled, nothing new is wanted.
+    shapes = {batch.shape for batch in batches}
+    again = planner.plan(
+        examples, limits, new_tokens=new_tokens, sort=sort, devices=devices, compiled=shapes
+    )
+    assert {batch.shape for batch in again} <= shapes
+
+
+def ragged(count: int, seed: int = 0) -> list[TokenizedExample]:
+    """Documents of 30 to 900 tokens, 5 to 30 prompts each."""
+    random = np.random.default_rng(seed)
+    return examples_of(
+        [
+            (int(random.integers(30, 901)), random.integers(3, 13, size=prompts).tolist())
+            for prompts in random.integers(5, 31, size=count)
+        ]
+    )
+
+
+def test_ragged_documents_take_few_shapes() -> None:
+    for limits in (Limits(4096), Limits(65536, shapes=4, steps_per_octave=2)):
+        batches = Planner().plan(ragged(200), limits, new_tokens=16)
+        assert len({batch.shape for batch in batches}) <= limits.shapes
+        real = sum(
+            len(example.document) + sum(len(prompt) + 17 for prompt in example.prompts)
+            for example in ragged(200)
+        )
+        assert sum(map(tokens, batches)) < 2 * real
+
+
+def test_one_shape_is_not_cut_into_several() -> None:
+    batches = Planner().plan(examples_of([(512, [8] * 30)] * 5), Limits(4096), new_tokens=8)
+    assert {(b.shape.document_tokens, b.shape.prompts) for b in batches} == {(512, 30)}
+    assert len({batch.shape for batch in batches}) == 1
+
+
+def test_more_prompts_than_fit_are_decoded_in_parts_against_one_encoding() -> None:
+    [batch] = Planner().plan(examples_of([(500, [8] * 20_000)]), Limits(4096), new_tokens=16)
+    assert batch.shape.documents == 1
+    assert tokens(batch) <= 4096 + 512
+    assert batch.parts * batch.shape.prompts >= 20_000
+
+
+def test_a_larger_compiled_shape_is_used_until_its_padding_would_have_paid_for_another() -> None:
+    planner = Planner()
+    limits = Limits(4096, tokens_per_compilation=3000)
+    [large] = planner.plan(examples_of([(900, [5] * 20)]), limits, new_tokens=16)
+    small = examples_of([(500, [5] * 10)])
+    used = [
+        planner.plan(small, limits, new_tokens=16, compiled=[large.shape])[0].shape
+        for _ in range(6)
+    ]
+    assert used[0] == large.shape
+    assert used[-1].document_tokens == 512
+    assert used == sorted(used, key=lambda shape: -shape.document_tokens)
