@@ -151,7 +151,8 @@ def _rules(random: np.random.Generator, kind: Kind) -> dict[str, Any]:
         found["no_repeat_ngram_size"] = int(random.choice([2, 3]))
     if "suppress_tokens" in GenerationOptions.__dataclass_fields__:
         if random.random() < 0.2:
-            found["suppress_tokens"] = _tokens(random, 3)
+            tokens = _tokens(random, 3)  # transformers refuses a token that is forced, too
+            found["suppress_tokens"] = [t for t in tokens if t != pairs.FORCED_FIRST]
         if random.random() < 0.2:
             found["begin_suppress_tokens"] = [END, *_tokens(random, 2)]
         if random.random() < 0.2:

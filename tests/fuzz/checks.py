@@ -96,6 +96,7 @@ def _check_prompt(
         if asked.options.get("num_beams", 1) == 1:
             _check_greedy(asked, generation, compared, tally)
         else:
+            outputs = [output for output in outputs if output.score > theirs.FILLER]
             for output in outputs:
                 _check_score(asked, output)
             if compared and theirs.can_answer(asked):

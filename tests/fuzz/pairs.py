@@ -82,6 +82,9 @@ def _t5gemma(directory: Path) -> Any:
     )
     model = transformers.T5GemmaForConditionalGeneration(config).eval()
     _shake(model)
+    with torch.no_grad():  # transformers masks padding that is chosen: here it never is
+        head = model.get_output_embeddings().weight
+        head[0] = -0.5 * head[FIRST_TOKEN:].sum(0)
     model.generation_config.eos_token_id = [1, OTHER_END]
     model.save_pretrained(directory)
     return model
