@@ -127,6 +127,7 @@ class Programs:
                 started = time.perf_counter()
                 compiled = _compiled(jitted.lower(*fixed, *arguments, **static))
                 seconds = time.perf_counter() - started
+                jitted.clear_cache()  # else JAX keeps each program for ever, dropped here or not
             except BaseException as error:
                 with self._lock:
                     self._kept.pop(key, None)

@@ -498,7 +498,8 @@ def _collect(
     outputs: Outputs,
 ) -> Bool[np.ndarray, "B1 P1"]:
     """Writes what has been chosen so far to its place; returns what of the state is done."""
-    held = state.prompts.outputs
+    # First to the host: outside of a program, a slice on the device compiles for every shape.
+    held = jax.device_get(state.prompts.outputs)
     if isinstance(held, Beams):
         best = beam.best(held, outputs.tokens.shape[2])
         tokens, lengths, scores = best.tokens, best.lengths, best.log_probabilities
@@ -507,21 +508,17 @@ def _collect(
         tokens, lengths, scores, logprobs = jax.tree.map(
             lambda leaf: leaf[:, :, None], (held.tokens, held.lengths, held.scores, held.logprobs)
         )
-    # Copies: the state's buffers are given away in the next call.
-    held_tokens, held_lengths, held_scores, done = (
-        np.array(leaf) for leaf in jax.device_get((tokens, lengths, scores, held.done))
-    )
+    done = np.array(held.done)  # a copy: the state's buffers are given away in the next call
     where = (np.broadcast_to(documents[:, None], prompts.shape)[real], prompts[real])
-    outputs.tokens[where] = held_tokens[real]
-    outputs.lengths[where] = held_lengths[real]
-    outputs.scores[where] = held_scores[real]
+    outputs.tokens[where] = tokens[real]
+    outputs.lengths[where] = lengths[real]
+    outputs.scores[where] = scores[real]
     outputs.done[where] = done[real]
     for ours, theirs in zip(
-        jax.tree.leaves(outputs.logprobs), jax.tree.leaves(jax.device_get(logprobs)), strict=True
+        jax.tree.leaves(outputs.logprobs), jax.tree.leaves(logprobs), strict=True
     ):
         ours[where] = theirs[real]
     if not isinstance(held, Beams):
-        drafted, accepted = jax.device_get((held.drafted, held.accepted))
-        outputs.drafted[where] = drafted[real]
-        outputs.accepted[where] = accepted[real]
+        outputs.drafted[where] = held.drafted[real]
+        outputs.accepted[where] = held.accepted[real]
     return done

@@ -40,10 +40,10 @@ def test_generate_equals_plain_greedy_and_transformers_at_length():
 
 @pytest.mark.slow
 def test_a_process_keeps_few_programs_and_memory_maps():
-    """After 60 calls of random sizes as after 120; Linux grants a process 65,530 maps."""
+    """After 120 calls of random sizes as after 60: what is dropped is given back."""
     first, second = endurance.run(calls=120, seed=0, every=60)
     assert second.programs <= max(first.programs, MOST_KEPT)
-    assert second.maps < 32_000
+    assert second.maps < 1.2 * first.maps
 
 
 def test_a_case_is_drawn_from_its_seed_and_number_alone():
