@@ -134,7 +134,7 @@ def test_batches_hold_documents_of_similar_length_and_are_reported(tiny_model, m
         after_batch=lambda documents, seconds: batches.append((documents, seconds > 0)),
     )
     assert [len(row) for row in rows] == [2, 1, 0, 1, 1]
-    # Under PiE two documents can be four pairs. Five are shared out evenly, in batches of three: the
+    # Under PiE two documents can be four pairs. Five are shared out evenly, three to a batch: the
     # two long ones with one of the first document's two, which count half; then the other two.
     expected = [2, 2] if method == "pid" else [2.5, 1.5]
     assert batches == [(documents, True) for documents in expected]
