@@ -1,8 +1,10 @@
 """Compiled programs: each compiled once for each shape, kept while in use, timed and logged."""
 
+import itertools
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
@@ -14,7 +16,15 @@ import jax
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 64
-"""Programs kept at once; the least recently used is dropped for another."""
+"""Programs kept at once for one model and device; the least recently used makes way."""
+
+MOST_IN_PROCESS = 192
+"""Programs kept at once in a process. On a CPU each holds some 170 memory maps (three for each
+kernel), and Linux grants a process 65,530."""
+
+_LOCK = threading.Lock()
+_EVERYWHERE: "weakref.WeakSet[Programs]" = weakref.WeakSet()
+_USES = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,10 @@ class Compilation:
     seconds: float
 
 
-_ON_CPU: dict[str, bool | int] = {
+_ON_CPU = {
     # Without it XLA copies the key/value cache in each decode step before it writes to it:
     # T5-base, 4 prompts of 1,536 tokens: 0.91 of the time with it. False by default in jaxlib 0.10.
     "xla_cpu_copy_insertion_use_region_analysis": True,
-    # By default every kernel is a module of its own with three memory maps: some 170 for a program
-    # of T5-small, of the 65,530 that Linux grants a process. With these two a program has three.
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
 }
 
 
@@ -55,12 +61,23 @@ def _compiled(lowered: Any) -> Any:
     return lowered.compile()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kept:
     program: str
     label: Hashable
     compiled: "Future[tuple[Callable[..., Any], float]]"
     """Threads that ask for a program while another compiles it wait for that."""
+    used: int = 0
+
+
+def _make_room() -> None:
+    """Drops the programs of any model that were used longest ago, while there are too many."""
+    holding = [programs for programs in _EVERYWHERE if programs._kept]
+    count = sum(len(programs._kept) for programs in holding)
+    while count > MOST_IN_PROCESS:
+        oldest = min((one for one in holding if one._kept), key=Programs._oldest)
+        oldest._kept.popitem(last=False)
+        count -= 1
 
 
 class Programs:
@@ -75,7 +92,8 @@ class Programs:
         self._most_kept = most_kept
         self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
         self._others: list[Programs] = []
-        self._lock = threading.Lock()
+        with _LOCK:
+            _EVERYWHERE.add(self)
 
     def of_another_device(self) -> "Programs":
         """Programs of their own, which stand in the same table."""
@@ -90,7 +108,7 @@ class Programs:
 
     def seconds_by_label(self, program: str) -> dict[Hashable, float]:
         """The labels of the programs of this name that are kept, and what each took to compile."""
-        with self._lock:
+        with _LOCK:
             kept = [one for one in self._kept.values() if one.program == program]
         return {
             one.label: one.compiled.result()[1]
@@ -114,14 +132,16 @@ class Programs:
         label: what it is compiled for; as a string, for the log and the table.
         """
         key = self._key(program, arguments, static)
-        with self._lock:
+        with _LOCK:
             kept = self._kept.get(key)
             mine = kept is None
             if kept is None:
                 kept = self._kept[key] = _Kept(program, label, Future())
+            kept.used = next(_USES)
             self._kept.move_to_end(key)
             while len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
+            _make_room()
         if mine:
             try:
                 started = time.perf_counter()
@@ -129,13 +149,16 @@ class Programs:
                 seconds = time.perf_counter() - started
                 jitted.clear_cache()  # else JAX keeps each program for ever, dropped here or not
             except BaseException as error:
-                with self._lock:
+                with _LOCK:
                     self._kept.pop(key, None)
                 kept.compiled.set_exception(error)
                 raise
             self._tell(Compilation(program, str(label), seconds))
             kept.compiled.set_result((compiled, seconds))
         return kept.compiled.result()[0]
+
+    def _oldest(self) -> int:
+        return next(iter(self._kept.values())).used
 
     def _tell(self, compilation: Compilation) -> None:
         self.compilations.append(compilation)

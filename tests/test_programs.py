@@ -2,14 +2,15 @@
 
 import logging
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pid_jax import programs as programs_module
 from pid_jax.programs import Programs
 
 add = jax.jit(lambda x, y, *, negative: -(x + y) if negative else x + y, static_argnames="negative")
@@ -84,23 +85,20 @@ def test_a_failed_compilation_is_told_and_tried_again() -> None:
     assert len(programs) == 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are Linux's")
-def test_a_program_holds_few_memory_maps() -> None:
-    """With a module for each kernel this one would hold over 300, of 65,530."""
-
-    def many_kernels(x: jax.Array) -> jax.Array:
-        for shift in range(60):
-            x = jnp.tanh(x @ x + shift).sum(0) + x
-        return x
-
-    def maps() -> int:
-        return len(Path("/proc/self/maps").read_text().splitlines())
-
-    programs, x = Programs(), jnp.ones((8, 8))
-    programs.get("first", jax.jit(lambda x: x + 1), (), (x,), {}, "")
-    before = maps()
-    programs.get("many", jax.jit(many_kernels), (), (x,), {}, "")
-    assert maps() - before < 60
+def test_all_models_of_a_process_keep_few_programs_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(programs_module, "_EVERYWHERE", weakref.WeakSet())
+    monkeypatch.setattr(programs_module, "MOST_IN_PROCESS", 3)
+    first, second = Programs(), Programs()
+    one, two, three = (np.ones(size, np.float32) for size in (1, 2, 3))
+    sum_of(first, one, one)
+    sum_of(first, two, two)
+    sum_of(second, one, one)
+    sum_of(first, one, one)
+    sum_of(second, three, three)
+    assert set(first.seconds_by_label("sum")) == {"(1,) numbers"}
+    assert set(second.seconds_by_label("sum")) == {"(1,) numbers", "(3,) numbers"}
 
 
 def test_each_compilation_is_logged_and_stands_in_the_table(

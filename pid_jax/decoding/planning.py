@@ -29,8 +29,10 @@ class Limits:
     tokens: int
     """Of documents, prompts and outputs, padding included, in one batch."""
     documents: int | None = None
-    shapes: int = 7
-    """The most classes of documents in one call."""
+    shapes: int = 8
+    """Classes of documents in one call, unless more of them repay their compilation."""
+    tokens_per_shape: int = 4096
+    """The least padding that a class has to save, if it is one of so few."""
     steps_per_octave: int = 8
     """How finely sizes are rounded up: so many sizes between a power of two and the next."""
     tokens_per_compilation: int = 32768
@@ -49,6 +51,7 @@ class Limits:
             tokens or 65536,
             documents,
             shapes=4,
+            tokens_per_shape=16384,
             steps_per_octave=2,
             tokens_per_compilation=1 << 20,
         )
@@ -192,11 +195,19 @@ class _Layout:
             )
         )
 
+    def most_padding(self, classes: int) -> int | None:
+        """The most tokens of padding for which two of so many classes are merged; None: any."""
+        if classes > _MOST_CLASSES:
+            return None  # they are too many, whatever it saves
+        if classes > self.limits.shapes:
+            return self.limits.tokens_per_compilation
+        return self.limits.tokens_per_shape
+
     def classes(self, counts: Counter[Size]) -> dict[Size, Size]:
         """Each size's class, whose own size holds all of its members.
 
-        Classes are merged, those first that adds the fewest tokens of padding, until there are
-        few enough and each saves more padding than a batch has tokens.
+        Classes are merged, those first that add the fewest tokens of padding, as long as keeping
+        them apart saves too little.
         """
         coarser = {size: size for size in counts}
         steps = self.limits.steps_per_octave
@@ -272,6 +283,9 @@ def _room(new_tokens: int, limits: Limits, compiled: Collection[BatchShape]) -> 
     return own
 
 
+_MOST_CLASSES = 20
+"""However many documents there are: all of their programs are to be kept at once."""
+
 _MOST_MERGED = 256
 """Classes to begin with: merging compares each with each."""
 
@@ -300,10 +314,8 @@ def _merged(
     added = np.stack([added_with(one) for one in range(len(sizes))])
     while True:
         first, second = np.unravel_index(np.argmin(added), added.shape)
-        enough = alive.sum() <= layout.limits.shapes
-        if added[first, second] == np.inf or (
-            enough and added[first, second] > layout.limits.tokens
-        ):
+        most = layout.most_padding(int(alive.sum()))
+        if added[first, second] == np.inf or (most is not None and added[first, second] > most):
             return sizes[leader]
         sizes[first] = np.maximum(sizes[first], sizes[second])
         members[first] += members[second]

@@ -1,5 +1,6 @@
 """Dropping ended prompts, copy drafting and compiling ahead, against plain decoding."""
 
+import dataclasses
 import logging
 import math
 from types import SimpleNamespace
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.data.batching import BatchShape, bucket
+from pid_jax.data.batching import BatchShape, bucket, collate
+from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import (
     FEWEST_ROWS,
     count_live,
@@ -327,8 +329,10 @@ def test_every_round_of_decoding_moves_or_takes_a_step(
 def job_of(size: tuple[int, int]) -> Job:
     shape = BatchShape(size[0], 32, size[1], 4, 8)
     controls = GenerationOptions().controls(None, None)
-    nothing = cast(Any, None)
-    return Job(nothing, np.ones(size, bool), shape, GenerationOptions().strategy(), controls, 8)
+    examples = [TokenizedExample("", [5], [[]] * size[1], [()] * size[1])] * size[0]
+    one = dataclasses.replace(shape, target_tokens=1)
+    batch = collate(examples, one, pad_token_id=0, decoder_start_token_id=0)
+    return Job(batch, np.ones(size, bool), shape, GenerationOptions().strategy(), controls, 8)
 
 
 @pytest.mark.parametrize(

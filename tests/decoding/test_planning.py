@@ -82,14 +82,15 @@ def ragged(count: int, seed: int = 0) -> list[TokenizedExample]:
 
 
 def test_ragged_documents_take_few_shapes() -> None:
-    for limits in (Limits(4096), Limits(65536, shapes=4, steps_per_octave=2)):
+    on_accelerators = Limits(65536, shapes=4, tokens_per_shape=16384, steps_per_octave=2)
+    for limits, padded in ((Limits(4096), 1.5), (on_accelerators, 2.5)):
         batches = Planner().plan(ragged(200), limits, new_tokens=16)
         assert len({batch.shape for batch in batches}) <= limits.shapes
         real = sum(
             len(example.document) + sum(len(prompt) + 17 for prompt in example.prompts)
             for example in ragged(200)
         )
-        assert sum(map(tokens, batches)) < 2 * real
+        assert sum(map(tokens, batches)) < padded * real
 
 
 def test_one_shape_is_not_cut_into_several() -> None:

@@ -148,7 +148,7 @@ def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_pat
     config.data.task, config.data.path = "jsonl", str(tmp_path)
     config.data.options = ConfigDict()
     (tmp_path / "run").mkdir()
-    loop._prepare(config, tmp_path / "run", resuming=False)
+    loop._prepare(config, tmp_path / "run", resuming=False, other_data=False)
     for split in ("train", "validation"):
         assert (
             f"{split}: 1 of 2 targets do not come back from the tokenizer, the first is "

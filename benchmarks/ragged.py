@@ -1,0 +1,101 @@
+"""What documents of many sizes cost: `python benchmarks/ragged.py --help`."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    # Run as a script: Python put this folder on its path, where the repository should be.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import command
+
+DESCRIPTION = """\
+Answers documents of 30 to 900 tokens with 5 to 30 prompts each, in T5-small's size with random
+weights, in one call of `generate`: the first call, which compiles, and further ones. Where the
+compiler is not the fastest part of a machine, the first call is what a user waits for.
+
+  python benchmarks/ragged.py --output=runs/benchmarks
+
+OUTPUT then holds ragged.json: seconds, programs, and how much of the work was padding.
+"""
+EPILOG = "exit status: 0; 2 a mistake in the command."
+NEW_TOKENS = 16
+SEED = 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = command.parser("ragged", DESCRIPTION, EPILOG)
+    made.add_argument("--documents", type=command.positive, default=200, metavar="N")
+    command.add_repeats(made, default=3)
+    return made
+
+
+def questions(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Documents and prompts as token ids."""
+    import numpy as np
+
+    random = np.random.default_rng(SEED)
+
+    def tokens(length: int) -> list[int]:
+        drawn: list[int] = random.integers(2, vocabulary, length).tolist()
+        return drawn
+
+    documents = [tokens(length) for length in random.integers(30, 901, count)]
+    prompts = [
+        [tokens(length) for length in random.integers(3, 13, asked)]
+        for asked in random.integers(5, 31, count)
+    ]
+    return documents, prompts
+
+
+def measure(documents: int, repeats: int) -> dict[str, Any]:
+    """Seconds of the first call and of the later ones, with what was compiled."""
+    import jax
+
+    from benchmarks.weights import checkpoint
+    from pid_jax.decoding.report import DecodingReport
+    from pid_jax.model import PidModel
+
+    # Compilation is part of what is measured: nothing is taken from an earlier process.
+    jax.config.update("jax_enable_compilation_cache", False)
+    with tempfile.TemporaryDirectory() as folder:
+        model = PidModel.from_pretrained(checkpoint("t5-small", Path(folder)))
+    asked = questions(documents, model.config.vocab_size)
+    calls = []
+    for _ in range(1 + repeats):
+        report = DecodingReport()
+        started = time.perf_counter()
+        model.generate(*asked, max_new_tokens=NEW_TOKENS, progress=False, report=report)
+        calls.append({"seconds": time.perf_counter() - started, **vars(report)})
+        print(f"{calls[-1]['seconds']:.1f} s\n{report}", file=sys.stderr)
+    compilations = model.programs.compilations
+    return {
+        "documents": documents,
+        "new_tokens": NEW_TOKENS,
+        "programs": len(compilations),
+        "compile_seconds": sum(one.seconds for one in compilations),
+        "first_call_seconds": calls[0]["seconds"],
+        "later_call_seconds": sorted(call["seconds"] for call in calls[1:]),
+        "calls": calls,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    result = measure(options.documents, options.repeats)
+    command.write(options.output, "ragged", {**command.origin(), **result})
+    print(
+        f"{result['programs']} programs, {result['compile_seconds']:.1f} s of compiling; "
+        f"first call {result['first_call_seconds']:.1f} s, later calls "
+        f"{', '.join(f'{seconds:.1f}' for seconds in result['later_call_seconds'])} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
