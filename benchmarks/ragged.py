@@ -13,11 +13,11 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import command
+from benchmarks.workloads import MODELS
 
 DESCRIPTION = """\
-Answers documents of 30 to 900 tokens with 5 to 30 prompts each, in T5-small's size with random
-weights, in one call of `generate`: the first call, which compiles, and further ones. Where the
-compiler is not the fastest part of a machine, the first call is what a user waits for.
+Answers documents of 30 to 900 tokens with 5 to 30 prompts each, with random weights, in one call
+of `generate`: the first call, which compiles, and further ones.
 
   python benchmarks/ragged.py --output=runs/benchmarks
 
@@ -31,6 +31,7 @@ SEED = 0
 def parser() -> argparse.ArgumentParser:
     made = command.parser("ragged", DESCRIPTION, EPILOG)
     made.add_argument("--documents", type=command.positive, default=200, metavar="N")
+    made.add_argument("--model", choices=tuple(MODELS), default="t5-small")
     command.add_repeats(made, default=3)
     return made
 
@@ -53,18 +54,14 @@ def questions(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[l
     return documents, prompts
 
 
-def measure(documents: int, repeats: int) -> dict[str, Any]:
+def measure(name: str, documents: int, repeats: int) -> dict[str, Any]:
     """Seconds of the first call and of the later ones, with what was compiled."""
-    import jax
-
     from benchmarks.weights import checkpoint
     from pid_jax.decoding.report import DecodingReport
     from pid_jax.model import PidModel
 
-    # Compilation is part of what is measured: nothing is taken from an earlier process.
-    jax.config.update("jax_enable_compilation_cache", False)
     with tempfile.TemporaryDirectory() as folder:
-        model = PidModel.from_pretrained(checkpoint("t5-small", Path(folder)))
+        model = PidModel.from_pretrained(checkpoint(name, Path(folder)))
     asked = questions(documents, model.config.vocab_size)
     calls = []
     for _ in range(1 + repeats):
@@ -75,6 +72,7 @@ def measure(documents: int, repeats: int) -> dict[str, Any]:
         print(f"{calls[-1]['seconds']:.1f} s\n{report}", file=sys.stderr)
     compilations = model.programs.compilations
     return {
+        "model": name,
         "documents": documents,
         "new_tokens": NEW_TOKENS,
         "programs": len(compilations),
@@ -86,8 +84,12 @@ def measure(documents: int, repeats: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    import jax
+
     options = parser().parse_args(arguments)
-    result = measure(options.documents, options.repeats)
+    # Compilation is part of what is measured: nothing is taken from an earlier process.
+    jax.config.update("jax_enable_compilation_cache", False)
+    result = measure(options.model, options.documents, options.repeats)
     command.write(options.output, "ragged", {**command.origin(), **result})
     print(
         f"{result['programs']} programs, {result['compile_seconds']:.1f} s of compiling; "

@@ -67,3 +67,10 @@ class Model:
             [Generation(f"{document}, {prompt}", [], -1.5) for prompt in asked]
             for document, asked in zip(documents, prompts, strict=True)
         ]
+
+
+def error_in(printed: str) -> str:
+    """The error and what follows it; before it there may be progress, on a slow machine."""
+    lines = printed.splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if line.startswith("error: "))
+    return "".join(lines[at:])

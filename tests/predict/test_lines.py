@@ -16,7 +16,7 @@ from pid_jax import predict
 from pid_jax.atomic_file import partial_path
 from pid_jax.outputs import Generation
 from pid_jax.predict import main
-from tests.predict.command import LINES, Model, ids_in, run, status_of
+from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
 from tests.questions import question
 
 BAD = [
@@ -59,7 +59,7 @@ def test_a_stop_at_a_bad_line_keeps_the_answers_for_when_it_is_mended(
     options = ["--max-new-tokens=2", "--write-every=1"]
     for bad_line, answers in ((3, 2), (5, 3), (7, 4), (9, 5)):
         assert status_of(lambda: run(no_model, ten_lines, output, *options)) == 2
-        error = capsys.readouterr().err
+        error = error_in(capsys.readouterr().err)
         assert error.startswith(f"error: {ten_lines}, line {bad_line}: ")
         assert f"{answers} documents are answered, in {partial_path(output)}" in error
         assert not output.exists()
@@ -118,7 +118,7 @@ def test_other_options_or_another_model_are_refused_until_a_restart(
     ]:
         again = functools.partial(run, no_model, ten_lines, output, *options, changed)
         assert status_of(again) == 2
-        error = capsys.readouterr().err
+        error = error_in(capsys.readouterr().err)
         assert f"{partial_path(output)} has answers of a run that was stopped" in error
         assert message in error
         assert "--restart" in error
@@ -219,7 +219,7 @@ def test_too_little_memory_is_no_bad_line(
     monkeypatch.setattr(Model, "generate", generate)
     output = tmp_path / "out.jsonl"
     assert status_of(lambda: run(no_model, questions, output, "--on-error=skip")) == 2
-    error = capsys.readouterr().err
+    error = error_in(capsys.readouterr().err)
     assert error.startswith("error: document 'short': the memory does not suffice for it alone")
 
 

@@ -15,7 +15,7 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
-from tests.predict.command import LINES, Model, ids_in, run, status_of
+from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
 from tests.questions import question, text_of
 
 
@@ -63,8 +63,7 @@ def test_a_bad_line_is_named_and_the_old_output_stays(
     with pytest.raises(SystemExit) as stopped:
         run(checkpoint, questions, output)
     assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    error = error_in(capsys.readouterr().err)
     assert f"{questions}, line 3: not JSON" in error
     assert output.read_text() == "old\n"
 
@@ -93,8 +92,7 @@ def test_mistakes_are_one_sentence_and_status_2(
     with pytest.raises(SystemExit) as stopped:
         run(checkpoint, questions, tmp_path / "out.jsonl", option)
     assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    error = error_in(capsys.readouterr().err)
     assert expected in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
@@ -214,7 +212,7 @@ def test_an_allowed_text_that_is_too_long_makes_a_bad_line(
     questions.write_bytes(text_of(0) + with_allowed(1, ["4"], ["4", long]) + with_allowed(3, ["4"]))
     output, options = tmp_path / "out.jsonl", ["--max-new-tokens=4", "--write-every=1"]
     assert status_of(lambda: run(checkpoint, questions, output, *options)) == 2
-    error = capsys.readouterr().err
+    error = error_in(capsys.readouterr().err)
     assert error.startswith(f'error: {questions}, line 2, subtask 2: "allowed": {long!r} takes')
     assert "max_new_tokens=4" in error
     assert "1 documents are answered" in error
@@ -303,6 +301,5 @@ def test_a_bad_checkpoint_is_no_bad_line(
     nowhere = tmp_path / "nowhere"
     nowhere.mkdir()
     assert status_of(lambda: run(nowhere, questions, tmp_path / "o", "--on-error=skip")) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    error = error_in(capsys.readouterr().err)
     assert "left out" not in error
