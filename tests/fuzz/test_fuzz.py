@@ -6,7 +6,6 @@
 import numpy as np
 import pytest
 
-from pid_jax.programs import MOST_KEPT
 from tests.fuzz import cases, checks, endurance, pairs, plain, theirs, watchdog
 from tests.fuzz.cases import CASES_ALIKE
 
@@ -35,14 +34,15 @@ def test_generate_equals_plain_greedy_and_transformers():
 
 @pytest.mark.slow
 def test_generate_equals_plain_greedy_and_transformers_at_length():
-    assert_explained(1, range(8 * CASES_ALIKE))
+    assert_explained(1, range(5 * CASES_ALIKE))
 
 
 @pytest.mark.slow
-def test_a_process_keeps_few_programs_and_memory_maps():
-    """After 120 calls of random sizes as after 60: what is dropped is given back."""
-    first, second = endurance.run(calls=120, seed=0, every=60)
-    assert second.programs <= max(first.programs, MOST_KEPT)
+def test_a_process_keeps_few_programs_and_memory_maps(monkeypatch):
+    """After 60 calls of random sizes as after 30: what is dropped is given back."""
+    monkeypatch.setattr(pairs.of("t5").ours.programs, "_most_kept", 16)
+    first, second = endurance.run(calls=60, seed=0, every=30)
+    assert (first.programs, second.programs) == (16, 16)
     assert second.maps < 1.2 * first.maps
 
 
