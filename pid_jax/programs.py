@@ -61,13 +61,64 @@ def _compiled(lowered: Any) -> Any:
     return lowered.compile()
 
 
-@dataclass
-class _Kept:
-    program: str
-    label: Hashable
-    compiled: "Future[tuple[Callable[..., Any], float]]"
-    """Threads that ask for a program while another compiles it wait for that."""
-    used: int = 0
+class Program:
+    """A function traced for certain shapes, and compiled by whoever needs it first."""
+
+    def __init__(self, owner: "Programs", key: Hashable, name: str, label: Hashable) -> None:
+        self.name = name
+        self.label = label
+        self.used = 0
+        self._owner = owner
+        self._key = key
+        self._jitted: Any = None
+        self._lowered: jax.stages.Lowered | None = None
+        self._results: Future[Any] = Future()
+        self._tracing_seconds = 0.0
+        self._compiled: Future[tuple[Callable[..., Any], float]] = Future()
+
+    @property
+    def results(self) -> Any:
+        """The shapes of what it returns, as `jax.ShapeDtypeStruct`s."""
+        return self._results.result()
+
+    @property
+    def seconds(self) -> float | None:
+        """What tracing and compiling took; None before."""
+        if not self._compiled.done() or self._compiled.exception() is not None:
+            return None
+        return self._compiled.result()[1]
+
+    def trace(self, jitted: Any, arguments: tuple[Any, ...], static: Mapping[str, Any]) -> None:
+        """Once, by the thread that asked first: settings of JAX may be that thread's alone."""
+        started = time.perf_counter()
+        try:
+            lowered = jitted.lower(*arguments, **static)
+        except BaseException as error:
+            self._owner.drop(self._key)
+            self._results.set_exception(error)
+            raise
+        self._jitted, self._lowered = jitted, lowered
+        self._tracing_seconds = time.perf_counter() - started
+        self._results.set_result(lowered.out_info)
+
+    def compile(self) -> Callable[..., Any]:
+        """The compiled function; threads that ask meanwhile wait for the one that compiles."""
+        self._results.result()
+        with _LOCK:
+            lowered, self._lowered = self._lowered, None
+        if lowered is not None:
+            started = time.perf_counter()
+            try:
+                compiled = _compiled(lowered)
+            except BaseException as error:
+                self._owner.drop(self._key)
+                self._compiled.set_exception(error)
+                raise
+            self._jitted.clear_cache()  # else JAX keeps each program for ever, dropped here or not
+            seconds = self._tracing_seconds + time.perf_counter() - started
+            self._owner.tell(Compilation(self.name, str(self.label), seconds))
+            self._compiled.set_result((compiled, seconds))
+        return self._compiled.result()[0]
 
 
 def _make_room() -> None:
@@ -90,7 +141,7 @@ class Programs:
     def __init__(self, most_kept: int = MOST_KEPT) -> None:
         self.compilations: list[Compilation] = []
         self._most_kept = most_kept
-        self._kept: OrderedDict[Hashable, _Kept] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Program] = OrderedDict()
         self._others: list[Programs] = []
         with _LOCK:
             _EVERYWHERE.add(self)
@@ -109,12 +160,8 @@ class Programs:
     def seconds_by_label(self, program: str) -> dict[Hashable, float]:
         """The labels of the programs of this name that are kept, and what each took to compile."""
         with _LOCK:
-            kept = [one for one in self._kept.values() if one.program == program]
-        return {
-            one.label: one.compiled.result()[1]
-            for one in kept
-            if one.compiled.done() and one.compiled.exception() is None
-        }
+            kept = [one for one in self._kept.values() if one.name == program]
+        return {one.label: one.seconds for one in kept if one.seconds is not None}
 
     def get(
         self,
@@ -131,36 +178,43 @@ class Programs:
         arguments: arrays, or `jax.ShapeDtypeStruct`s to compile without running.
         label: what it is compiled for; as a string, for the log and the table.
         """
+        return self.traced(program, jitted, fixed, arguments, static, label).compile()
+
+    def traced(
+        self,
+        program: str,
+        jitted: Any,
+        fixed: tuple[Any, ...],
+        arguments: tuple[Any, ...],
+        static: Mapping[str, Hashable],
+        label: Hashable,
+    ) -> Program:
+        """The same before it is compiled, which another thread may do."""
         key = self._key(program, arguments, static)
         with _LOCK:
             kept = self._kept.get(key)
             mine = kept is None
             if kept is None:
-                kept = self._kept[key] = _Kept(program, label, Future())
+                kept = self._kept[key] = Program(self, key, program, label)
             kept.used = next(_USES)
             self._kept.move_to_end(key)
             while len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
             _make_room()
         if mine:
-            try:
-                started = time.perf_counter()
-                compiled = _compiled(jitted.lower(*fixed, *arguments, **static))
-                seconds = time.perf_counter() - started
-                jitted.clear_cache()  # else JAX keeps each program for ever, dropped here or not
-            except BaseException as error:
-                with _LOCK:
-                    self._kept.pop(key, None)
-                kept.compiled.set_exception(error)
-                raise
-            self._tell(Compilation(program, str(label), seconds))
-            kept.compiled.set_result((compiled, seconds))
-        return kept.compiled.result()[0]
+            kept.trace(jitted, (*fixed, *arguments), static)
+        return kept
+
+    def drop(self, key: Hashable) -> None:
+        """Forgets the program of this key: it is traced anew when it is asked for again."""
+        with _LOCK:
+            self._kept.pop(key, None)
 
     def _oldest(self) -> int:
         return next(iter(self._kept.values())).used
 
-    def _tell(self, compilation: Compilation) -> None:
+    def tell(self, compilation: Compilation) -> None:
+        """Adds to the table, and to the log."""
         self.compilations.append(compilation)
         log.info(
             "compiled the %s for %s in %.1f s (%d programs so far)",

@@ -78,6 +78,30 @@ def test_threads_that_ask_for_one_program_compile_it_once() -> None:
     assert len(programs.compilations) == 1
 
 
+def test_what_is_traced_is_compiled_by_whoever_needs_it_first() -> None:
+    programs = Programs()
+    ones = np.ones(7, np.float32)
+    traced = programs.traced("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    assert traced.results.shape == (7,)
+    assert programs.seconds_by_label("sum") == {}
+    assert not programs.compilations
+    assert sum_of(programs, ones, ones)[0] == 2
+    assert traced.compile()(ones, ones)[0] == 2
+    assert len(programs.compilations) == 1
+
+
+def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = Programs()
+    ones = np.ones(7, np.float32)
+    traced = programs.traced("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    with monkeypatch.context() as patched:
+        patched.setattr(programs_module, "_compiled", lambda lowered: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            traced.compile()
+    assert len(programs) == 0
+    assert sum_of(programs, ones, ones)[0] == 2
+
+
 def test_a_failed_compilation_is_told_and_tried_again() -> None:
     programs = Programs()
     with pytest.raises(TypeError):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from pid_jax.decoding.savings import Run, Savings
 from pid_jax.decoding.state import State
 from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.programs import Programs
+from pid_jax.programs import Program, Programs
 from pid_jax.prompt_in_decoder import EncodedDocuments
 
 _encode = jax.jit(prompt_in_decoder.encode, static_argnums=0)
@@ -204,7 +204,7 @@ class Engine:
                 prompts = np.take_along_axis(prompts[chosen], columns, axis=1)
                 documents, done, size = documents[chosen], ~real, target
             until = limit if job.steps_at_once is None else min(limit, step + job.steps_at_once)
-            program = self._program_advance(job, encoded, state, controls)
+            program = self._program_advance(job, encoded, state, controls).compile()
             started = time.perf_counter()
             state = self._advance(
                 program, encoded, state, controls, until, self._pauses(job, size, done)
@@ -244,31 +244,38 @@ class Engine:
         labels = self.programs.seconds_by_label("score")
         return [shape for shape in labels if isinstance(shape, BatchShape)]
 
+    def trace(self, job: Job) -> list[Program]:
+        """What decoding of this job certainly needs, for others to compile, in that order.
+
+        Only where all is on one device: elsewhere compilation decides where results are.
+        """
+        if isinstance(self._sharding, NamedSharding):
+            return []
+
+        def results(program: Program) -> Any:
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding),
+                program.results,
+            )
+
+        encode = self._program_encode((job.batch.documents, job.batch.document_mask))
+        inputs = (*self._inputs(job, next(job.parts())), job.controls)
+        prefill = self._program_prefill(job, (results(encode), *inputs))
+        if job.max_new_tokens == 1:
+            return [encode, prefill]
+        advance = self._program_advance(job, results(encode), results(prefill), job.controls)
+        return [encode, prefill, advance]
+
     def warm_up(self, job: Job) -> None:
         """Compiles all programs that `decode` may need for this job, without running them."""
-        part = next(job.parts())
-        documents = job.batch.documents, job.batch.document_mask
-        encoded = _results(
-            self._program_encode(documents),
-            lambda *arguments: prompt_in_decoder.encode(self.model, *arguments),
-            self.params,
-            *documents,
-        )
-        inputs = (*self._inputs(job, part), job.controls)
-        begun = _results(
-            self._program_prefill(job, (encoded, *inputs)),
-            lambda *arguments: loop.prefill(
-                self.model, *arguments, strategy=job.strategy, room=job.room
-            ),
-            self.params,
-            encoded,
-            *inputs,
-        )
+        encoded = _results(self._program_encode((job.batch.documents, job.batch.document_mask)))
+        inputs = (*self._inputs(job, next(job.parts())), job.controls)
+        begun = _results(self._program_prefill(job, (encoded, *inputs)))
         rows_each = job.strategy.num_beams
         of_size = {job.size: (encoded, begun)}
         for size in sizes_below(job.size, rows_each) if job.compact else [job.size]:
             encoded, state = of_size[size]
-            self._program_advance(job, encoded, state, job.controls)
+            self._program_advance(job, encoded, state, job.controls).compile()
             for live in ((1, size[1]), (size[0], 1)) if job.compact else ():
                 target = smaller(size, live, rows_each)
                 if target is not None:
@@ -289,10 +296,9 @@ class Engine:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), moved
             )
             return fewer, kept
-        kept = _results(self._program_keep(state, places), loop.keep, state, *places)
+        kept = _results(self._program_keep(state, places))
         if target[0] < size[0]:
-            program = self._program_keep_documents(encoded, places[0])
-            encoded = _results(program, loop.keep_documents, encoded, places[0])
+            encoded = _results(self._program_keep_documents(encoded, places[0]))
         return encoded, kept
 
     def _target(
@@ -368,8 +374,8 @@ class Engine:
             return encoded, state, places
         placed = self._on_device(places)
         if fewer:
-            encoded = self._program_keep_documents(encoded, places[0])(encoded, placed[0])
-        return encoded, self._program_keep(state, places)(state, *placed), places
+            encoded = self._program_keep_documents(encoded, places[0]).compile()(encoded, placed[0])
+        return encoded, self._program_keep(state, places).compile()(state, *placed), places
 
     def _inputs(self, job: Job, part: slice) -> tuple[Any, ...]:
         """What the prefill of a part reads besides the encoding and the controls."""
@@ -385,9 +391,9 @@ class Engine:
         """Explicitly, so that no implicit transfer is left in decoding."""
         return jax.device_put(arguments, self._sharding)
 
-    def _program_encode(self, documents: tuple[Any, ...]) -> Any:
+    def _program_encode(self, documents: tuple[Any, ...]) -> Program:
         count, tokens = documents[0].shape
-        return self.programs.get(
+        return self.programs.traced(
             "encode",
             _encode,
             (self.model, self.params),
@@ -397,11 +403,13 @@ class Engine:
         )
 
     def _encode(self, documents: tuple[Any, ...]) -> EncodedDocuments:
-        encoded: EncodedDocuments = self._program_encode(documents)(self.params, *documents)
+        encoded: EncodedDocuments = self._program_encode(documents).compile()(
+            self.params, *documents
+        )
         return encoded
 
-    def _program_prefill(self, job: Job, inputs: tuple[Any, ...]) -> Any:
-        return self.programs.get(
+    def _program_prefill(self, job: Job, inputs: tuple[Any, ...]) -> Program:
+        return self.programs.traced(
             "prefill",
             _prefill,
             (self.model, self.params),
@@ -414,15 +422,15 @@ class Engine:
         self, job: Job, encoded: EncodedDocuments, controls: Controls, part: slice
     ) -> State:
         inputs = (encoded, *self._on_device(self._inputs(job, part)), controls)
-        state: State = self._program_prefill(job, inputs)(self.params, *inputs)
+        state: State = self._program_prefill(job, inputs).compile()(self.params, *inputs)
         return state
 
     def _program_advance(
         self, job: Job, encoded: EncodedDocuments, state: State, controls: Controls
-    ) -> Any:
+    ) -> Program:
         documents, prompts = state.prompts.mask.shape[:2]
         limits = np.int32(0), (np.int32(0), np.int32(0))
-        return self.programs.get(
+        return self.programs.traced(
             "decode",
             _advance,
             (self.model, self.params),
@@ -444,8 +452,8 @@ class Engine:
         advanced: State = program(self.params, encoded, state, controls, *self._on_device(limits))
         return advanced
 
-    def _program_keep(self, state: State, places: Places) -> Any:
-        return self.programs.get(
+    def _program_keep(self, state: State, places: Places) -> Program:
+        return self.programs.traced(
             "compaction",
             _keep,
             (),
@@ -456,8 +464,8 @@ class Engine:
 
     def _program_keep_documents(
         self, encoded: EncodedDocuments, documents: Int[np.ndarray, " B1"]
-    ) -> Any:
-        return self.programs.get(
+    ) -> Program:
+        return self.programs.traced(
             "compaction",
             _keep_documents,
             (),
@@ -475,12 +483,12 @@ def _rows_of(kind: Kind) -> tuple[int, int]:
     return kind.shape.documents, kind.shape.prompts
 
 
-def _results(program: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The shapes of what a compiled function returns, and where its program leaves them."""
+def _results(program: Program) -> Any:
+    """The shapes of what a program returns, compiled here, and where it leaves them."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(function, *arguments),
-        program.output_shardings,
+        program.results,
+        program.compile().output_shardings,  # type: ignore[attr-defined]
     )
 
 

@@ -1,12 +1,13 @@
 """An engine for each device, so that batches are decoded on all of them at once."""
 
+import os
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import NamedTuple, TypeVar
 
@@ -107,7 +108,45 @@ def _share(
     waiting: what further batches it takes from, as others do. None: nothing yet, but a moment at
     which to stop.
     """
-    batches = chain([first], _taken_from(waiting))
+    with _compiled_ahead(engine, [first, *list(waiting)], devices, job_of):
+        yield from _decoded(engine, chain([first], _taken_from(waiting)), waiting, devices, job_of)
+
+
+@contextmanager
+def _compiled_ahead(
+    engine: Engine, batches: Sequence[PlannedBatch], devices: int, job_of: JobOf
+) -> Iterator[None]:
+    """What all these batches need is compiled by other threads, while the first are decoded.
+
+    The first batch is this device's own; of the others it may expect one if there are as many of
+    a shape as devices.
+    """
+    job = job_of(batches[0], 0)
+    known = engine.shapes(job.strategy, job.controls)
+    count = Counter(batch.shape for batch in batches)
+    missing = {
+        batch.shape: batch
+        for batch in batches
+        if batch.shape not in known and (batch.shape == job.shape or count[batch.shape] >= devices)
+    }
+    threads = max(min((os.cpu_count() or 1) // (2 * devices), len(missing)), 1)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="compile")  # starts none by itself
+    try:
+        for batch in missing.values():
+            for program in engine.trace(job_of(batch, 0)):
+                pool.submit(program.compile)
+        yield
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decoded(
+    engine: Engine,
+    batches: Iterator[PlannedBatch],
+    waiting: deque[PlannedBatch],
+    devices: int,
+    job_of: JobOf,
+) -> Iterator[Decoded | None]:
     at_once = 1 if jax.default_backend() == "cpu" else 2
     running: deque[tuple[PlannedBatch, Job, Iterator[Outputs | None]]] = deque()
     since = time.perf_counter()

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import threading
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pid_jax import programs
 from pid_jax.data.batching import BatchShape, bucket, collate
 from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding import engine, planning
 from pid_jax.decoding.compaction import (
     FEWEST_ROWS,
     count_live,
@@ -154,6 +157,13 @@ def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
     ]
 
 
+@pytest.fixture(params=[True, False], ids=["on the host", "on the device"])
+def moves_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Where prompts are moved: on the host on a CPU, by a program on accelerators."""
+    monkeypatch.setattr(engine, "_moves_on_host", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -163,7 +173,7 @@ def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
     ids=["beams", "samples"],
 )
 def test_dropping_ended_prompts_changes_nothing_under_any_option(
-    varied_model: PidModel, cases: Cases, options: dict[str, Any]
+    varied_model: PidModel, cases: Cases, options: dict[str, Any], moves_on_host: bool
 ) -> None:
     some = Cases(cases.documents[:20], [row[:6] for row in cases.prompts[:20]])
     options = {"batch_size": 2, "allowed": lists(some), **options}
@@ -348,6 +358,7 @@ def test_after_a_warm_up_nothing_is_compiled(
     cases: Cases,
     options: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
+    moves_on_host: bool,
 ) -> None:
     model = PidModel(varied_model.model, varied_model.params)
     caplog.set_level(logging.INFO, logger="pid_jax")
@@ -356,16 +367,51 @@ def test_after_a_warm_up_nothing_is_compiled(
     warm = len(table.compilations)
     messages = [record.getMessage() for record in caplog.records]
     assert len([message for message in messages if message.startswith("compiled the")]) == warm
+    moves = [one for one in table.compilations if one.program == "compaction"]
+    assert bool(moves) == (options["compact"] and not moves_on_host)
     long = next(i for i, document in enumerate(cases.documents) if len(document) == 32)
     one = Cases(cases.documents[long:][:1], cases.prompts[long:][:1])
     generate(model, one, batch_size=20, **options)
     assert len(model.programs.compilations) == warm
 
 
-def test_all_transfers_are_explicit(varied_model: PidModel, cases: Cases) -> None:
+def test_all_transfers_are_explicit(
+    varied_model: PidModel, cases: Cases, moves_on_host: bool
+) -> None:
     """An implicit one stalls an accelerator unseen."""
     some = cases.some(4)
     generate(varied_model, some, compact=True)
     with jax.transfer_guard("disallow"):
         _, report = generate(varied_model, some, compact=True)
     assert report.prompts == 40
+
+
+def test_later_shapes_are_compiled_by_other_threads(
+    varied_model: PidModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced by the caller's, whose settings of JAX may be its own."""
+    model = PidModel(varied_model.model, varied_model.params)
+    traced, compiled = [], []
+    trace, compile_ = programs.Program.trace, programs._compiled
+
+    def recorded_trace(program: programs.Program, *arguments: Any) -> None:
+        traced.append(threading.current_thread())
+        trace(program, *arguments)
+
+    def recorded_compile(lowered: Any) -> Any:
+        compiled.append(threading.current_thread())
+        return compile_(lowered)
+
+    monkeypatch.setattr(programs.Program, "trace", recorded_trace)
+    monkeypatch.setattr(programs, "_compiled", recorded_compile)
+    sizes = [(200, 9), (90, 3), (30, 1)]
+    some = Cases([[5] * size for size, _ in sizes], [[[7]] * count for _, count in sizes])
+    limits = planning.Limits(4096, 1, tokens_per_shape=0)
+    monkeypatch.setattr(planning.Limits, "by_default", lambda *_: limits)
+    for _ in range(2):
+        answers, _ = generate(model, some, batch_size=1)
+        assert len(traced) == len(compiled) == len(model.programs.compilations)
+    assert set(traced) == {threading.current_thread()}
+    assert set(compiled) - set(traced)
+    assert len(model.programs.compilations) == 3 * len(sizes)
+    assert_same(answers, plain(varied_model, some))

@@ -6,6 +6,7 @@
 import numpy as np
 import pytest
 
+from pid_jax import programs
 from tests.fuzz import cases, checks, endurance, pairs, plain, theirs, watchdog
 from tests.fuzz.cases import CASES_ALIKE
 
@@ -40,7 +41,7 @@ def test_generate_equals_plain_greedy_and_transformers_at_length():
 @pytest.mark.slow
 def test_a_process_keeps_few_programs_and_memory_maps(monkeypatch):
     """After 60 calls of random sizes as after 30: what is dropped is given back."""
-    monkeypatch.setattr(pairs.of("t5").ours.programs, "_most_kept", 16)
+    monkeypatch.setattr(programs, "MOST_IN_PROCESS", 16)
     first, second = endurance.run(calls=60, seed=0, every=30)
     assert (first.programs, second.programs) == (16, 16)
     assert second.maps < 1.2 * first.maps
