@@ -339,12 +339,14 @@ class Inputs:
         return stopping.token_bytes(detokenizer, self.config.vocab_size)
 
     def _stops(self, stop: Sequence[str | Sequence[int]]) -> stopping.StopAutomaton:
-        if tuple(stop) in self._automata:
-            return self._automata[tuple(stop)]
+        known = self._automata.get(tuple(stop))  # once: another thread may put its own there
+        if known is not None:
+            return known
         has_text = any(isinstance(item, str) for item in stop)
         tokens = self._token_bytes if has_text else None
-        self._automata = {tuple(stop): stopping.compile_stops(stop, tokens, self.config.vocab_size)}
-        return self._automata[tuple(stop)]
+        automaton = stopping.compile_stops(stop, tokens, self.config.vocab_size)
+        self._automata = {tuple(stop): automaton}
+        return automaton
 
     def _barred(
         self, options: GenerationOptions

@@ -1,7 +1,7 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-import functools
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -55,6 +55,11 @@ class PidModel:
         self._defaults = GenerationDefaults(
             self._generation_config, model.config, has_tokenizer=tokenizer is not None
         )
+        self._inputs = Inputs(model.config, tokenizer)
+        self._reader = Reader(model.config, tokenizer)
+        self._planner = Planner()
+        self._made: Engines | None = None
+        self._lock = threading.Lock()
 
     @property
     def model(self) -> EncoderDecoder:
@@ -82,24 +87,16 @@ class PidModel:
         """The options of `generate` that the checkpoint sets, where a caller does not."""
         return MappingProxyType(dict(self._defaults.options))
 
-    @functools.cached_property
-    def _inputs(self) -> Inputs:
-        return Inputs(self.config, self.tokenizer)
-
-    @functools.cached_property
-    def _reader(self) -> Reader:
-        return Reader(self.config, self.tokenizer)
-
-    @functools.cached_property
+    @property
     def _engines(self) -> Engines:
-        params = self.params
-        if jax.default_backend() == "cpu":
-            params = self.model.decoding_params(params)
-        return Engines(self.model, params)
-
-    @functools.cached_property
-    def _planner(self) -> Planner:
-        return Planner()
+        """Made when it is needed: it may hold parameters a second time."""
+        with self._lock:
+            if self._made is None:
+                params = self.params
+                if jax.default_backend() == "cpu":
+                    params = self.model.decoding_params(params)
+                self._made = Engines(self.model, params)
+            return self._made
 
     @property
     def programs(self) -> Programs:
@@ -185,6 +182,7 @@ class PidModel:
         work, controls = self._inputs.work(examples, allowed, method, chosen)
         batches = self._batches(work, batch_tokens, batch_size, chosen, controls)
         report = DecodingReport() if report is None else report
+        compact = _compaction(compact)
         found: dict[tuple[int, int], dict[int, list[Generation]]] = {}
         copies = chosen.num_return_sequences if chosen.do_sample else 1
         parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]
@@ -298,14 +296,18 @@ class PidModel:
         method: Method = "pid",
         *,
         documents: int = 1,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
         compact: Compaction = True,
         **options: Any,
     ) -> Programs:
         """Compiles what `generate` will need for batches of this shape, before the first request.
 
-        Sizes are rounded up as those of a batch are. Programs with `allowed` are not covered:
+        Sizes are rounded up as those of a batch are, and batches hold no more than those of
+        `generate`, whose further arguments these are. Programs with `allowed` are not covered:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
+        compact = _compaction(compact)
         lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         chosen = self._defaults.options_with(lengths | options)
         document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
@@ -322,10 +324,10 @@ class PidModel:
             del left  # whether smaller programs will repay is what `compact` says here
             return self._inputs.job(work, batch, controls, chosen, compact=compact)
 
-        together = Limits.by_default(sys.maxsize)  # as many documents at once as were named
+        limits = self._limits(work, batch_tokens, batch_size)
         batches = Planner().plan(
             work.examples,
-            together,
+            limits,
             new_tokens=chosen.max_new_tokens,
             num_beams=chosen.num_beams,
             devices=len(self._engines),
@@ -351,12 +353,10 @@ class PidModel:
         examples = self._inputs.examples(documents, prompts, targets)
         one = GenerationOptions(max_new_tokens=1)
         work, controls = self._inputs.work(examples, None, method, one)
-        longest = max((len(t) for example in examples for t in example.targets), default=0)
-        lengths = GenerationOptions(max_new_tokens=max(longest, 1))
         results = [[0.0] * len(example.prompts) for example in examples]
         engine = self._engines[0]
         for planned in self._batches(
-            work, batch_tokens, batch_size, lengths, controls, devices=1, scored=True
+            work, batch_tokens, batch_size, one, controls, devices=1, scored=True
         ):
             batch, _ = self._inputs.collate([work.examples[i] for i in planned.examples], planned)
             scores = engine.score(batch, planned.shape)
@@ -379,16 +379,11 @@ class PidModel:
         scored: bool = False,
     ) -> list[PlannedBatch]:
         """What is decoded together; examples without prompts are in no batch."""
-        if batch_tokens is not None:
-            batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
-        if batch_size is not None:
-            batch_size = arguments.integer("batch_size", batch_size, at_least=1)
-        most = batch_size and batch_size * work.most_examples_each
         engine = self._engines[0]
         return self._planner.plan(
             work.examples,
-            Limits.by_default(batch_tokens, most),
-            new_tokens=options.max_new_tokens,
+            self._limits(work, batch_tokens, batch_size),
+            new_tokens=None if scored else options.max_new_tokens,
             num_beams=options.num_beams,
             devices=devices or len(self._engines),
             compiled=engine.scored_shapes()
@@ -396,6 +391,15 @@ class PidModel:
             else engine.shapes(options.strategy(), controls),
             sort=sort,
         )
+
+    @staticmethod
+    def _limits(work: Work, batch_tokens: int | None, batch_size: int | None) -> Limits:
+        if batch_tokens is not None:
+            batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
+        if batch_size is not None:
+            batch_size = arguments.integer("batch_size", batch_size, at_least=1)
+        most = batch_size and batch_size * work.most_examples_each
+        return Limits.by_default(batch_tokens, most)
 
 
 @contextmanager
@@ -412,6 +416,15 @@ def _progress_bar(documents: int, wanted: bool | None) -> Iterator[Callable[[flo
 
 
 _BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} documents [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def _compaction(compact: Any) -> Compaction:
+    if isinstance(compact, str) and compact == "auto":
+        return "auto"
+    try:
+        return arguments.flag("compact", compact)
+    except UserError as error:
+        raise UserError(f'{error}, or "auto"') from error
 
 
 def _dtype(dtype: DTypeLike) -> Any:

@@ -133,19 +133,20 @@ class Reader:
         self, text: str, tokens: Sequence[int], spelled: Mapping[tuple[int, ...], str]
     ) -> str:
         """What of an unfinished text holds for every allowed text that it may become."""
-        if self._respelled[0] is not spelled:
+        of_list, other = self._respelled[0]  # once: another thread may put its own there
+        if of_list is not spelled:
             other = {body: name for body, name in spelled.items() if name != self._read(body)}
-            self._respelled[:] = spelled, other
-        for body, name in self._respelled[1].items():
+            self._respelled[0] = spelled, other
+        for body, name in other.items():
             if body[: len(tokens)] == tuple(tokens):
                 alike = takewhile(lambda pair: pair[0] == pair[1], zip(text, name, strict=False))
                 text = text[: len(list(alike))]
         return text
 
     @functools.cached_property
-    def _respelled(self) -> list[Any]:
+    def _respelled(self) -> list[tuple[Any, dict[tuple[int, ...], str]]]:
         """The latest list of allowed outputs, and those in it that decoding spells otherwise."""
-        return [None, {}]
+        return [(None, {})]
 
     def _tokens(self, tokens: list[int], stops: "_Stops", done: bool) -> list[int]:
         """Without the end token or the stop sequence."""

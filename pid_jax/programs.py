@@ -19,8 +19,8 @@ MOST_KEPT = 64
 """Programs kept at once for one model and device; the least recently used makes way."""
 
 MOST_IN_PROCESS = 192
-"""Programs kept at once in a process. On a CPU each holds some 170 memory maps (three for each
-kernel), and Linux grants a process 65,530."""
+"""Programs kept at once in a process on a CPU, for all models and devices. There each holds some
+170 memory maps (three for each kernel), and Linux grants a process 65,530."""
 
 _LOCK = threading.Lock()
 _EVERYWHERE: "weakref.WeakSet[Programs]" = weakref.WeakSet()
@@ -57,7 +57,8 @@ def _compiled(lowered: Any) -> Any:
             if not unknown:
                 raise
             for name in unknown:
-                del options[name], _ON_CPU[name]
+                del options[name]
+                _ON_CPU.pop(name, None)  # other threads may have done so
     return lowered.compile()
 
 
@@ -110,19 +111,25 @@ class Program:
             started = time.perf_counter()
             try:
                 compiled = _compiled(lowered)
+                # Else JAX keeps each program for ever, dropped here or not.
+                self._jitted.clear_cache()
+                seconds = self._tracing_seconds + time.perf_counter() - started
+                self._owner.tell(Compilation(self.name, str(self.label), seconds))
             except BaseException as error:
                 self._owner.drop(self._key)
                 self._compiled.set_exception(error)
                 raise
-            self._jitted.clear_cache()  # else JAX keeps each program for ever, dropped here or not
-            seconds = self._tracing_seconds + time.perf_counter() - started
-            self._owner.tell(Compilation(self.name, str(self.label), seconds))
             self._compiled.set_result((compiled, seconds))
         return self._compiled.result()[0]
 
 
 def _make_room() -> None:
-    """Drops the programs of any model that were used longest ago, while there are too many."""
+    """Drops the programs of any model that were used longest ago, while there are too many.
+
+    On a CPU, where each holds memory maps of this process.
+    """
+    if jax.default_backend() != "cpu":
+        return
     holding = [programs for programs in _EVERYWHERE if programs._kept]
     count = sum(len(programs._kept) for programs in holding)
     while count > MOST_IN_PROCESS:

@@ -1,5 +1,9 @@
 """`PidModel`: what it promises whatever the batch, and what it refuses."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from hypothesis import strategies as st
 
 from pid_jax import models
 from pid_jax.data.batching import bucket
+from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
@@ -193,3 +198,37 @@ def test_an_unknown_dtype_is_refused():
 
 def test_the_number_of_buckets_grows_with_the_logarithm_of_the_size():
     assert len({bucket(n, multiple=32) for n in range(1, 4097)}) <= 8 * 7
+
+
+def test_threads_of_a_new_model_share_its_programs(varied_model: PidModel) -> None:
+    model = PidModel(varied_model.model, varied_model.params)
+    meeting = threading.Barrier(4, timeout=20)
+
+    def ask() -> list[int]:
+        meeting.wait()
+        return model.generate([[5, 6]], [[[7]]], max_new_tokens=4)[0][0].tokens
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask) for _ in range(4)]
+        assert len({tuple(answer.result()) for answer in answers}) == 1
+    assert len(model.programs.compilations) == 3
+
+
+@pytest.mark.parametrize("value", ["yes", "never", 1, 0, 2.5])
+def test_compaction_is_true_false_or_auto(tiny_model: PidModel, value: Any) -> None:
+    for call in (
+        lambda: tiny_model.generate([[5]], [[[7]]], max_new_tokens=2, compact=value),
+        lambda: tiny_model.warm_up(8, 1, 1, 2, compact=value),
+    ):
+        with pytest.raises(UserError, match="compact must be True or False, not"):
+            call()
+    assert tiny_model.generate([[5]], [[[7]]], max_new_tokens=2, compact=np.bool_(False))
+
+
+def test_batches_are_as_large_after_a_call_with_one_document(varied_model: PidModel) -> None:
+    model = PidModel(varied_model.model, varied_model.params)
+    model.generate([[5] * 60], [[[7], [8]]], max_new_tokens=8)
+    for _ in range(2):
+        report = DecodingReport()
+        model.generate([[5] * 60] * 40, [[[7], [8]]] * 40, max_new_tokens=8, report=report)
+    assert report.batches == 1

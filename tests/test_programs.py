@@ -102,6 +102,24 @@ def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.M
     assert sum_of(programs, ones, ones)[0] == 2
 
 
+def test_options_that_a_jaxlib_lacks_are_left_out_by_all_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = programs_module._ON_CPU | {"xla_cpu_of_another_jaxlib": True}
+    monkeypatch.setattr(programs_module, "_ON_CPU", options)
+    ones = np.ones(7, np.float32)
+    meeting = threading.Barrier(4, timeout=20)
+
+    def ask() -> float:
+        meeting.wait()
+        return float(sum_of(Programs(), ones, ones)[0])
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask) for _ in range(4)]
+        assert [answer.result() for answer in answers] == [2.0] * 4
+    assert "xla_cpu_of_another_jaxlib" not in options
+
+
 def test_a_failed_compilation_is_told_and_tried_again() -> None:
     programs = Programs()
     with pytest.raises(TypeError):

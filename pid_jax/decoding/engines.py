@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from pid_jax.data.batching import BatchShape
 from pid_jax.decoding.engine import Engine, Job, Outputs
 from pid_jax.decoding.planning import PlannedBatch
 from pid_jax.decoding.report import DecodingReport
@@ -21,6 +22,8 @@ from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import Programs
 
 ItemT = TypeVar("ItemT")
+Waiting = deque[tuple[PlannedBatch, int]]
+"""Batches, each with the number of those of the same shape that come after it."""
 JobOf = Callable[[PlannedBatch, int], Job]
 """The job of a batch, given how many more of its shape the same device may expect."""
 
@@ -53,6 +56,7 @@ class Engines(Sequence[Engine]):
         self._devices = [None] if placed else devices
         """None: wherever the parameters are."""
         self._made: dict[int, Engine] = {}
+        self._locks = [threading.Lock() for _ in self._devices]
         self.programs = Programs()
         """The table of what all of them compiled."""
 
@@ -61,9 +65,10 @@ class Engines(Sequence[Engine]):
 
     def __getitem__(self, index: int) -> Engine:  # type: ignore[override]  # no slices
         device = self._devices[index]
-        if index not in self._made:
-            params = self._params if device is None else jax.device_put(self._params, device)
-            self._made[index] = Engine(self._model, params, self.programs.of_another_device())
+        with self._locks[index]:
+            if index not in self._made:
+                params = self._params if device is None else jax.device_put(self._params, device)
+                self._made[index] = Engine(self._model, params, self.programs.of_another_device())
         return self._made[index]
 
     def decode(
@@ -73,7 +78,11 @@ class Engines(Sequence[Engine]):
 
         Close it to stop.
         """
-        waiting = deque(batches)
+        alike: Counter[BatchShape] = Counter()
+        waiting: Waiting = deque()
+        for batch in reversed(batches):
+            waiting.appendleft((batch, alike[batch.shape]))
+            alike[batch.shape] += 1
         used = min(len(self), len(waiting))
         # Every device has a batch before any has two.
         first = [waiting.popleft() for _ in range(used)]
@@ -87,7 +96,7 @@ class Engines(Sequence[Engine]):
         """Compiles, on every device, what decoding these batches may need."""
         jobs = [job_of(batch, 0) for batch in {batch.shape: batch for batch in batches}.values()]
 
-        def warmed_up(engine: Engine) -> Iterator[None]:
+        def warmed_up(engine: Engine) -> Generator[None, None, None]:
             for job in jobs:
                 engine.warm_up(job)
                 yield
@@ -98,17 +107,17 @@ class Engines(Sequence[Engine]):
 
 def _share(
     engine: Engine,
-    first: PlannedBatch,
-    waiting: deque[PlannedBatch],
+    first: tuple[PlannedBatch, int],
+    waiting: Waiting,
     devices: int,
     job_of: JobOf,
-) -> Iterator[Decoded | None]:
+) -> Generator[Decoded | None, None, None]:
     """What one device decodes; an accelerator has its next batch at hand meanwhile.
 
     waiting: what further batches it takes from, as others do. None: nothing yet, but a moment at
     which to stop.
     """
-    with _compiled_ahead(engine, [first, *list(waiting)], devices, job_of):
+    with _compiled_ahead(engine, [batch for batch, _ in (first, *waiting)], devices, job_of):
         yield from _decoded(engine, chain([first], _taken_from(waiting)), waiting, devices, job_of)
 
 
@@ -142,21 +151,21 @@ def _compiled_ahead(
 
 def _decoded(
     engine: Engine,
-    batches: Iterator[PlannedBatch],
-    waiting: deque[PlannedBatch],
+    batches: Iterator[tuple[PlannedBatch, int]],
+    waiting: Waiting,
     devices: int,
     job_of: JobOf,
-) -> Iterator[Decoded | None]:
+) -> Generator[Decoded | None, None, None]:
     at_once = 1 if jax.default_backend() == "cpu" else 2
     running: deque[tuple[PlannedBatch, Job, Iterator[Outputs | None]]] = deque()
     since = time.perf_counter()
     while True:
         # The last batches are left for whichever device is free first.
         while not running or (len(running) < at_once and len(waiting) >= devices):
-            batch = next(batches, None)
-            if batch is None:
+            taken = next(batches, None)
+            if taken is None:
                 break
-            alike = sum(other.shape == batch.shape for other in list(waiting))
+            batch, alike = taken
             job = job_of(batch, alike // devices)
             decoding = engine.decode(job)
             next(decoding)  # sets the device to work
@@ -182,7 +191,7 @@ def _taken_from(waiting: deque[ItemT]) -> Iterator[ItemT]:
             return
 
 
-def together(iterators: Sequence[Iterator[ItemT]]) -> Generator[ItemT, None, None]:
+def together(iterators: Sequence[Generator[ItemT, None, None]]) -> Generator[ItemT, None, None]:
     """What the iterators yield, in the order in which it comes; a single one is just iterated.
 
     Of several, each runs in a thread of its own, so that programs are compiled side by side and
@@ -196,13 +205,14 @@ def together(iterators: Sequence[Iterator[ItemT]]) -> Generator[ItemT, None, Non
     found: queue.SimpleQueue[tuple[list[ItemT], BaseException | None]] = queue.SimpleQueue()
     stopped = threading.Event()
 
-    def run(iterator: Iterator[ItemT]) -> None:
+    def run(iterator: Generator[ItemT, None, None]) -> None:
         error = None
         try:
-            for item in iterator:
-                found.put(([item], None))
-                if stopped.is_set():
-                    break
+            with closing(iterator):
+                for item in iterator:
+                    found.put(([item], None))
+                    if stopped.is_set():
+                        break
         except BaseException as raised:  # it is raised again, by the thread that waits
             error = raised
         found.put(([], error))

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from pid_jax.data.batching import DOCUMENT_MULTIPLE, BatchShape, bucket, bucket_below
 from pid_jax.data.tokenizing import TokenizedExample
 
-Size = tuple[int, int, int]
-"""Document tokens, prompts, prompt tokens with the start token."""
+Size = tuple[int, int, int, int]
+"""Document tokens, prompts, prompt tokens with the start token, tokens of an output or target."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Limits:
     """How finely sizes are rounded up: so many sizes between a power of two and the next."""
     tokens_per_compilation: int = 32768
     """Padding that takes about the time of compiling the programs of a shape."""
+    tokens_per_step: int = 64
+    """What a step of decoding takes, in tokens, however few rows it has: reading the weights."""
 
     @classmethod
     def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "Limits":
@@ -54,6 +56,7 @@ class Limits:
             tokens_per_shape=16384,
             steps_per_octave=2,
             tokens_per_compilation=1 << 20,
+            tokens_per_step=512,
         )
 
 
@@ -72,14 +75,14 @@ class Planner:
     """Plans batches; remembers how much padding the reuse of larger shapes has cost."""
 
     def __init__(self) -> None:
-        self._padding: Counter[tuple[Size, int]] = Counter()
+        self._padding: Counter[Size] = Counter()
 
     def plan(
         self,
         examples: Sequence[TokenizedExample],
         limits: Limits,
         *,
-        new_tokens: int,
+        new_tokens: int | None,
         num_beams: int = 1,
         devices: int = 1,
         compiled: Collection[BatchShape] = (),
@@ -87,9 +90,10 @@ class Planner:
     ) -> list[PlannedBatch]:
         """Batches of all examples that have prompts, the largest first.
 
-        new_tokens: of an output, or of a target. num_beams: how often a prompt and its output are
-        held. devices: fewer documents than fill a batch on each are shared out. compiled: shapes
-        that need no compilation. sort: False keeps the order of the documents.
+        new_tokens: of an output; None for the examples' own targets. num_beams: how often a prompt
+        and its output are held. devices: fewer documents than fill a batch on each are shared
+        out. compiled: shapes that need no compilation. sort: False keeps the order of the
+        documents.
         A batch stays within `limits.tokens` unless one document alone exceeds them; prompts of a
         document that exceed them together are decoded in parts. The largest come first: if memory
         does not suffice, that shows at once.
@@ -97,11 +101,13 @@ class Planner:
         asked = [index for index, example in enumerate(examples) if example.prompts]
         if not asked:
             return []
-        room = _room(new_tokens, limits, compiled)
-        compiled = [shape for shape in compiled if shape.target_tokens == room]
+        room = None
+        if new_tokens is not None:
+            room = _room(new_tokens, limits, compiled)
+        known = [shape for shape in compiled if room in (None, shape.target_tokens)]
         layout = _Layout(limits, room, num_beams, math.ceil(len(asked) / devices))
         sizes = {index: layout.size_of(examples[index]) for index in asked}
-        shapes = self._shapes(sizes, layout, compiled)
+        shapes = self._shapes(sizes, layout, known)
         cut = layout.filled(sizes, shapes) if sort else layout.in_order(sizes, shapes)
         return [
             PlannedBatch(
@@ -121,16 +127,15 @@ class Planner:
         for own, count in Counter(classes[size] for size in sizes.values()).items():
             shape = layout.shape(own, count)
             fitting = [
-                (layout.padded_tokens(other, count), str(other), other)
+                (layout.cost(other, count), -other.documents, str(other), other)
                 for other in compiled
                 if layout.admits(other, own)
             ]
             if shape not in compiled and fitting:
-                tokens, _, other = min(fitting)
-                more = max(tokens - layout.padded_tokens(shape, count), 0)
-                spent = self._padding[own, layout.room] + more
+                cost, *_, other = min(fitting)
+                spent = self._padding[own] + max(cost - layout.cost(shape, count), 0)
                 if spent <= layout.limits.tokens_per_compilation:
-                    self._padding[own, layout.room] = spent
+                    self._padding[own] = spent
                     shape = other
             shapes[own] = shape
         return {size: shapes[own] for size, own in classes.items()}
@@ -142,7 +147,8 @@ Cut = list[tuple[tuple[int, ...], BatchShape]]
 @dataclass(frozen=True)
 class _Layout:
     limits: Limits
-    room: int
+    room: int | None
+    """Places for each output; None: as many as an example's own targets need."""
     num_beams: int
     share: int
     """The most documents that a device should take at once."""
@@ -150,7 +156,10 @@ class _Layout:
     def size_of(self, example: TokenizedExample) -> Size:
         """The example's own size, rounded up; of prompts, those decoded at once."""
         prompt_tokens = _rounded(1 + max(map(len, example.prompts)), self.limits)
-        each = self.num_beams * (prompt_tokens + self.room)
+        room = self.room
+        if room is None:
+            room = _rounded(max(max(map(len, example.targets)), 1), self.limits)
+        each = self.num_beams * (prompt_tokens + room)
         at_once = max(bucket_below(self.limits.tokens // each), 1)
         count = len(example.prompts)
         parts = math.ceil(count / at_once)
@@ -158,12 +167,13 @@ class _Layout:
             _rounded(len(example.document), self.limits, multiple=DOCUMENT_MULTIPLE),
             _rounded(math.ceil(count / parts), self.limits),
             prompt_tokens,
+            room,
         )
 
     def tokens(self, size: Size) -> int:
         """Of one document of this size, with prompts and outputs."""
-        document_tokens, prompts, prompt_tokens = size
-        return document_tokens + prompts * self.num_beams * (prompt_tokens + self.room)
+        document_tokens, prompts, prompt_tokens, room = size
+        return document_tokens + prompts * self.num_beams * (prompt_tokens + room)
 
     def shape(self, size: Size, count: int) -> BatchShape:
         """The shape for `count` documents of this size, evenly filled."""
@@ -172,18 +182,13 @@ class _Layout:
             most = min(most, self.limits.documents)
         most = bucket_below(most)
         even = math.ceil(count / math.ceil(count / most))
-        document_tokens, prompts, prompt_tokens = size
-        return BatchShape(
-            min(_rounded(even, self.limits), most),
-            document_tokens,
-            prompts,
-            prompt_tokens,
-            self.room,
-        )
+        return BatchShape(min(_rounded(even, self.limits), most), *size)
 
-    def padded_tokens(self, shape: BatchShape, count: int) -> int:
-        """What batches of this shape take for `count` documents."""
-        return math.ceil(count / shape.documents) * shape.documents * self.tokens(_size(shape))
+    def cost(self, shape: BatchShape, count: int) -> int:
+        """What batches of this shape take for `count` documents, in tokens."""
+        steps = 2 + (shape.target_tokens if self.room is not None else 0)
+        each = shape.documents * self.tokens(_size(shape)) + steps * self.limits.tokens_per_step
+        return math.ceil(count / shape.documents) * each
 
     def admits(self, shape: BatchShape, size: Size) -> bool:
         """Whether documents of this size may be decoded at this shape, within the limits."""
@@ -225,25 +230,30 @@ class _Layout:
     def filled(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
         """Batches of the class with most tokens first, filled up with what else fits."""
         waiting: dict[Size, deque[int]] = {}
+        of_shape: dict[BatchShape, list[Size]] = {}
         for size in sorted(
             shapes,
             key=lambda size: (self.tokens(_size(shapes[size])), self.tokens(size), size),
             reverse=True,
         ):
             waiting[size] = deque()
+            of_shape.setdefault(shapes[size], []).append(size)
         for index, size in sizes.items():
             waiting[size].append(index)
         cut: Cut = []
-        while waiting:
-            shape = shapes[next(iter(waiting))]
+        for shape, own in of_shape.items():
             taken: list[int] = []
+            for size in own:
+                for index in waiting.pop(size):
+                    taken.append(index)
+                    if len(taken) == shape.documents:
+                        cut.append((tuple(taken), shape))
+                        taken = []
+            if not taken:
+                continue
             for size, indices in waiting.items():
-                if _fits(size, shape):
-                    while indices and len(taken) < shape.documents:
-                        taken.append(indices.popleft())
-                if len(taken) == shape.documents:
-                    break
-            waiting = {size: indices for size, indices in waiting.items() if indices}
+                while indices and len(taken) < shape.documents and _fits(size, shape):
+                    taken.append(indices.popleft())
             cut.append((tuple(taken), shape))
         return cut
 
@@ -267,7 +277,7 @@ class _Layout:
 
 
 def _size(shape: BatchShape) -> Size:
-    return shape.document_tokens, shape.prompts, shape.prompt_tokens
+    return shape.document_tokens, shape.prompts, shape.prompt_tokens, shape.target_tokens
 
 
 def _fits(size: Size, shape: BatchShape) -> bool:
@@ -291,15 +301,15 @@ _MOST_MERGED = 256
 
 
 def _merged(
-    sizes: Int[np.ndarray, "N 3"], members: Int[np.ndarray, " N"], layout: _Layout
-) -> Int[np.ndarray, "N 3"]:
+    sizes: Int[np.ndarray, "N 4"], members: Int[np.ndarray, " N"], layout: _Layout
+) -> Int[np.ndarray, "N 4"]:
     """For each size, that of its class."""
     sizes, members = sizes.copy(), members.copy()
     leader = np.arange(len(sizes))
     alive = np.ones(len(sizes), bool)
 
-    def tokens(size: Int[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
-        outputs = size[..., 1] * layout.num_beams * (size[..., 2] + layout.room)
+    def tokens(size: Int[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
+        outputs = size[..., 1] * layout.num_beams * (size[..., 2] + size[..., 3])
         return (size[..., 0] + outputs).astype(np.float64)
 
     def added_with(one: int) -> Float[np.ndarray, " N"]:
@@ -330,7 +340,8 @@ def _rounded(size: int, limits: Limits, multiple: int = 1) -> int:
 
 
 def _coarser(size: Size, steps: int) -> Size:
-    return _coarse(size[0], steps), _coarse(size[1], steps), _coarse(size[2], steps)
+    document_tokens, prompts, prompt_tokens, room = (_coarse(length, steps) for length in size)
+    return document_tokens, prompts, prompt_tokens, room
 
 
 def _coarse(size: int, steps: int) -> int:

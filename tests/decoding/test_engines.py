@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -12,7 +12,7 @@ from pid_jax.decoding.engines import together
 def test_what_all_yield_comes_as_it_comes() -> None:
     meeting = threading.Barrier(3, timeout=20)
 
-    def numbers(first: int) -> Iterator[int]:
+    def numbers(first: int) -> Generator[int, None, None]:
         yield first
         meeting.wait()  # which none would reach if another had to end before
         yield first + 1
@@ -23,20 +23,30 @@ def test_what_all_yield_comes_as_it_comes() -> None:
 
 
 def test_one_is_iterated_in_this_thread() -> None:
-    assert list(together([iter([threading.get_ident()])])) == [threading.get_ident()]
+    def only() -> Generator[int, None, None]:
+        yield threading.get_ident()
+
+    assert list(together([only()])) == [threading.get_ident()]
     assert list(together([])) == []
 
 
 @pytest.mark.parametrize("ended_by", ["error", "closing"])
 def test_an_error_or_closing_ends_all(ended_by: str) -> None:
     before = threading.active_count()
+    closed = threading.Event()
 
-    def failing() -> Iterator[int]:
+    def endless() -> Generator[int, None, None]:
+        try:
+            yield from itertools.repeat(1)
+        finally:
+            closed.set()
+
+    def failing() -> Generator[int, None, None]:
         yield 2
         if ended_by == "error":
             raise KeyError("broken")
 
-    items = together([itertools.repeat(1), failing()])
+    items = together([endless(), failing()])
     if ended_by == "error":
         with pytest.raises(KeyError, match="broken"):
             list(items)
@@ -44,3 +54,4 @@ def test_an_error_or_closing_ends_all(ended_by: str) -> None:
         assert next(items) in (1, 2)
         items.close()
     assert threading.active_count() == before
+    assert closed.is_set()

@@ -1,10 +1,15 @@
 """Which documents are decoded together, at which shapes."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding import planning
 from pid_jax.decoding.planning import Limits, PlannedBatch, Planner
 
 Drawn = list[tuple[int, list[int]]]
@@ -118,3 +123,45 @@ def test_a_larger_compiled_shape_is_used_until_its_padding_would_have_paid_for_a
     assert used[0] == large.shape
     assert used[-1].document_tokens == 512
     assert used == sorted(used, key=lambda shape: -shape.document_tokens)
+
+
+def test_a_compiled_shape_of_one_document_does_not_serve_many() -> None:
+    """Each batch reads the weights in each step: that counts as padding does."""
+    for limits in (Limits(4096), Limits(65536, steps_per_octave=2, tokens_per_step=512)):
+        limits = dataclasses.replace(limits, tokens_per_compilation=20_000)
+        planner = Planner()
+        [one] = planner.plan(examples_of([(60, [2, 2])]), limits, new_tokens=16)
+        many = examples_of([(60, [2, 2])] * 200)
+        own = Planner().plan(many, limits, new_tokens=16)
+        assert planner.plan(many, limits, new_tokens=16, compiled=[one.shape]) == own
+        compiled = [one.shape, own[0].shape]
+        [few] = planner.plan(many[:8], limits, new_tokens=16, compiled=compiled)
+        assert few.shape == own[0].shape
+
+
+def test_long_targets_do_not_pad_the_short_ones() -> None:
+    lengths = [1] * 19 + [500]
+    examples = [
+        TokenizedExample("", [5] * 30, [[6]] * 10, [[7] * length] * 10) for length in lengths
+    ]
+    batches = Planner().plan(examples, Limits(4096), new_tokens=None)
+    for batch in batches:
+        if any(lengths[index] == 1 for index in batch.examples):
+            assert batch.shape.target_tokens == 1
+    assert sum(tokens(batch) * batch.parts for batch in batches) < 8192
+
+
+def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() -> None:
+    """Counted in comparisons of sizes, whose number is what grew."""
+    compared = 0
+    fits = planning._fits
+
+    def counting(*arguments: Any) -> bool:
+        nonlocal compared
+        compared += 1
+        return fits(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(planning, "_fits", counting)
+        Planner().plan(ragged(3000), Limits(4096), new_tokens=16)
+    assert compared < 20 * 3000

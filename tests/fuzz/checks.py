@@ -122,6 +122,8 @@ def _check_greedy(asked: Asked, generation: Generation, compared: bool, tally: T
         tally.counts["prompts equal to transformers' greedy"] += 1
     elif expected.ties:
         tally.counts["prompts that differ from transformers' greedy by an exact tie"] += 1
+    elif theirs.masks(asked, [answer.tokens, generation.tokens]):
+        tally.counts["prompts with padding, which transformers' T5Gemma masks"] += 1
     else:
         raise Fault(f"transformers gives {answer.tokens}, generate {generation.tokens}")
 
@@ -140,6 +142,8 @@ def _check_beams(asked: Asked, outputs: list[Generation], tally: Tally) -> None:
         tally.counts[f"{name}, but for its fillers" if filler else name] += 1
     elif any(found == answer(theirs.Noise(seed, NOISE)) for seed in range(ATTEMPTS)):
         tally.counts["prompts that differ from transformers' beams by an exact tie"] += 1
+    elif theirs.masks(asked, [*found, *(one.tokens for one in everything)]):
+        tally.counts["prompts with padding, which transformers' T5Gemma masks"] += 1
     else:
         raise Fault(f"transformers' beams are {everything}, ours {outputs}")
 

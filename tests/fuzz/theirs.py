@@ -1,11 +1,12 @@
 """What transformers' `generate` says of one prompt."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 
-from tests.fuzz.plain import Asked, stopped
+from tests.fuzz.plain import Asked, Tokens, stopped
 
 SHARED = (
     "max_new_tokens",
@@ -20,8 +21,8 @@ SHARED = (
     "begin_suppress_tokens",
     "bad_words_ids",
 )
-FILLER = -1e8
-"""Beams below are transformers' fillers, of which each starts at -1e9."""
+FILLER = -1e6
+"""Beams below are transformers' fillers: each starts at -1e9, which a length penalty divides."""
 
 
 class Sequence(NamedTuple):
@@ -50,6 +51,14 @@ def can_answer(asked: Asked) -> bool:
     config = asked.pair.ours.config
     forces = config.forced_bos_token_id is not None or config.forced_eos_token_id is not None
     return asked.allowed is None or not (forces or OUTWEIGHED & asked.options.keys())
+
+
+def masks(asked: Asked, outputs: Iterable[Tokens]) -> bool:
+    """Whether an output holds padding: transformers' T5Gemma masks it even where it was chosen."""
+    config = asked.pair.theirs.config
+    return config.model_type == "t5gemma" and any(
+        config.pad_token_id in tokens for tokens in outputs
+    )
 
 
 @torch.no_grad()
