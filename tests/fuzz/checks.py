@@ -142,6 +142,8 @@ def _check_beams(asked: Asked, outputs: list[Generation], tally: Tally) -> None:
         tally.counts[f"{name}, but for its fillers" if filler else name] += 1
     elif any(found == answer(theirs.Noise(seed, NOISE)) for seed in range(ATTEMPTS)):
         tally.counts["prompts that differ from transformers' beams by an exact tie"] += 1
+    elif filler and all(tokens in found for tokens in expected):
+        tally.counts["prompts with beams that transformers' fillers keep it from finding"] += 1
     elif theirs.masks(asked, [*found, *(one.tokens for one in everything)]):
         tally.counts["prompts with padding, which transformers' T5Gemma masks"] += 1
     else:
