@@ -1,5 +1,9 @@
 """Compiled programs outlive their process, where nobody has said otherwise."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import jax
 import pytest
 
 from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.model import PidModel
 
 
 @pytest.fixture
@@ -31,3 +36,36 @@ def test_jaxs_own_variable_wins(cache_directory: None, monkeypatch: pytest.Monke
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     assert keep_compiled_programs() is None
     assert jax.config.jax_compilation_cache_dir == before
+
+
+SCRIPT = """
+import json, sys
+from collections import Counter
+import jax
+from pid_jax.model import PidModel
+
+seen = Counter()
+jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rsplit("/", 1)[-1]]))
+model = PidModel.from_pretrained(sys.argv[1])
+model.generate([[5] * 40], [[[7], [8, 9]]], max_new_tokens=4)
+json.dump([len(model.programs.compilations), seen["cache_hits"], seen["cache_misses"]], sys.stdout)
+"""
+
+
+def test_a_second_process_compiles_nothing_however_quickly_it_would_compile(
+    tiny_model: PidModel, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+
+    def run() -> list[int]:
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model")]
+        ended = subprocess.run(command, env=environment, capture_output=True, check=True)
+        counts: list[int] = json.loads(ended.stdout)
+        return counts
+
+    programs, hits, misses = run()
+    assert (programs, hits) == (3, 0)
+    assert misses >= programs
+    assert run() == [programs, misses, 0]
