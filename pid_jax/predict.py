@@ -326,13 +326,15 @@ class _Model:
     @functools.cached_property
     def _model(self) -> PidModel:
         model = PidModel.from_pretrained(self._options.checkpoint, dtype=self._options.dtype)
-        if self.digest is not None and contents.is_run(self._options.checkpoint):
+        # What a hub id names is fetched once, and stays as it was.
+        if self.digest is not None and Path(self._options.checkpoint).is_dir():
             from pid_jax.checkpoints import identity  # imports Orbax
 
             if identity.digest(self._options.checkpoint) != self.digest:
+                run = contents.is_run(self._options.checkpoint)
+                what = "has got a better checkpoint" if run else "was replaced"
                 raise UserError(
-                    f"{self._options.checkpoint} has got a better checkpoint since this command "
-                    "began: give it again"
+                    f"{self._options.checkpoint} {what} since this command began: give it again"
                 )
         if model.tokenizer is None:
             raise UserError(

@@ -47,6 +47,8 @@ _BESIDE_TOKENIZERS = (
     "additional_chat_templates/*",
 )
 """Files of a tokenizer that are none by themselves."""
+FILES = ("*.json", "*.safetensors", *_TOKENIZER_FILES)
+"""Patterns of all that is read. Pickled weights are not: they would be refused."""
 _WEIGHT_FILES = ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS)
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
@@ -69,9 +71,7 @@ def find(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Pickled weights are left where they are: they would be refused.
-        patterns = ["*.json", "*.safetensors", *_TOKENIZER_FILES]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: no such directory, and not to be had from the Hugging Face hub "
