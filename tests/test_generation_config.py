@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from pid_jax import models
+from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
 from pid_jax.generation_defaults import GenerationDefaults
 from pid_jax.model import PidModel
@@ -210,18 +211,66 @@ def test_what_is_taken_and_what_is_not_is_said_once(caplog: pytest.LogCaptureFix
     ("content", "message"),
     [
         ({"num_beams": "4"}, '"num_beams": num_beams must be a whole number'),
-        ({"length_penalty": True}, '"length_penalty": length_penalty must be a number'),
+        (
+            {"num_beams": 3, "length_penalty": True},
+            '"length_penalty": length_penalty must be a number',
+        ),
         ({"bad_words_ids": [5]}, r'"bad_words_ids": bad_words_ids\[0\] must be a list'),
         ({"num_beams": 0}, '"num_beams": num_beams must be at least 1'),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "top_k": -1}, '"top_k": top_k must be at least 0'),
+        ({"max_length": 2.5}, '"max_length": max_new_tokens must be a whole number'),
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be_is_named_with_its_file(
+def test_a_value_that_cannot_be_is_named_with_its_file_where_it_has_an_effect(
     content: dict[str, Any], message: str
 ) -> None:
+    defaults = of(content)
     with pytest.raises(UserError, match=f"generation_config.json: {message}"):
-        of(content)
+        defaults.options_with({})
+    own = {"num_beams": 1, "bad_words_ids": [], "max_new_tokens": 5}
+    assert defaults.options_with(own | {"do_sample": False}).max_new_tokens == 5
+    if "do_sample" in content:
+        assert defaults.options_with({"temperature": 0.5, "top_k": 3}).temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.0}, {}),
+        ({"temperature": 0}, {}),
+        ({"top_p": 0.0}, {}),
+        ({"top_k": -1}, {}),
+        ({"length_penalty": "2"}, {}),
+        (
+            {"suppress_tokens": [-1], "begin_suppress_tokens": [5, -1]},
+            {"begin_suppress_tokens": (5,)},
+        ),
+        ({"num_beams": 4.0, "early_stopping": 1}, {"num_beams": 4, "early_stopping": True}),
+        ({"num_beams": 4, "early_stopping": 0}, {"num_beams": 4, "early_stopping": False}),
+        ({"max_length": 2048.0}, {"max_new_tokens": 2047}),
+        ({"max_length": "20", "max_new_tokens": 7}, {"max_new_tokens": 7}),
+    ],
+    ids=str,
+)
+def test_values_that_transformers_loads_are_no_error(
+    tiny_model: PidModel,
+    content: dict[str, Any],
+    expected: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transformers.GenerationConfig.from_dict(dict(content))
+    caplog.set_level(logging.INFO, "pid_jax")
+    options = of(content).options_with({})
+    assert options == GenerationOptions(**expected)
+    if not expected:
+        assert "is left out: it has an effect only with" in caplog.text
+    ours = PidModel(tiny_model.model, tiny_model.params, None, content)
+    ours.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written.items() >= content.items()
 
 
 def test_lengths_beyond_the_models_positions_are_cut_to_them() -> None:
