@@ -42,7 +42,7 @@ generated text, "score", the natural logarithm of that text's probability, and "
 --num-return-sequences "alternatives", a list of such answers; with --logprobs=N "logprobs", for
 each token {"token": id, "logprob": x, "top": [[id, x], ...]} with the N likeliest. Anything else
 on a line stays as it is. A subtask may have "allowed": ["north", "south"]: its prediction is then
-one of these texts.
+one of these texts, and "score" null where the model rules all of them out.
 Files of any size are read and written piece by piece; gzip may have packed the input.
 
 The output file appears only once it is complete. Until then the answers are in OUTPUT.partial:

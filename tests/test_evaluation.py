@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -496,3 +497,13 @@ def test_mistakes_in_the_second_command_are_one_sentence_and_status_2(
     assert error.startswith("error: ")
     assert expected in error
     assert not out.exists()
+
+
+def test_predictions_hold_no_number_that_json_has_not(tmp_path: Path) -> None:
+    examples = list(TwoSlots().examples(None, "test"))
+    answers = [[scoring.Answer("x", -math.inf) for _ in one.subtasks] for one in examples]
+    evaluation.write(tmp_path, scoring.scored(TwoSlots(), examples, answers), {})
+    for line in (tmp_path / "predictions.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    row, _ = evaluation.read_predictions(tmp_path / "predictions.jsonl", examples)
+    assert {answer.score for answer in row} == {None}
