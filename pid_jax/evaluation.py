@@ -290,10 +290,11 @@ def _score_file(options: argparse.Namespace) -> None:
     examples = list(islice(task.examples(options.path, options.split), options.limit))
     _check_any(examples, task)
     result = scored(task, examples, read_predictions(options.predictions, examples))
-    print(f"{task.name}, {options.split}\n{table(result)}")
     if options.output is not None:
         about = {"task": task.name, "split": options.split, "predictions": str(options.predictions)}
         write(options.output, result, about)
+    print(f"{task.name}, {options.split}\n{table(result)}")
+    if options.output is not None:
         print(f"Written to {options.output}: {', '.join(FILES)}")
 
 
