@@ -17,7 +17,7 @@ from typing import Any
 
 from pid_jax.checkpoints import generation_config
 from pid_jax.checkpoints.generation_config import FILE, HONOURED, LENGTHS, NOT_HONOURED
-from pid_jax.decoding.options import GenerationOptions, read_option
+from pid_jax.decoding.options import CheckpointOptions, GenerationOptions, read_option
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config
 
@@ -67,7 +67,8 @@ class GenerationDefaults:
         """The options for what a caller gives; None is as good as nothing.
 
         streamed: for outputs that are shown as they grow, which beams are not. held_to_lists:
-        for outputs of closed lists, which no least length may empty. Logs at INFO what is taken
+        for outputs some of which are of closed lists: the file's least length does not count
+        there. Logs at INFO what is taken
         from the file, at WARNING what has to be left out of that and changes outputs. Raises
         `UserError` for an unknown option, for given ones that do not fit, and naming the key of a
         value of the file that would have an effect and cannot be.
@@ -81,7 +82,7 @@ class GenerationDefaults:
         taken = {name: value for name, value in self.options.items() if name not in given}
         impossible = {n: found for n, found in self._impossible.items() if n not in given}
         asked = taken | dict.fromkeys(impossible)
-        left_out = _incompatible(given, asked, streamed, held_to_lists)
+        left_out = _incompatible(given, asked, streamed)
         for name, (_, why) in impossible.items():
             if name not in left_out:
                 raise UserError(why)
@@ -96,7 +97,11 @@ class GenerationDefaults:
             level = logging.WARNING if name in _SHAPES_OUTPUTS else logging.INFO
             value = impossible[name][0] if name in impossible else self.options[name]
             self._say(level, f"{name}={value} of {FILE} is left out: {why}")
-        return GenerationOptions(**taken | given)
+        if held_to_lists and "min_new_tokens" in taken:
+            self._say(
+                logging.INFO, f"min_new_tokens of {FILE} is left out where outputs have lists"
+            )
+        return CheckpointOptions(**taken | given, of_checkpoint=frozenset(taken))
 
     def _translated(self, content: Mapping[str, Any], has_tokenizer: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -158,7 +163,7 @@ class GenerationDefaults:
 
 
 def _incompatible(
-    given: Mapping[str, Any], taken: Mapping[str, Any], streamed: bool, held_to_lists: bool
+    given: Mapping[str, Any], taken: Mapping[str, Any], streamed: bool
 ) -> dict[str, str]:
     """Which of the taken options have to go, and why."""
     left_out: dict[str, str] = {}
@@ -184,8 +189,6 @@ def _incompatible(
             leave_out("there are fewer beams", "num_return_sequences")
     if (has("num_beams") or 1) == 1:
         leave_out("it has an effect only with num_beams > 1", "length_penalty", "early_stopping")
-    if held_to_lists:
-        leave_out("outputs are held to lists", "min_new_tokens")
     return left_out
 
 

@@ -315,7 +315,7 @@ class Inputs:
                     lists[names], spelled[names] = self.allowed(
                         names,
                         where,
-                        min_new_tokens=options.min_new_tokens,
+                        min_new_tokens=options.least_in_lists(),
                         max_new_tokens=options.max_new_tokens,
                     )
                 row.append(names)

@@ -372,7 +372,7 @@ class _Model:
                 inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    min_new_tokens=options.min_new_tokens,
+                    min_new_tokens=options.least_in_lists(),
                     max_new_tokens=options.max_new_tokens,
                 )
                 self._admissible.add(subtask.allowed)

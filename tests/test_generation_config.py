@@ -1,5 +1,6 @@
 """A checkpoint's generation_config.json: the defaults of `generate`, and kept by exports."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -264,7 +265,8 @@ def test_values_that_transformers_loads_are_no_error(
     transformers.GenerationConfig.from_dict(dict(content))
     caplog.set_level(logging.INFO, "pid_jax")
     options = of(content).options_with({})
-    assert options == GenerationOptions(**expected)
+    defaults = dataclasses.asdict(GenerationOptions())
+    assert {name: getattr(options, name) for name in defaults} == defaults | expected
     if not expected:
         assert "is left out: it has an effect only with" in caplog.text
     ours = PidModel(tiny_model.model, tiny_model.params, None, content)
@@ -302,6 +304,20 @@ def test_a_least_length_does_not_empty_a_list_of_allowed_outputs(
     _, ours = pair
     [[answer]] = ours.generate(DOCUMENTS[:1], [[[9]]], allowed=[[[[20, 21], [22]]]])
     assert answer.tokens in ([20, 21], [22])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"draft_tokens": 2}], ids=str)
+def test_a_least_length_holds_for_prompts_without_a_list(
+    varied_model: PidModel, options: dict[str, Any]
+) -> None:
+    content = {"min_new_tokens": 8, "max_new_tokens": 12}
+    ours = PidModel(varied_model.model, varied_model.params, None, content)
+    documents, free = [[5, 6, 7, 8, 9, 10]], [[3, 4, 5, 6], [9], [8, 2]]
+    [alone] = tokens(ours.generate(documents, [free], **options))
+    allowed = [[None, None, None, [[20, 21], [22]]]]
+    [[*beside, held]] = tokens(ours.generate(documents, [[*free, [9]]], allowed=allowed, **options))
+    assert beside == alone
+    assert held in ([20, 21], [22])
 
 
 def test_scores_and_warming_up_heed_it(pair: tuple[Any, PidModel]) -> None:
