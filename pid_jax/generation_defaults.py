@@ -4,7 +4,8 @@ As in transformers, a checkpoint's values hold wherever a caller gives none. In 
 package goes its own way. Lengths: transformers counts the whole decoder input in `max_length` and
 `min_length`. Here prompts of any length stand in the decoder, and an answer has the room that it
 has after an empty prompt: `max_new_tokens = max_length - 1` (for the start token), and so with the
-minimum; a file without either gives this package's defaults, not transformers' 20. Values that do
+minimum; a file without either gives this package's defaults, not transformers' 20. Where the
+decoder has fewer positions, that is cut to what the longest prompt of a call leaves. Values that do
 not go with what a caller gives, such as `num_beams` with `draft_tokens`, yield to it, and a line
 in the log says so. What is not supported is named there too. A value that cannot be, such as a
 temperature of 0, is an error only once it would have an effect.

@@ -364,7 +364,8 @@ class _Model:
         prompts = [subtask.prompt for subtask in example.subtasks]
         try:
             method = self._generation["method"]
-            inputs.check(example.document, prompts, method, options.max_new_tokens)
+            # A length of the checkpoint is cut to what prompts leave.
+            inputs.check(example.document, prompts, method, options.cut_to(1).max_new_tokens)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 import transformers
 
@@ -13,6 +14,7 @@ from pid_jax import models
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
 from pid_jax.generation_defaults import GenerationDefaults
+from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints
@@ -278,6 +280,24 @@ def test_values_that_transformers_loads_are_no_error(
 def test_lengths_beyond_the_models_positions_are_cut_to_them() -> None:
     config = models.config_from_hf({"model_type": "bart", "max_position_embeddings": 64})
     assert of({"max_length": 512}, config).options_with({}).max_new_tokens == 64
+
+
+@pytest.mark.parametrize("method", ["pid", "pie"])
+def test_a_checkpoints_length_leaves_room_for_the_longest_prompt(method: Method) -> None:
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1}
+    sizes |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
+    content = {"model_type": "bart", "vocab_size": 24, "max_position_embeddings": 32}
+    bart = models.build({**content, **sizes, **special})
+    params = models.init_params(bart, jax.random.key(0))
+    ours = PidModel(bart, params, None, {"max_length": 32, "min_length": 32})
+    [[short, long]] = tokens(ours.generate([[5, 6]], [[[7], [7, 8]]], method=method))
+    assert len(short) == len(long) == (30 if method == "pid" else 31)
+    if method == "pid":
+        with pytest.raises(UserError, match=r"its answer up to 31.*positions for 32"):
+            ours.generate([[5, 6]], [[[7, 8]]], max_new_tokens=31)
+        with pytest.raises(UserError, match="has 32 tokens and its answer up to 1,"):
+            ours.generate([[5, 6]], [[[7] * 32]])
 
 
 def test_the_largest_files_key_wins_as_in_transformers() -> None:

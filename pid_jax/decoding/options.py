@@ -177,6 +177,11 @@ class GenerationOptions:
         """How many tokens an allowed output must have."""
         return self.min_new_tokens
 
+    def cut_to(self, most: int) -> "GenerationOptions":
+        """The same for a model that has positions for so long an output; a given length stays."""
+        del most
+        return self
+
     def strategy(self) -> Strategy:
         """The half that is compiled in."""
         beams = self.num_beams > 1
@@ -224,6 +229,16 @@ class CheckpointOptions(GenerationOptions):
     def least_in_lists(self) -> int:
         """None of a checkpoint's: it was set for other outputs than those of lists."""
         return 0 if "min_new_tokens" in self.of_checkpoint else super().least_in_lists()
+
+    def cut_to(self, most: int) -> GenerationOptions:
+        """With the lengths that are the checkpoint's cut to what there are positions for."""
+        if "max_new_tokens" not in self.of_checkpoint:
+            return self
+        longest = min(self.max_new_tokens, max(most, 1))
+        least = self.min_new_tokens
+        if "min_new_tokens" in self.of_checkpoint:
+            least = min(least, longest)
+        return dataclasses.replace(self, max_new_tokens=longest, min_new_tokens=least)
 
 
 def read_option(name: str, value: Any) -> Any:
