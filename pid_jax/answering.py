@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pid_jax import json_spans
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
+from pid_jax.json_text import json_text
 from pid_jax.outputs import Generation, TokenLogprob
 
 OURS = frozenset({"prediction", "score", "finish_reason", "logprobs", "alternatives"})
@@ -19,7 +20,8 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
     """A JSON line with "prediction" and "score" at the end of each subtask.
 
     All else is copied character by character. Subtasks have "alternatives" if, and only if, their
-    answers do. `text` must be a line that `tasks.jsonl.parse_line` takes.
+    answers do. A score of minus infinity is null. `text` must be a line that
+    `tasks.jsonl.parse_line` takes.
     """
     start = json_spans.begin(text)
     [subtasks] = [span for span in json_spans.members(text, start) if span.key == "subtasks"]
@@ -31,7 +33,7 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
         if answer.alternatives:
             said["alternatives"] = [_said(other) for other in answer.alternatives]
         rest = _without(OURS | said.keys(), text[span.start : span.end])
-        pieces += [text[at : span.start], rest, ", ", _json(said)[1:]]
+        pieces += [text[at : span.start], rest, ", ", json_text(said)[1:]]
         at = span.end
     return "".join((*pieces, text[at:].rstrip()))
 
@@ -44,15 +46,6 @@ def _without(keys: Collection[str], text: str) -> str:
     last, _ = kept.pop()
     pieces = [text[span.begins : end] for span, end in kept]
     return "".join((text[: spans[0].begins], *pieces, text[last.begins : last.end]))
-
-
-def _json(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair
-        return json.dumps(content)
-    return text
 
 
 def _said(answer: Generation) -> dict[str, Any]:

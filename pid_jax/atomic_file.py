@@ -5,8 +5,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -42,16 +43,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[Path]:
     """A directory to fill, whose files go to `directory` if the block ends without an error.
 
-    Otherwise `directory` stays as it was, or is not there. Files of the same names are replaced,
-    those that match the patterns `instead_of` are removed, all others are left alone. Files get
-    their places one after the other, but nothing is written meanwhile: who reads is disturbed for
-    a moment only. Other processes that would fill it are kept out (where the file system has
-    locks). Raises UserError where nothing can be written.
+    Otherwise `directory` stays as it was, or is not there. Files and folders of the same names are
+    replaced, those that match the patterns `instead_of` are removed, all others are left alone.
+    Files get their places one after the other, those of `instead_of` last and in its order, but
+    nothing is written meanwhile: who reads is disturbed for a moment only. Nothing is removed
+    before all that is new is there. Other processes that would fill it are kept out (where the
+    file system has locks). Raises UserError where nothing can be written.
     """
     directory = Path(directory)
     made = not directory.exists()
+    moved: list[str] = []
+
+    def intact() -> str:
+        if not moved:
+            return _UNCHANGED
+        return f"old files are there beside new ones, which are {', '.join(moved)}: write it again"
+
     with ExitStack() as stack:
-        stack.enter_context(in_one_sentence(directory, lambda: "nothing there was changed"))
+        stack.enter_context(in_one_sentence(directory, intact))
         directory.mkdir(parents=True, exist_ok=True)
         if made:
             stack.callback(_remove_if_empty, directory)
@@ -65,17 +74,41 @@ def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[P
         folder.mkdir()
         yield folder
         _sync(folder)
-        new = [path.name for path in folder.iterdir()]
+        new = sorted((path.name for path in folder.iterdir()), key=_place_in(instead_of))
+        for name in new:
+            _check_replaceable(directory / name, folder / name)
+        for name in new:
+            if _is_folder(directory / name):  # which no other can replace before it is empty
+                (directory / name).rename(place / name)
+            (folder / name).replace(directory / name)
+            moved.append(name)
+        _sync_directory(directory)
         for pattern in instead_of:
             for old in directory.glob(pattern):
-                if old.name not in new:
+                if old.relative_to(directory).parts[0] not in new and not _is_folder(old):
                     old.unlink()
-        for name in new:
-            (folder / name).replace(directory / name)
         _sync_directory(directory)
 
 
 _FILLING = ".filling-"
+_UNCHANGED = "nothing there was changed"
+
+
+def _place_in(patterns: Sequence[str]) -> Callable[[str], int]:
+    """The number of the last pattern that a name matches; 0 where it matches none."""
+    return lambda name: max(
+        (i for i, pattern in enumerate(patterns, start=1) if fnmatchcase(name, pattern)), default=0
+    )
+
+
+def _check_replaceable(old: Path, new: Path) -> None:
+    if os.path.lexists(old) and _is_folder(old) != _is_folder(new):
+        kind = "a" if _is_folder(old) else "no"
+        raise UserError(f"cannot write {old}: it is {kind} directory; {_UNCHANGED}")
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import io
 import os
 import sys
 import textwrap
@@ -134,7 +135,13 @@ def task_options(given: Iterable[str]) -> dict[str, Any]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Prints a UserError as `error: ...` on standard error and exits with status 2."""
+    """Prints a UserError as `error: ...` on standard error and exits with status 2.
+
+    From then on characters that standard output or error cannot encode are printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except UserError as error:

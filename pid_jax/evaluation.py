@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -25,6 +24,7 @@ from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples
 from pid_jax.errors import UserError
 from pid_jax.inputs import Method
+from pid_jax.json_text import json_text
 from pid_jax.model import PidModel
 from pid_jax.models.protocol import control_token_ids
 from pid_jax.outputs import Generation, NotComputable
@@ -165,7 +165,7 @@ def write(directory: str | Path, evaluation: Evaluation, about: Mapping[str, str
     `about` (task, split, checkpoint, ...) is added to metrics.json and report.html.
     """
     directory = Path(directory)
-    _write(directory / METRICS, _json({**about, **summary(evaluation)}, indent=2))
+    _write(directory / METRICS, json_text({**about, **summary(evaluation)}, indent=2) + "\n")
     _write_predictions(directory / PREDICTIONS, evaluation.examples, evaluation.answers)
     _write(directory / REPORT, html_report.page(evaluation, about))
 
@@ -173,7 +173,7 @@ def write(directory: str | Path, evaluation: Evaluation, about: Mapping[str, str
 def _write_predictions(
     path: Path, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]
 ) -> None:
-    lines = (_json(_line(*pair)) for pair in zip(examples, answers, strict=True))
+    lines = (json_text(_line(*pair)) + "\n" for pair in zip(examples, answers, strict=True))
     _write(path, "".join(lines))
 
 
@@ -189,15 +189,6 @@ def _line(example: Example, answers: Sequence[Answer]) -> dict[str, Any]:
         score = {} if answer.score is None else {"score": answer.score}
         subtasks.append({**asked, "prediction": answer.text, **score})
     return {"id": example.id, "document": example.document, "subtasks": subtasks}
-
-
-def _json(content: Mapping[str, Any], indent: int | None = None) -> str:
-    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, from a task of one's own
-        return json.dumps(content, indent=indent) + "\n"
-    return text
 
 
 def read_predictions(path: str | Path, examples: Sequence[Example]) -> list[list[Answer]]:
@@ -299,10 +290,11 @@ def _score_file(options: argparse.Namespace) -> None:
     examples = list(islice(task.examples(options.path, options.split), options.limit))
     _check_any(examples, task)
     result = scored(task, examples, read_predictions(options.predictions, examples))
-    print(f"{task.name}, {options.split}\n{table(result)}")
     if options.output is not None:
         about = {"task": task.name, "split": options.split, "predictions": str(options.predictions)}
         write(options.output, result, about)
+    print(f"{task.name}, {options.split}\n{table(result)}")
+    if options.output is not None:
         print(f"Written to {options.output}: {', '.join(FILES)}")
 
 

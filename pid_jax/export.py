@@ -20,7 +20,8 @@ def export(checkpoint: str | Path, output: str | Path, *, overwrite: bool = Fals
     """Loads `checkpoint` as `PidModel.from_pretrained` does and writes it to `output`.
 
     Raises UserError if `output` holds anything already, unless `overwrite`: then files of the
-    same names and older weights are replaced, and everything else is left alone.
+    same names, older weights and an older tokenizer are replaced, and everything else is left
+    alone.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():

@@ -4,9 +4,11 @@ As in transformers, a checkpoint's values hold wherever a caller gives none. In 
 package goes its own way. Lengths: transformers counts the whole decoder input in `max_length` and
 `min_length`. Here prompts of any length stand in the decoder, and an answer has the room that it
 has after an empty prompt: `max_new_tokens = max_length - 1` (for the start token), and so with the
-minimum; a file without either gives this package's defaults, not transformers' 20. Values that do
+minimum; a file without either gives this package's defaults, not transformers' 20. Where the
+decoder has fewer positions, that is cut to what the longest prompt of a call leaves. Values that do
 not go with what a caller gives, such as `num_beams` with `draft_tokens`, yield to it, and a line
-in the log says so. What is not supported is named there too.
+in the log says so. What is not supported is named there too. A value that cannot be, such as a
+temperature of 0, is an error only once it would have an effect.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Any
 
 from pid_jax.checkpoints import generation_config
 from pid_jax.checkpoints.generation_config import FILE, HONOURED, LENGTHS, NOT_HONOURED
-from pid_jax.decoding.options import GenerationOptions, read_option
+from pid_jax.decoding.options import CheckpointOptions, GenerationOptions, read_option
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config
 
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default for field in dataclasses.fields(GenerationOptions)
 }
+_WHOLE = (*LENGTHS, "num_beams", "num_return_sequences", "top_k", "no_repeat_ngram_size")
+_FLAGS = ("do_sample", "early_stopping")
+_SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _SHAPES_OUTPUTS = ("num_beams", "do_sample", "repetition_penalty", "no_repeat_ngram_size")
 """Options without which a checkpoint's outputs are others than in transformers."""
 
@@ -42,12 +47,13 @@ class GenerationDefaults:
     ) -> None:
         """content: of a `generation_config.json`. Logs which of its keys are not honoured.
 
-        quiet: logs nothing, then or later. Raises `UserError` naming the key of a value that
-        cannot be.
+        quiet: logs nothing, then or later.
         """
         self._config = config
         self._quiet = quiet
         self._said: set[str] = set()
+        self._impossible: dict[str, tuple[Any, str]] = {}
+        """Values that cannot be, by our names, and why."""
         self.options: Mapping[str, Any] = self._translated(content, has_tokenizer)
         """What the file sets to something else than this package's default, by our names."""
         self._name_the_rest(content)
@@ -62,9 +68,11 @@ class GenerationDefaults:
         """The options for what a caller gives; None is as good as nothing.
 
         streamed: for outputs that are shown as they grow, which beams are not. held_to_lists:
-        for outputs of closed lists, which no least length may empty. Logs at INFO what is taken
+        for outputs some of which are of closed lists: the file's least length does not count
+        there. Logs at INFO what is taken
         from the file, at WARNING what has to be left out of that and changes outputs. Raises
-        `UserError` for an unknown option and for given ones that do not fit.
+        `UserError` for an unknown option, for given ones that do not fit, and naming the key of a
+        value of the file that would have an effect and cannot be.
         """
         unknown = sorted(given.keys() - _DEFAULTS.keys())
         if unknown:
@@ -73,9 +81,14 @@ class GenerationDefaults:
             )
         given = {name: read_option(name, v) for name, v in given.items() if v is not None}
         taken = {name: value for name, value in self.options.items() if name not in given}
-        left_out = _incompatible(given, taken, streamed, held_to_lists)
+        impossible = {n: found for n, found in self._impossible.items() if n not in given}
+        asked = taken | dict.fromkeys(impossible)
+        left_out = _incompatible(given, asked, streamed)
+        for name, (_, why) in impossible.items():
+            if name not in left_out:
+                raise UserError(why)
         for name in left_out:
-            del taken[name]
+            taken.pop(name, None)
         most = given.get("max_new_tokens", taken.get("max_new_tokens", _DEFAULTS["max_new_tokens"]))
         if taken.get("min_new_tokens", 0) > most:
             taken["min_new_tokens"] = most  # as in transformers, where then nothing ends before
@@ -83,28 +96,34 @@ class GenerationDefaults:
             self._say(logging.INFO, f"from {FILE}: {_listed(taken)}")
         for name, why in left_out.items():
             level = logging.WARNING if name in _SHAPES_OUTPUTS else logging.INFO
-            self._say(level, f"{name}={self.options[name]} of {FILE} is left out: {why}")
-        return GenerationOptions(**taken | given)
+            value = impossible[name][0] if name in impossible else self.options[name]
+            self._say(level, f"{name}={value} of {FILE} is left out: {why}")
+        if held_to_lists and "min_new_tokens" in taken:
+            self._say(
+                logging.INFO, f"min_new_tokens of {FILE} is left out where outputs have lists"
+            )
+        return CheckpointOptions(**taken | given, of_checkpoint=frozenset(taken))
 
     def _translated(self, content: Mapping[str, Any], has_tokenizer: bool) -> dict[str, Any]:
-        said = {key: content[key] for key in HONOURED if content.get(key) is not None}
         found: dict[str, Any] = {}
-        for key, value in said.items():
+        for key in HONOURED:
+            if content.get(key) is None:
+                continue
+            value = _plain(key, content[key])
+            name = "stop" if key == "stop_strings" else key
             try:
-                if key in LENGTHS:
-                    found[key] = read_option("max_new_tokens", value)
-                elif key == "stop_strings":
-                    found["stop"] = read_option("stop", [value] if type(value) is str else value)
-                else:
-                    found[key] = read_option(key, value)
+                found[name] = read_option("max_new_tokens" if key in LENGTHS else name, value)
             except UserError as error:
-                raise UserError(f'{FILE}: "{key}": {error}') from error
+                self._impossible[name] = value, f'{FILE}: "{key}": {error}'
         for limit in ("max", "min"):
+            wrong = self._impossible.pop(f"{limit}_length", None)
+            if wrong is not None and f"{limit}_new_tokens" not in found:
+                self._impossible.setdefault(f"{limit}_new_tokens", wrong)
             length = found.pop(f"{limit}_length", None)
             if length is not None:
                 lowest = 1 if limit == "max" else 0
                 found.setdefault(f"{limit}_new_tokens", max(length - 1, lowest))
-        if found.get("do_sample") and "top_k" not in found:
+        if found.get("do_sample") and "top_k" not in {**found, **self._impossible}:
             found["top_k"] = 50  # transformers' default
         if found.get("stop") and not has_tokenizer:
             self._say(logging.WARNING, f"stop_strings of {FILE} need a tokenizer: left out")
@@ -112,7 +131,7 @@ class GenerationDefaults:
         most = self._config.max_decoder_tokens
         if most is not None and found.get("max_new_tokens", 0) > most:
             found["max_new_tokens"] = most
-        for name in ("suppress_tokens", "begin_suppress_tokens"):
+        for name in _SUPPRESSED:
             if name in found:  # transformers looks for tokens among these, so others do no harm
                 found[name] = tuple(t for t in found[name] if t < self._config.vocab_size)
         found = {name: value for name, value in found.items() if value != _DEFAULTS[name]}
@@ -120,8 +139,8 @@ class GenerationDefaults:
             try:
                 check_alone(name, value)
             except UserError as error:
-                raise UserError(f"{FILE}: {error}") from error
-        return found
+                self._impossible[name] = value, f"{FILE}: {error}"
+        return {name: value for name, value in found.items() if name not in self._impossible}
 
     def _name_the_rest(self, content: Mapping[str, Any]) -> None:
         known = {*generation_config.ABOUT_ITSELF, *generation_config.OF_CONFIG, *HONOURED}
@@ -145,7 +164,7 @@ class GenerationDefaults:
 
 
 def _incompatible(
-    given: Mapping[str, Any], taken: Mapping[str, Any], streamed: bool, held_to_lists: bool
+    given: Mapping[str, Any], taken: Mapping[str, Any], streamed: bool
 ) -> dict[str, str]:
     """Which of the taken options have to go, and why."""
     left_out: dict[str, str] = {}
@@ -171,9 +190,23 @@ def _incompatible(
             leave_out("there are fewer beams", "num_return_sequences")
     if (has("num_beams") or 1) == 1:
         leave_out("it has an effect only with num_beams > 1", "length_penalty", "early_stopping")
-    if held_to_lists:
-        leave_out("outputs are held to lists", "min_new_tokens")
     return left_out
+
+
+def _plain(key: str, value: Any) -> Any:
+    """What transformers takes for a value too: 2.0 for 2, 0 for False, one text for a list of it.
+
+    Negative ids are left out of suppressed ones: transformers finds no token of theirs.
+    """
+    if key in _WHOLE and type(value) is float and value.is_integer():
+        return int(value)
+    if key in _FLAGS and type(value) in (int, float) and value in (0, 1):
+        return bool(value)
+    if key in _SUPPRESSED and isinstance(value, list | tuple):
+        return [token for token in value if not (type(token) is int and token < 0)]
+    if key == "stop_strings" and type(value) is str:
+        return [value]
+    return value
 
 
 def check_alone(name: str, value: Any) -> None:

@@ -230,6 +230,11 @@ class Inputs:
         """What to decode under either method, and the tables that the options ask for."""
         if method not in ("pid", "pie"):
             raise UserError(f"method={method!r} is unknown; supported: 'pid', 'pie'")
+        if self.config.max_decoder_tokens is not None:
+            prompts = [prompt for one in examples for prompt in one.prompts if method == "pid"]
+            options = options.cut_to(
+                self.config.max_decoder_tokens - max(map(len, prompts), default=0)
+            )
         forest, roots = None, None
         spellings: dict[int, dict[tuple[int, ...], str]] = {}
         if allowed is not None:
@@ -315,7 +320,7 @@ class Inputs:
                     lists[names], spelled[names] = self.allowed(
                         names,
                         where,
-                        min_new_tokens=options.min_new_tokens,
+                        min_new_tokens=options.least_in_lists(),
                         max_new_tokens=options.max_new_tokens,
                     )
                 row.append(names)
@@ -401,7 +406,7 @@ class Inputs:
             planned.shape,
             options.strategy(),
             controls,
-            options.max_new_tokens,
+            int(controls.max_new_tokens),
             returned=1 if options.do_sample else options.num_return_sequences,
             roots=roots,
             keys=keys,

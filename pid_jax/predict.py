@@ -42,7 +42,7 @@ generated text, "score", the natural logarithm of that text's probability, and "
 --num-return-sequences "alternatives", a list of such answers; with --logprobs=N "logprobs", for
 each token {"token": id, "logprob": x, "top": [[id, x], ...]} with the N likeliest. Anything else
 on a line stays as it is. A subtask may have "allowed": ["north", "south"]: its prediction is then
-one of these texts.
+one of these texts, and "score" null where the model rules all of them out.
 Files of any size are read and written piece by piece; gzip may have packed the input.
 
 The output file appears only once it is complete. Until then the answers are in OUTPUT.partial:
@@ -326,13 +326,15 @@ class _Model:
     @functools.cached_property
     def _model(self) -> PidModel:
         model = PidModel.from_pretrained(self._options.checkpoint, dtype=self._options.dtype)
-        if self.digest is not None and contents.is_run(self._options.checkpoint):
+        # What a hub id names is fetched once, and stays as it was.
+        if self.digest is not None and Path(self._options.checkpoint).is_dir():
             from pid_jax.checkpoints import identity  # imports Orbax
 
             if identity.digest(self._options.checkpoint) != self.digest:
+                run = contents.is_run(self._options.checkpoint)
+                what = "has got a better checkpoint" if run else "was replaced"
                 raise UserError(
-                    f"{self._options.checkpoint} has got a better checkpoint since this command "
-                    "began: give it again"
+                    f"{self._options.checkpoint} {what} since this command began: give it again"
                 )
         if model.tokenizer is None:
             raise UserError(
@@ -362,7 +364,8 @@ class _Model:
         prompts = [subtask.prompt for subtask in example.subtasks]
         try:
             method = self._generation["method"]
-            inputs.check(example.document, prompts, method, options.max_new_tokens)
+            # A length of the checkpoint is cut to what prompts leave.
+            inputs.check(example.document, prompts, method, options.cut_to(1).max_new_tokens)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):
@@ -370,7 +373,7 @@ class _Model:
                 inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    min_new_tokens=options.min_new_tokens,
+                    min_new_tokens=options.least_in_lists(),
                     max_new_tokens=options.max_new_tokens,
                 )
                 self._admissible.add(subtask.allowed)

@@ -1,9 +1,13 @@
 """`allowed` of `PidModel.generate`: outputs are of their lists, and the best of them are found."""
 
+from math import inf
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
 from pid_jax.outputs import Generation
@@ -90,6 +94,27 @@ def test_rules_yield_to_the_list(varied_model: PidModel) -> None:
     allowed = [[[[13, 13, 12]] if strings else None for strings in row] for row in ALLOWED]
     answers = generate(varied_model, allowed=allowed, no_repeat_ngram_size=1)
     assert answers[0][0].tokens == [13, 13, 12]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 4}, {"do_sample": True, "top_k": 3, "top_p": 0.9}, {"draft_tokens": 2}],
+    ids=str,
+)
+def test_the_models_own_bars_yield_to_the_list(options: dict[str, Any]) -> None:
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1}
+    sizes |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
+    bart = models.build({"model_type": "bart", "vocab_size": 24, **sizes, **special})
+    params = dict(models.init_params(bart, jax.random.key(0)))
+    params["final_logits_bias"] = params["final_logits_bias"].at[:, jnp.array([12, 13])].set(-inf)
+    allowed = [[COLOURS, None, DIGITS], [DIGITS], [None, [*DIGITS, [20, 21]]]]
+    answers = generate(PidModel(bart, params), allowed=allowed, **options)
+    for i, j in ((0, 2), (1, 0)):
+        assert answers[i][j].tokens in DIGITS
+        assert answers[i][j].score == -inf
+    assert answers[2][1].tokens == [20, 21]
+    assert answers[2][1].score > -inf
 
 
 @pytest.mark.parametrize(

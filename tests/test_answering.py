@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pid_jax import answering
 from pid_jax.answering import Counts, answer_lines, answered
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
-from pid_jax.outputs import Generation
+from pid_jax.outputs import Generation, TokenLogprob
 from pid_jax.tasks import jsonl
 from tests.questions import question, text_of
 
@@ -267,3 +269,13 @@ def test_whatever_a_line_carries_it_comes_back(
     written = answered(text, answers)
     assert json.loads(written) == line
     assert answered(written, answers) == written
+
+
+def test_what_the_model_rules_out_has_the_score_null() -> None:
+    text = '{"id": 1, "document": "", "subtasks": [{"id": "q", "prompt": ""}]}'
+    logprobs = (TokenLogprob(3, -math.inf, ((4, -0.5), (3, -math.inf))),)
+    line = answered(text, [Generation("\udc80", [3], -math.inf, (), "stop", logprobs)])
+    [subtask] = json.loads(line, parse_constant=pytest.fail)["subtasks"]
+    assert subtask["score"] is None
+    assert subtask["logprobs"] == [{"token": 3, "logprob": None, "top": [[4, -0.5], [3, None]]}]
+    assert answering._answers(line.encode() + b"\n", text)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pid_jax.atomic_file import ResumableFile, new_directory, partial_path, replacing
+from pid_jax.atomic_file import (
+    ResumableFile,
+    filling,
+    new_directory,
+    partial_path,
+    replacing,
+)
 from pid_jax.errors import UserError
 
 
@@ -252,3 +258,67 @@ def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), new_directory(tmp_path / "file" / "1"):
         pass
+
+
+# filling
+
+WEIGHTS = ("part-*", "index", "whole")
+
+
+def fill(directory: Path, *files: str) -> None:
+    with filling(directory, WEIGHTS) as folder:
+        for file in files:
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text("new")
+
+
+def content(directory: Path) -> dict[str, str]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_text() for path in files}
+
+
+def test_filling_replaces_files_and_folders_and_removes_what_they_stand_for(tmp_path: Path) -> None:
+    for name in ("settings", "whole", "notes", "templates/a", "templates/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    fill(tmp_path, "settings", "part-1", "index", "templates/a")
+    new = dict.fromkeys(("settings", "part-1", "index", "templates/a"), "new")
+    assert content(tmp_path) == new | {"notes": "old"}
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("there", "new", "message"),
+    [("settings/x", "settings", "it is a dir"), ("settings", "settings/x", "it is no dir")],
+)
+def test_what_cannot_take_its_place_is_seen_before_anything_is_moved(
+    tmp_path: Path, there: str, new: str, message: str
+) -> None:
+    for name in (there, "whole"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    with pytest.raises(UserError, match=f"settings: {message}.*nothing there was changed"):
+        fill(tmp_path, "a", "index", new)
+    assert content(tmp_path) == {there: "old", "whole": "old"}
+
+
+@pytest.mark.parametrize(
+    ("stuck", "said"),
+    [("a", "nothing there was changed"), ("index", "old files are there beside new ones")],
+)
+def test_no_old_weights_go_before_all_new_files_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: str, said: str
+) -> None:
+    (tmp_path / "whole").write_text("old")
+    replace = Path.replace
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name == stuck:
+            raise PermissionError(1, "Operation not permitted", str(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(UserError, match=f"Operation not permitted; {said}"):
+        fill(tmp_path, "index", "part-1", "a")
+    assert (tmp_path / "whole").read_text() == "old"
+    assert (tmp_path / "part-1").exists() == (stuck == "index")

@@ -1,6 +1,8 @@
 """What the command lines share."""
 
 import argparse
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -16,6 +18,24 @@ def test_a_user_error_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture
         raise UserError("file.jsonl, line 3: no document")
     assert stopped.value.code == 2
     assert capsys.readouterr().err == "error: file.jsonl, line 3: no document\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "iso-8859-7", "ascii", "utf-8"])
+def test_any_text_can_be_printed(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(written, encoding, newline=""))
+
+    def command() -> None:
+        with user_errors():
+            print("a → 猫 \udc80", flush=True)
+            raise UserError("ไม่มี")
+
+    with pytest.raises(SystemExit):
+        command()
+    sys.stderr.flush()
+    shown = [line.encode(encoding, "backslashreplace") for line in ("a → 猫 \udc80", "error: ไม่มี")]
+    assert written.getvalue().splitlines() == shown
 
 
 def test_a_fault_of_the_code_keeps_its_traceback() -> None:

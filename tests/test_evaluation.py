@@ -1,7 +1,10 @@
 """Evaluation: every answer generated once, scored by the task, written with its rules."""
 
 import gzip
+import io
 import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -496,3 +499,28 @@ def test_mistakes_in_the_second_command_are_one_sentence_and_status_2(
     assert error.startswith("error: ")
     assert expected in error
     assert not out.exists()
+
+
+def test_predictions_hold_no_number_that_json_has_not(tmp_path: Path) -> None:
+    examples = list(TwoSlots().examples(None, "test"))
+    answers = [[scoring.Answer("x", -math.inf) for _ in one.subtasks] for one in examples]
+    evaluation.write(tmp_path, scoring.scored(TwoSlots(), examples, answers), {})
+    for line in (tmp_path / "predictions.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    row, _ = evaluation.read_predictions(tmp_path / "predictions.jsonl", examples)
+    assert {answer.score for answer in row} == {None}
+
+
+def test_scores_are_written_before_they_are_printed(
+    tmp_path: Path, gold: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    mine = predictions_file(tmp_path, gold)
+    arguments = [f"--predictions={mine}", "--task=synthetic_dst", "--option=test_dialogues=2"]
+    with pytest.raises(BrokenPipeError):
+        evaluation.main([*arguments, f"--output={tmp_path / 'scores'}"])
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == set(evaluation.FILES)

@@ -1,16 +1,20 @@
 """A checkpoint's generation_config.json: the defaults of `generate`, and kept by exports."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 import transformers
 
 from pid_jax import models
+from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
 from pid_jax.generation_defaults import GenerationDefaults
+from pid_jax.inputs import Method
 from pid_jax.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints
@@ -210,23 +214,90 @@ def test_what_is_taken_and_what_is_not_is_said_once(caplog: pytest.LogCaptureFix
     ("content", "message"),
     [
         ({"num_beams": "4"}, '"num_beams": num_beams must be a whole number'),
-        ({"length_penalty": True}, '"length_penalty": length_penalty must be a number'),
+        (
+            {"num_beams": 3, "length_penalty": True},
+            '"length_penalty": length_penalty must be a number',
+        ),
         ({"bad_words_ids": [5]}, r'"bad_words_ids": bad_words_ids\[0\] must be a list'),
         ({"num_beams": 0}, '"num_beams": num_beams must be at least 1'),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "top_k": -1}, '"top_k": top_k must be at least 0'),
+        ({"max_length": 2.5}, '"max_length": max_new_tokens must be a whole number'),
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be_is_named_with_its_file(
+def test_a_value_that_cannot_be_is_named_with_its_file_where_it_has_an_effect(
     content: dict[str, Any], message: str
 ) -> None:
+    defaults = of(content)
     with pytest.raises(UserError, match=f"generation_config.json: {message}"):
-        of(content)
+        defaults.options_with({})
+    own = {"num_beams": 1, "bad_words_ids": [], "max_new_tokens": 5}
+    assert defaults.options_with(own | {"do_sample": False}).max_new_tokens == 5
+    if "do_sample" in content:
+        assert defaults.options_with({"temperature": 0.5, "top_k": 3}).temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"do_sample": False, "temperature": 0.0}, {}),
+        ({"temperature": 0}, {}),
+        ({"top_p": 0.0}, {}),
+        ({"top_k": -1}, {}),
+        ({"length_penalty": "2"}, {}),
+        (
+            {"suppress_tokens": [-1], "begin_suppress_tokens": [5, -1]},
+            {"begin_suppress_tokens": (5,)},
+        ),
+        ({"num_beams": 4.0, "early_stopping": 1}, {"num_beams": 4, "early_stopping": True}),
+        ({"num_beams": 4, "early_stopping": 0}, {"num_beams": 4, "early_stopping": False}),
+        ({"max_length": 2048.0}, {"max_new_tokens": 2047}),
+        ({"max_length": "20", "max_new_tokens": 7}, {"max_new_tokens": 7}),
+    ],
+    ids=str,
+)
+def test_values_that_transformers_loads_are_no_error(
+    tiny_model: PidModel,
+    content: dict[str, Any],
+    expected: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    transformers.GenerationConfig.from_dict(dict(content))
+    caplog.set_level(logging.INFO, "pid_jax")
+    options = of(content).options_with({})
+    defaults = dataclasses.asdict(GenerationOptions())
+    assert {name: getattr(options, name) for name in defaults} == defaults | expected
+    if not expected:
+        assert "is left out: it has an effect only with" in caplog.text
+    ours = PidModel(tiny_model.model, tiny_model.params, None, content)
+    ours.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written.items() >= content.items()
 
 
 def test_lengths_beyond_the_models_positions_are_cut_to_them() -> None:
     config = models.config_from_hf({"model_type": "bart", "max_position_embeddings": 64})
     assert of({"max_length": 512}, config).options_with({}).max_new_tokens == 64
+
+
+@pytest.mark.parametrize("method", ["pid", "pie"])
+def test_a_checkpoints_length_leaves_room_for_the_longest_prompt(method: Method) -> None:
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1}
+    sizes |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
+    content = {"model_type": "bart", "vocab_size": 24, "max_position_embeddings": 32}
+    bart = models.build({**content, **sizes, **special})
+    params = models.init_params(bart, jax.random.key(0))
+    ours = PidModel(bart, params, None, {"max_length": 32, "min_length": 32})
+    [[short, long]] = tokens(ours.generate([[5, 6]], [[[7], [7, 8]]], method=method))
+    assert len(short) == len(long) == (30 if method == "pid" else 31)
+    if method == "pid":
+        with pytest.raises(UserError, match=r"its answer up to 31.*positions for 32"):
+            ours.generate([[5, 6]], [[[7, 8]]], max_new_tokens=31)
+        with pytest.raises(UserError, match="has 32 tokens and its answer up to 1,"):
+            ours.generate([[5, 6]], [[[7] * 32]])
 
 
 def test_the_largest_files_key_wins_as_in_transformers() -> None:
@@ -253,6 +324,20 @@ def test_a_least_length_does_not_empty_a_list_of_allowed_outputs(
     _, ours = pair
     [[answer]] = ours.generate(DOCUMENTS[:1], [[[9]]], allowed=[[[[20, 21], [22]]]])
     assert answer.tokens in ([20, 21], [22])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"draft_tokens": 2}], ids=str)
+def test_a_least_length_holds_for_prompts_without_a_list(
+    varied_model: PidModel, options: dict[str, Any]
+) -> None:
+    content = {"min_new_tokens": 8, "max_new_tokens": 12}
+    ours = PidModel(varied_model.model, varied_model.params, None, content)
+    documents, free = [[5, 6, 7, 8, 9, 10]], [[3, 4, 5, 6], [9], [8, 2]]
+    [alone] = tokens(ours.generate(documents, [free], **options))
+    allowed = [[None, None, None, [[20, 21], [22]]]]
+    [[*beside, held]] = tokens(ours.generate(documents, [[*free, [9]]], allowed=allowed, **options))
+    assert beside == alone
+    assert held in ([20, 21], [22])
 
 
 def test_scores_and_warming_up_heed_it(pair: tuple[Any, PidModel]) -> None:

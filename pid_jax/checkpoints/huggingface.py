@@ -40,6 +40,15 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+_BESIDE_TOKENIZERS = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+"""Files of a tokenizer that are none by themselves."""
+FILES = ("*.json", "*.safetensors", *_TOKENIZER_FILES)
+"""Patterns of all that is read. Pickled weights are not: they would be refused."""
 _WEIGHT_FILES = ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS)
 SHARD_BYTES = 5 * 10**9
 """The largest file written; what is larger is split and indexed."""
@@ -62,9 +71,7 @@ def find(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        # Pickled weights are left where they are: they would be refused.
-        patterns = ["*.json", "*.safetensors", *_TOKENIZER_FILES]
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{name}: no such directory, and not to be had from the Hugging Face hub "
@@ -307,9 +314,10 @@ def save(
     generation: what `generation_config.json` holds beside the tokens of the configuration.
 
     (LED's, if its calls pass the `global_attention_mask` that the model has: 1 for the first
-    token.) The weights keep their dtype. In an existing directory files of the same names and older
-    weights are replaced when all new ones are complete; until then nothing is changed. Raises
-    UserError where that cannot be, or where the directory is a training run's.
+    token.) The weights keep their dtype. In an existing directory files of the same names, older
+    weights and an older model's tokenizer are replaced when all new ones are complete; until then
+    nothing is changed. Raises UserError where that cannot be, or where the directory is a training
+    run's.
     """
     directory = Path(directory)
     if contents.is_run(directory):
@@ -320,7 +328,8 @@ def save(
     flat = flatten_dict(params)
     places = models.family_of(model.config.model_type).tensors(model.config)
     shards = _split(places, flat)
-    with filling(directory, _WEIGHT_FILES) as folder:
+    outdated = (*_outdated_with(tokenizer, directory), *_WEIGHT_FILES)
+    with filling(directory, outdated) as folder:
         if len(shards) == 1:
             _write_shard(folder / WEIGHTS, shards[0], places, flat)
         else:
@@ -347,8 +356,18 @@ def save_config(
 
     Raises UserError where it cannot.
     """
-    with filling(directory) as folder:
+    with filling(directory, _outdated_with(tokenizer, Path(directory))) as folder:
         _write_config(folder, config, tokenizer, dtype, generation)
+
+
+def _outdated_with(tokenizer: Any | None, directory: Path) -> tuple[str, ...]:
+    """The files of a tokenizer that go if this one does not write them: another would read them.
+
+    One that lies there without a model stays, beside a model that has none.
+    """
+    if tokenizer is None and not (directory / "config.json").exists():
+        return ()
+    return (*_TOKENIZER_FILES, *_BESIDE_TOKENIZERS)
 
 
 def _write_config(

@@ -1,6 +1,7 @@
 """What tells one checkpoint from another, wherever it lies."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from pid_jax.checkpoints import contents, huggingface, orbax
@@ -19,15 +20,14 @@ def digest(checkpoint: str | Path) -> str:
             root, "best", lambda best: _digest(root, [*_within(best), *_within(root / orbax.MODEL)])
         )
     root = huggingface.find(checkpoint)
-    kinds = ("*.json", "*.safetensors", "*.model", "*.vocab")
-    return _digest(root, [file for kind in kinds for file in root.glob(kind)])
+    return _digest(root, {file for kind in huggingface.FILES for file in root.glob(kind)})
 
 
 def _within(folder: Path) -> list[Path]:
     return [file for file in folder.rglob("*") if file.is_file()]
 
 
-def _digest(root: Path, files: list[Path]) -> str:
+def _digest(root: Path, files: Collection[Path]) -> str:
     result = hashlib.blake2b(digest_size=16)
     try:
         for file in sorted(files):

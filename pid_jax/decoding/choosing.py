@@ -177,6 +177,8 @@ def rule_by_place(
     """The rules on what comes how late in an output. place: how many tokens come before."""
     place = jnp.broadcast_to(place, ruled.shape[:3])
     too_early = place < controls.min_new_tokens
+    if prompts.node is not None:  # what a list holds is long enough, or was meant to be short
+        too_early &= prompts.node[:, :, :1] == constraints.UNCONSTRAINED
     ruled = rules.bar_tokens(ruled, end_token_ids(config), too_early)
     is_first = place == 0
     has_no_prompt = prompts.mask.sum(axis=-1, keepdims=True) == 1

@@ -28,6 +28,8 @@ UNCONSTRAINED = 0
 """The node at which every token is allowed, and which every token leads back to."""
 DEAD_END = 1
 """The node at which nothing is allowed: behind the end token, or off every path."""
+_VERY_UNLIKELY = -1e30
+"""A logit below any that a model gives, of which thousands can be added up."""
 
 
 class PrefixForest(NamedTuple):
@@ -183,11 +185,13 @@ def constrain(
 
     logits: what the other rules (a barred n-gram, a penalty) left of `unruled`, which is the
     same before any rule. Where these rules bar every allowed token they yield: a constrained
-    output is always one of its list, so the row becomes the allowed tokens of `unruled`.
+    output is always one of its list, so the row becomes the allowed tokens of `unruled`. So does
+    the model itself, which bars tokens by a bias of minus infinity.
     """
     allowed = allowed_tokens(forest, node, logits.shape[-1])
+    yielding = jnp.maximum(unruled, _VERY_UNLIKELY)
     return rules.unless_all_barred(
-        jnp.where(allowed, logits, -jnp.inf), jnp.where(allowed, unruled, -jnp.inf)
+        jnp.where(allowed, logits, -jnp.inf), jnp.where(allowed, yielding, -jnp.inf)
     )
 
 

@@ -116,7 +116,7 @@ class GenerationOptions:
     tokens at its place; 0: only of the output's own."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(GenerationOptions):
             # Plain and hashable, and safe from what the caller does to its lists later.
             value = read_option(field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
@@ -147,7 +147,7 @@ class GenerationOptions:
             "num_beams > 1": (self.num_beams > 1, ("length_penalty", "early_stopping")),
             "draft_tokens > 0": (self.draft_tokens > 0, ("draft_ngram",)),
         }
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
         for need, (met, names) in needs.items():
             for name in names:
                 if not met and getattr(self, name) != defaults[name]:
@@ -172,6 +172,15 @@ class GenerationOptions:
             raise UserError(f"length_penalty must be finite, not {self.length_penalty}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    def least_in_lists(self) -> int:
+        """How many tokens an allowed output must have."""
+        return self.min_new_tokens
+
+    def cut_to(self, most: int) -> "GenerationOptions":
+        """The same for a model that has positions for so long an output; a given length stays."""
+        del most
+        return self
 
     def strategy(self) -> Strategy:
         """The half that is compiled in."""
@@ -209,6 +218,27 @@ class GenerationOptions:
             words=words,
             suppressed=suppressed,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(GenerationOptions):
+    """Options of which some are a checkpoint's, not a caller's."""
+
+    of_checkpoint: frozenset[str] = frozenset()
+
+    def least_in_lists(self) -> int:
+        """None of a checkpoint's: it was set for other outputs than those of lists."""
+        return 0 if "min_new_tokens" in self.of_checkpoint else super().least_in_lists()
+
+    def cut_to(self, most: int) -> GenerationOptions:
+        """With the lengths that are the checkpoint's cut to what there are positions for."""
+        if "max_new_tokens" not in self.of_checkpoint:
+            return self
+        longest = min(self.max_new_tokens, max(most, 1))
+        least = self.min_new_tokens
+        if "min_new_tokens" in self.of_checkpoint:
+            least = min(least, longest)
+        return dataclasses.replace(self, max_new_tokens=longest, min_new_tokens=least)
 
 
 def read_option(name: str, value: Any) -> Any:

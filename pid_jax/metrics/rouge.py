@@ -24,9 +24,9 @@ def rouge(
     rougeLsum takes the lines of a text as its sentences: put newlines where sentences end.
 
     tokenizer: turns a text into its tokens. The default is that of `rouge_score`: runs of the
-    letters a to z, of either case, and digits. It drops any other script, so that two equal texts
-    in Thai or Chinese score 0. A warning says so if it drops most of some text. For scores of
-    characters pass `list`.
+    letters a to z, of either case, and digits. It drops all else, so that two equal texts in Thai
+    or Chinese, or of emoji, score 0. A warning says so if it drops most of some text, or all. For
+    scores of characters pass `list`.
 
     Raises UserError if the two differ in length, are empty, if `tokenizer` returns no tokens but
     something else, or if `rouge_score` is not installed.
@@ -79,12 +79,13 @@ def _warn_of_dropped(texts: Sequence[str]) -> None:
     if dropped:
         log.warning(
             "ROUGE: the tokenizer of rouge_score knows the letters a to z and digits only; it "
-            "drops most of %d of %d texts, such as %r: name a tokenizer that knows their script",
+            "drops most of %d of %d texts, or all, such as %r: name a tokenizer that knows them",
             len(dropped), len(texts), dropped[0][:40],
         )  # fmt: skip
 
 
 def _mostly_dropped(text: str) -> bool:
-    if text.isascii():
-        return False
-    return 2 * len(_KNOWN.findall(text)) < len(_LETTER_OR_DIGIT.findall(text))
+    known = len(_KNOWN.findall(text))
+    if not known:
+        return bool(text.strip())
+    return not text.isascii() and 2 * known < len(_LETTER_OR_DIGIT.findall(text))

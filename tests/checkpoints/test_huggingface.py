@@ -276,3 +276,27 @@ def test_byt5_needs_no_vocabulary_file(directory):
         (directory / file).unlink(missing_ok=True)
     loaded = PidModel.from_pretrained(directory)
     assert loaded.tokenizer("ab").input_ids == [ord("a") + 3, ord("b") + 3, 1]
+
+
+def test_nothing_of_an_earlier_tokenizer_stays(text_model, tiny_model, tmp_path):
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    for file in ("added_tokens.json", "chat_template.jinja", "additional_chat_templates/a.jinja"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<old>"]}')
+    (tmp_path / "notes.txt").write_text("mine")
+    text_model.save_pretrained(tmp_path / "fresh")
+    text_model.save_pretrained(tmp_path)
+    fresh = {path.name for path in (tmp_path / "fresh").iterdir()}
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == fresh | {"notes.txt"}
+    again = huggingface.load_tokenizer(tmp_path)
+    assert again.get_vocab() == text_model.tokenizer.get_vocab()
+    tiny_model.save_pretrained(tmp_path)
+    assert huggingface.load_tokenizer(tmp_path) is None
+
+
+def test_a_tokenizer_without_a_model_stays_beside_one_that_has_none(tiny_model, tmp_path):
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    assert huggingface.load_tokenizer(tmp_path)("a").input_ids == [ord("a") + 3, 1]

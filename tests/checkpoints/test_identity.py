@@ -28,6 +28,16 @@ def test_a_changed_byte_makes_another(checkpoint: Path, tmp_path: Path, file: st
     assert identity.digest(copy) != identity.digest(checkpoint)
 
 
+def test_so_does_each_file_that_may_be_read(checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    digests = {identity.digest(copy)}
+    files = ("merges.txt", "vocab.json", "spiece.model", "generation_config.json")
+    for file in files:
+        (copy / file).write_text("other")
+        digests.add(identity.digest(copy))
+    assert len(digests) == 1 + len(files)
+
+
 def test_a_run_is_another_once_it_did_better(checkpoint: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -58,17 +58,17 @@ def test_no_texts_are_refused():
 THAI, CHINESE = "แมวนั่งบนเสื่อ", "猫坐在垫子上 3 次"
 
 
-@pytest.mark.parametrize("text", [THAI, CHINESE])
+@pytest.mark.parametrize("text", [THAI, CHINESE, "👍👍 🎉", "..."])
 def test_a_script_that_the_tokenizer_drops_is_said(text, caplog):
     pytest.importorskip("rouge_score", reason="an optional requirement")
     rouge([text, "a cat"], [text, "a cat"])
     assert "knows the letters a to z and digits only" in caplog.text
-    assert f"drops most of 2 of 4 texts, such as {text!r}" in caplog.text
+    assert f"drops most of 2 of 4 texts, or all, such as {text!r}" in caplog.text
 
 
 def test_latin_scripts_are_no_warning(caplog):
     pytest.importorskip("rouge_score", reason="an optional requirement")
-    assert rouge(["le café est là 👋", "", "..."], ["l'été", "", "？"])["rouge1"] < 1.0
+    assert rouge(["le café est là 👋", "", " \n"], ["l'été", "", ""])["rouge1"] < 1.0
     assert caplog.text == ""
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -303,3 +304,22 @@ def test_a_bad_checkpoint_is_no_bad_line(
     assert status_of(lambda: run(nowhere, questions, tmp_path / "o", "--on-error=skip")) == 2
     error = error_in(capsys.readouterr().err)
     assert "left out" not in error
+
+
+def test_a_checkpoint_that_is_replaced_before_it_is_loaded_is_noticed(
+    checkpoint: Path,
+    questions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+    def replaced_before(path: Path, **_: object) -> Model:
+        (copied / "merges.txt").write_text("of another tokenizer")
+        return Model()
+
+    monkeypatch.setattr(PidModel, "from_pretrained", replaced_before)
+    assert status_of(lambda: run(copied, questions, tmp_path / "out.jsonl")) == 2
+    said = error_in(capsys.readouterr().err)
+    assert said == f"error: {copied} was replaced since this command began: give it again\n"

@@ -1,0 +1,31 @@
+"""Values as JSON text that every reader of JSON takes."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_text(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON in which a number that JSON has not, minus infinity say, is null.
+
+    Texts stay as they are, unless one holds half a surrogate pair, which no encoding has.
+    """
+    try:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        content = _without_infinities(content)
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    return text
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
