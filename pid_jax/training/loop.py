@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from pid_jax import directory_lock, models, sharding
 from pid_jax.atomic_file import replacing
+from pid_jax.checkpoints import contents
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints, saved_steps
 from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
@@ -72,6 +73,10 @@ def _what_stands(workdir: Path) -> str:
 
 
 def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
+    if (workdir / CONFIG).exists() and not contents.is_run(workdir):
+        raise UserError(
+            f"{workdir / CONFIG} is not a training run's and would be lost: use another --workdir"
+        )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
     start = max(saved_steps(workdir), default=0)

@@ -139,6 +139,14 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
     assert "config.seed was 0, is 5" in str(error.value)
 
 
+@pytest.mark.parametrize("content", ['{"model_type": "t5"}', '{"checkpoint": {}, "model_type": 1}'])
+def test_the_directory_of_another_model_is_refused_and_left_alone(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is not a training run's"):
+        loop.train(tiny(), tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+
+
 def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_path, caplog):
     subtasks = [
         {"id": "a", "prompt": "price", "target": "price < 5 { cheap }"},
