@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from pid_jax import evaluation, scoring
+    from pid_jax.atomic_file import check_writable
     from pid_jax.compilation_cache import keep_compiled_programs
     from pid_jax.errors import UserError
     from pid_jax.model import PidModel
@@ -80,15 +81,12 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     keep_compiled_programs()
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
+    check_writable(options.output)  # before the work, not after it
     model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
     own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
     if own:
         listed = ", ".join(f"{name}={value}" for name, value in own.items())
         print(f"defaults of {options.checkpoint}: {listed}", file=sys.stderr)
-    try:  # before the work, not after it
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {options.output}: {error.strerror}") from error
     done = 0.0
 
     def report(documents: float, _: float) -> None:

@@ -29,7 +29,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _make_place(path)
-    with in_one_sentence(path.parent, lambda: f"{path.name} is as it was"):
+    stands = "is as it was" if path.exists() else "was not made"
+    with in_one_sentence(path.parent, lambda: f"{path.name} {stands}"):
         # Beside its place: a rename is atomic only within one file system.
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         try:
@@ -37,6 +38,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
             (folder / path.name).replace(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(directory: str | Path) -> None:
+    """Raises UserError where no file can be written in a directory, or where it cannot be made.
+
+    For a command to call before its work: what only the end of it needs should not fail there.
+    """
+    directory = Path(directory)
+    try:
+        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(prefix=".writing-", dir=there) as file:
+            file.write(b"\n")
+            file.flush()
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
 @contextmanager

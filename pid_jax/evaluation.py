@@ -5,8 +5,10 @@
 
 import argparse
 import logging
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 
 from pid_jax import html_report, tasks
-from pid_jax.atomic_file import replacing
+from pid_jax.atomic_file import check_writable, replacing
 from pid_jax.command_line import add_task_options, task_options, user_errors
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
@@ -68,7 +70,8 @@ def evaluate(
     Documents, prompts and answers are cut at `limits`, the same as in training. `after_batch`
     is called with a batch's number of documents and its seconds. predictions: a file, in the
     layout of predictions.jsonl, to write before anything is scored: a metric that fails loses no
-    answer. Raises UserError if there is nothing to score or no tokenizer to read it with.
+    answer, nor does a full disk while the system's temporary directory has room. Raises UserError
+    if there is nothing to score or no tokenizer to read it with.
     """
     _check_any(examples, task)
     if model.tokenizer is None:
@@ -109,7 +112,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     answers = [[Answer(one.text or "", one.score) for one in row] for row in generated]
     if predictions is not None:
-        _write_predictions(Path(predictions), examples, answers)
+        _keep_predictions(Path(predictions), examples, answers)
     run = Run(
         method=method,
         device=_device(),
@@ -123,11 +126,35 @@ def evaluate(
         return scored(task, examples, answers, lengths=_lengths(tokenized, generated), run=run)
     except Exception as error:
         if predictions is not None:
-            error.add_note(
-                f"The answers are not lost: {predictions} has them, and `python -m "
-                "pid_jax.evaluation` scores them; see its --help."
-            )
+            error.add_note(_not_lost(predictions))
         raise
+
+
+def _keep_predictions(
+    path: Path, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]
+) -> None:
+    """Writes them to `path`, or else to a temporary directory that the error names."""
+    try:
+        _write_predictions(path, examples, answers)
+    except UserError as error:
+        try:
+            directory = Path(tempfile.mkdtemp(prefix="pid_jax-"))
+        except OSError:
+            raise error from None
+        try:
+            _write_predictions(directory / path.name, examples, answers)
+        except UserError:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            error.add_note(_not_lost(directory / path.name))
+        raise
+
+
+def _not_lost(predictions: str | Path) -> str:
+    return (
+        f"The answers are not lost: {predictions} has them, and `python -m pid_jax.evaluation` "
+        "scores them; see its --help."
+    )
 
 
 def _check_any(examples: Sequence[Example], task: Task) -> None:
@@ -289,7 +316,10 @@ def _score_file(options: argparse.Namespace) -> None:
     task = tasks.get(options.task, **task_options(options.option))
     examples = list(islice(task.examples(options.path, options.split), options.limit))
     _check_any(examples, task)
-    result = scored(task, examples, read_predictions(options.predictions, examples))
+    answers = read_predictions(options.predictions, examples)
+    if options.output is not None:
+        check_writable(options.output)  # before the work, not after it
+    result = scored(task, examples, answers)
     if options.output is not None:
         about = {"task": task.name, "split": options.split, "predictions": str(options.predictions)}
         write(options.output, result, about)

@@ -40,6 +40,8 @@ class Work:
     """By root: the allowed texts as the caller wrote them, by their tokens."""
     keys: list[list[tuple[int, int]]] | None
     """Each prompt's key for sampling."""
+    options: GenerationOptions
+    """Those asked for; a checkpoint's longest output is cut to the positions that prompts leave."""
     most_examples_each: int = 1
     """Of a document: 1 under "pid", the most prompts under "pie"."""
 
@@ -268,7 +270,7 @@ class Inputs:
             places, roots, keys = _one_each(places), _one_each(roots), _one_each(keys)
         self._check_positions(examples, places, options.max_new_tokens, method)
         controls = options.controls(stops, forest, *self._barred(options))
-        return Work(examples, places, roots, spellings, keys, each), controls
+        return Work(examples, places, roots, spellings, keys, options, each), controls
 
     def _check_positions(
         self,

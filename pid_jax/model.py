@@ -180,6 +180,7 @@ class PidModel:
         )
         examples = self._inputs.examples(documents, prompts)
         work, controls = self._inputs.work(examples, allowed, method, chosen)
+        chosen = work.options
         batches = self._batches(work, batch_tokens, batch_size, chosen, controls)
         report = DecodingReport() if report is None else report
         compact = _compaction(compact)
@@ -250,6 +251,7 @@ class PidModel:
         work, controls = self._inputs.work(
             self._inputs.examples(documents, prompts), allowed, method, chosen
         )
+        chosen = work.options
         batches = self._batches(
             work, batch_tokens, batch_size, chosen, controls, sort=False, devices=1
         )
@@ -319,6 +321,7 @@ class PidModel:
             "", fill * document_tokens, [fill * prompt_tokens] * prompts, [()] * prompts
         )
         work, controls = self._inputs.work([example] * documents, None, method, chosen)
+        chosen = work.options
 
         def job_of(batch: PlannedBatch, left: int) -> Job:
             del left  # whether smaller programs will repay is what `compact` says here

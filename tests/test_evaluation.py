@@ -1,10 +1,13 @@
 """Evaluation: every answer generated once, scored by the task, written with its rules."""
 
+import errno
 import gzip
 import io
 import json
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -284,6 +287,71 @@ def test_an_output_that_is_a_file_is_refused(
         run_eval(checkpoint, tmp_path / "out", "--limit=1")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.startswith("error: cannot write to")
+
+
+def unwritable(**options: Any) -> None:
+    """Root may write everywhere: so it is said."""
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(options["dir"]))
+
+
+def test_an_output_that_may_not_be_written_is_refused_before_the_work(
+    checkpoint: Path,
+    tmp_path: Path,
+    gold: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("this is the work")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", unwritable)
+    monkeypatch.setattr(PidModel, "from_pretrained", work)
+    monkeypatch.setattr(evaluation, "scored", work)
+    given = [*TWO_DIALOGUES, f"--predictions={predictions_file(tmp_path, gold)}"]
+    for command in (
+        lambda: run_eval(checkpoint, tmp_path, "--limit=1"),
+        lambda: evaluation.main([*given, f"--output={tmp_path}"]),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command()
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert error == f"error: cannot write to {tmp_path}: Read-only file system\n"
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_answers_that_the_disk_has_no_room_for_are_kept_elsewhere(
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    room: bool,
+) -> None:
+    run_eval(checkpoint, tmp_path / "whole", "--limit=2")
+    write_text, out, elsewhere = Path.write_text, tmp_path / "out", tmp_path / "elsewhere"
+
+    def full(path: Path, *arguments: Any, **options: Any) -> int:
+        if room and path.is_relative_to(elsewhere):
+            return write_text(path, *arguments, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit) as stopped:
+        run_eval(checkpoint, out, "--limit=2")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    sentence = f"error: cannot write {out}: No space left on device; predictions.jsonl was not made"
+    assert sentence in error
+    kept = [path for path in elsewhere.rglob("*") if path.name == "predictions.jsonl"]
+    assert len(kept) == room
+    for file in kept:
+        assert f"{sentence}\nThe answers are not lost: {file} has them" in error
+        assert file.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
+    if not room:
+        assert "not lost" not in error
+        assert list(elsewhere.glob("pid_jax-*")) == []
 
 
 def test_multiwoz_24_is_read_and_named(

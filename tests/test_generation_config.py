@@ -293,6 +293,14 @@ def test_a_checkpoints_length_leaves_room_for_the_longest_prompt(method: Method)
     ours = PidModel(bart, params, None, {"max_length": 32, "min_length": 32})
     [[short, long]] = tokens(ours.generate([[5, 6]], [[[7], [7, 8]]], method=method))
     assert len(short) == len(long) == (30 if method == "pid" else 31)
+    forcing = PidModel(
+        models.build({**content, **sizes, **special, "forced_eos_token_id": 1}),
+        params,
+        None,
+        {"max_length": 32, "min_length": 32},
+    )
+    [cut] = forcing.generate([[5, 6]], [[[7], [7, 8]]], method=method)
+    assert [answer.finish_reason for answer in cut] == ["length", "length"]
     if method == "pid":
         with pytest.raises(UserError, match=r"its answer up to 31.*positions for 32"):
             ours.generate([[5, 6]], [[[7, 8]]], max_new_tokens=31)

@@ -30,9 +30,10 @@ random:
       --config.data.path=prepared
 
 The data set is DATA_DIR/TASK/VERSION. A version appears once it is complete and on disk, and is
-never changed: of a source that has changed, or with other options, the next one is made; where
-there is one of the same source and options, it is checked and kept. Stopped or killed, the same
-command starts over. Splits that the source lacks are named and left out.
+never changed: of a source that has changed, or with other options, or where pid_jax has come to
+read more of it, the next one is made; where there is one of the same, it is checked and kept.
+Stopped or killed, the same command starts over. Splits that the source lacks are named and left
+out.
 """
 EXIT_STATUS = """\
 exit status: 0 the data set is there; 2 a mistake in the command or the data; 130 stopped by Ctrl-C.
@@ -61,6 +62,7 @@ def prepare(
         task_name,
         prepared.as_json(tasks.reading_options(task, options)),
         _checksums(source, leaving_out=Path(data_dir)),
+        tasks.reader_version(task),
     )
     present = prepared.versions(folder)
     for data in reversed(present):
@@ -151,6 +153,8 @@ def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
     for data in reversed(present):
         if data.origin.options != origin.options:
             continue
+        if data.origin.reader != origin.reader:
+            yield f"{data.directory} was made by another version of the task's reader"
         before, now = data.origin.sources, origin.sources
         for name in sorted({*before, *now}):
             if name not in now:

@@ -43,6 +43,8 @@ class Origin:
     """Those of the task that its examples depend on."""
     sources: Mapping[str, str]
     """The files of the source, each with its SHA-256."""
+    reader: int = 1
+    """The version of the task's reader: a later one makes other examples of the same files."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,9 @@ def _read(directory: Path) -> PreparedData | None:
         return PreparedData(
             directory=directory,
             format=about["format"],
-            origin=Origin(about["task"], about["options"], about["sources"]),
+            origin=Origin(
+                about["task"], about["options"], about["sources"], about.get("reader", 1)
+            ),
             left_out=about["left_out"],
             splits={
                 split: {name: RecordFile(**entry) for name, entry in files.items()}

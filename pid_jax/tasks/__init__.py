@@ -18,6 +18,7 @@ from pid_jax.tasks.task import (
     Report,
     Task,
     prediction_for,
+    reader_version,
     reading_options,
     target_of,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "get",
     "names",
     "prediction_for",
+    "reader_version",
     "reading_options",
     "target_of",
 ]

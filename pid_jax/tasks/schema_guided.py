@@ -51,6 +51,9 @@ class SchemaGuidedTask(DialogueStateTask):
     def slots(self) -> Mapping[str, Slot]:
         return {}
 
+    reader_version: ClassVar[int] = 2
+    """Since the second, subtasks have traits."""
+
     asks_all_services: ClassVar[bool]
     """Or those only that a turn has frames of."""
 
@@ -147,7 +150,10 @@ class SchemaGuidedDialogue(SchemaGuidedTask):
         report = super().score(examples, predictions)
         subtasks = [subtask for example in examples for subtask in example.subtasks]
         if any(subtask.traits is None for subtask in subtasks):
-            rule = "left out: these examples were prepared by a version that did not know of it"
+            rule = (
+                "left out: these examples were prepared by a version that did not know of it; "
+                "python -m pid_jax.data.prepare makes them anew"
+            )
             return replace(report, policy={**report.policy, "official rule": rule})
         frames = [frame for example in examples for frame in self._frames(example, predictions)]
         metrics = _official(frames)

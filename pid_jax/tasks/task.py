@@ -75,6 +75,11 @@ def reading_options(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def reader_version(task: Task) -> int:
+    """Which version of the task's reader this is: its attribute `reader_version`, or 1."""
+    return int(getattr(task, "reader_version", 1))
+
+
 def check_split(split: str) -> None:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
-from pid_jax.checkpoints import generation_config, huggingface, orbax
+from pid_jax.checkpoints import contents, generation_config, huggingface, orbax
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
 from pid_jax.data.detokenizing import Detokenizer
@@ -148,8 +148,9 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
     """
     if not config.model.init:
         return {}
-    directory = Path(config.model.init) / orbax.MODEL
-    if not directory.is_dir():
+    if contents.is_run(config.model.init):
+        directory = Path(config.model.init) / orbax.MODEL
+    else:
         directory = huggingface.find(config.model.init)
     content = huggingface.read_generation(directory)
     lengths = {key: value for key, value in content.items() if key in generation_config.LENGTHS}

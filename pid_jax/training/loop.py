@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from pid_jax import directory_lock, models, sharding
 from pid_jax.atomic_file import replacing
+from pid_jax.checkpoints import contents
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints, saved_steps
 from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
@@ -72,6 +73,10 @@ def _what_stands(workdir: Path) -> str:
 
 
 def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
+    if (workdir / CONFIG).exists() and not contents.is_run(workdir):
+        raise UserError(
+            f"{workdir / CONFIG} is not a training run's and would be lost: use another --workdir"
+        )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
     start = max(saved_steps(workdir), default=0)
@@ -83,6 +88,7 @@ def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
 
     materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
     model, batches, held_out = materials.model, materials.batches, materials.held_out
+    read = materials.read
     update = optimizer.build(config)
     places = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
@@ -123,6 +129,8 @@ def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
                 batch = next(batches)
                 with progress.paused():  # while a new shape is compiled
                     run_step = train_step(state, batch)
+                if number == start:
+                    _describe_run(workdir, config, read)
                 # Nothing but the batch goes to the device, and nothing comes back here: a
                 # transfer that is not written out would make the device wait.
                 with jax.transfer_guard("disallow"):
@@ -223,10 +231,12 @@ class _Materials(NamedTuple):
     """Those to start from; None where the state does not come from elsewhere."""
     batches: Any
     held_out: TokenizedExamples
+    read: Mapping[str, Mapping[str, Any]]
+    """Fingerprints of the data and the files in model/."""
 
 
 def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: bool) -> _Materials:
-    """Reads the data, makes or reads model and tokenizer, and describes them in the workdir."""
+    """Reads the data; makes model and tokenizer, in the workdir, or reads them there."""
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
     if resuming:
@@ -245,10 +255,6 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
     read = fingerprints.of_run(config, train, validation, workdir / MODEL)
     if resuming:
         fingerprints.check(workdir, read, other_data=other_data)
-    fingerprints.write(workdir, read)
-    with replacing(workdir / CONFIG) as file:
-        file.write_text(configuration.to_json(config), encoding="utf-8")
-
     for split, tokenized in (
         (config.data.train_split, source),
         (config.data.validation_split, held_out),
@@ -262,7 +268,14 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
             "an evaluation needs one for every subtask"
         )
     batches = assembly.training_batches(config, source, model, tokenizer)
-    return _Materials(model, params, batches, held_out)
+    return _Materials(model, params, batches, held_out, read)
+
+
+def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the run is from now on: a command that is refused leaves it as it was."""
+    fingerprints.write(workdir, read)
+    with replacing(workdir / CONFIG) as file:
+        file.write_text(configuration.to_json(config), encoding="utf-8")
 
 
 def _programs(

@@ -1,15 +1,19 @@
 """A run's figures on disk: metrics.jsonl for programs, TensorBoard events for people."""
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from pid_jax.atomic_file import replacing
 
 METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_FLUSHES = 10.0
 
 
 class MetricsWriter:
@@ -18,6 +22,9 @@ class MetricsWriter:
     The file holds nothing that differs between two runs of the same command (no times), one
     line per training step and per evaluation, and never a step twice: the lines of a resumed
     run are those of a run that was never stopped.
+
+    Events are written where they come from, not by the thread of tensorboardX's SummaryWriter:
+    once that has died of a full disk, who adds to its queue waits forever.
     """
 
     def __init__(self, workdir: str | Path, *, resume_after: int = 0) -> None:
@@ -25,7 +32,10 @@ class MetricsWriter:
         path = Path(workdir) / METRICS
         keep_until(path, resume_after)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
-        self._events = SummaryWriter(str(workdir), purge_step=resume_after + 1, flush_secs=10)
+        self._events = EventsWriter(str(Path(workdir) / "events"))
+        self._flushed = float("-inf")
+        # TensorBoard hides what earlier files have from this step on.
+        self._add(resume_after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(
         self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
@@ -33,20 +43,27 @@ class MetricsWriter:
         """One line, in the file when this returns; `events` also sends it to TensorBoard."""
         self._lines.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         if events:
-            for name, value in metrics.items():
-                self._events.add_scalar(f"{split}/{name}", value, step)
+            self.write_events(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard alone, such as speed."""
         for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+            self._add(step, summary=scalar(name, value))
+        if time.monotonic() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
+            self._events.flush()
+            self._flushed = time.monotonic()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._events.close()
+        try:
+            self._lines.close()
+        finally:
+            self._events.close()
 
 
 def keep_until(path: Path, step: int) -> None:

@@ -189,6 +189,29 @@ def test_of_a_changed_source_the_next_version_is_made_and_read(source, data_dir,
     assert len(examples_in(data_dir / "jsonl" / "1.0.0", "test")) == 2
 
 
+def test_of_another_version_of_the_reader_the_next_version_is_made(
+    source, data_dir, caplog, monkeypatch
+):
+    first = prepare.prepare("jsonl", source, data_dir)
+    file = first.directory / "metadata.json"
+    about = json.loads(file.read_text())
+    about["pid_jax"].pop("reader", None)  # as it was before readers had versions: the first
+    file.write_text(json.dumps(about))
+    assert prepare.prepare("jsonl", source, data_dir) == first
+    monkeypatch.setattr(type(tasks.get("jsonl")), "reader_version", 2, raising=False)
+    with caplog.at_level("INFO"):
+        second = prepare.prepare("jsonl", source, data_dir)
+    assert second.directory.name == "1.1.0"
+    assert "1.0.0 was made by another version of the task's reader" in caplog.text
+    assert prepared.find(data_dir, "jsonl", second.origin.options) == second
+    assert prepare.prepare("jsonl", source, data_dir) == second
+
+
+@pytest.mark.parametrize("name", ["sgd", "multiwoz22"])
+def test_readers_that_give_traits_are_of_the_second_version(name):
+    assert tasks.reader_version(tasks.get(name)) == 2
+
+
 def test_a_data_set_inside_its_source_is_no_part_of_it(source):
     first = prepare.prepare("jsonl", source, source / "prepared")
     assert prepare.prepare("jsonl", source, source / "prepared") == first

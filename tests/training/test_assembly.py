@@ -152,12 +152,14 @@ def test_negative_targets_are_drawn_at_their_rate(config):
     )
 
 
+@pytest.mark.parametrize("beside", ["weights", "model"])  # the latter as a run has it
 def test_how_a_checkpoint_chooses_its_outputs_is_kept_but_for_their_lengths(
-    config, text_model, tmp_path
+    config, text_model, tmp_path, beside
 ):
     said = {"num_beams": 4, "length_penalty": 2.0, "min_length": 56, "max_length": 142}
     start = PidModel(text_model.model, text_model.params, text_model.tokenizer, said)
     start.save_pretrained(tmp_path / "start")
+    (tmp_path / "start" / beside).mkdir()
     config.model.init = str(tmp_path / "start")
     model, _, tokenizer = assembly.new_model(config, [])
     assembly.save_model(tmp_path / "run", model, tokenizer, assembly.generation_of(config))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import signal
 
 import pytest
 
@@ -10,6 +11,7 @@ from pid_jax import directory_lock
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.training import fingerprints, loop
+from pid_jax.training.stop_signals import Interrupted, StopSignals
 from tests.training import tiny_config
 
 FIRST = [
@@ -106,6 +108,29 @@ def test_the_same_data_may_lie_elsewhere(begun, monkeypatch):
     with pytest.raises(GoneOn):
         loop.train(config(begun / "moved", 3), begun / "run")
     (begun / "moved").rename(begun / "data")
+
+
+def asked_to_stop(signals):
+    signals.received = signal.SIGTERM
+    return signals
+
+
+@pytest.mark.parametrize("reason", ["warmup", "interrupted"])
+def test_a_command_that_takes_no_step_changes_nothing(begun, tmp_path, monkeypatch, reason):
+    write(tmp_path / "train.jsonl", OTHER)
+    write(tmp_path / "validation.jsonl", FIRST)
+    options = config(tmp_path, 3)
+    expected, message = UserError, reason
+    if reason == "warmup":
+        options.optimizer.warmup_steps = 9
+    else:
+        expected, message = Interrupted, "stopped after step 2"
+        monkeypatch.setattr(StopSignals, "__enter__", asked_to_stop)
+    files = [begun / "run" / name for name in ("config.json", "data.json")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(expected, match=message):
+        loop.train(options, begun / "run", other_data=True)
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_other_data_is_taken_on_purpose_and_is_the_runs_from_then_on(begun, caplog):

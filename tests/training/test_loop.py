@@ -1,11 +1,14 @@
 import dataclasses
+import errno
 import json
 import logging
+import os
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX.record_writer import RecordWriter
 
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
@@ -136,6 +139,14 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
     assert "config.seed was 0, is 5" in str(error.value)
 
 
+@pytest.mark.parametrize("content", ['{"model_type": "t5"}', '{"checkpoint": {}, "model_type": 1}'])
+def test_the_directory_of_another_model_is_refused_and_left_alone(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json is not a training run's"):
+        loop.train(tiny(), tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [content]
+
+
 def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_path, caplog):
     subtasks = [
         {"id": "a", "prompt": "price", "target": "price < 5 { cheap }"},
@@ -178,6 +189,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     assert f"step {max(kept)} in {tmp_path} is intact" in str(error.value)
     params = PidModel.from_pretrained(tmp_path).params
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_disk_that_is_full_for_events_first_ends_the_run_in_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "flush", full)
+    with pytest.raises(UserError, match=r"^cannot write .*: No space left on device; nothing was"):
+        loop.train(tiny(), tmp_path)
 
 
 def test_prompt_in_encoder_trains_the_same_way(tmp_path):
