@@ -69,10 +69,9 @@ class GenerationDefaults:
 
         streamed: for outputs that are shown as they grow, which beams are not. held_to_lists:
         for outputs some of which are of closed lists: the file's least length does not count
-        there. Logs at INFO what is taken
-        from the file, at WARNING what has to be left out of that and changes outputs. Raises
-        `UserError` for an unknown option, for given ones that do not fit, and naming the key of a
-        value of the file that would have an effect and cannot be.
+        there. Logs at INFO what is taken from the file, at WARNING what has to be left out of
+        that and changes outputs. Raises `UserError` for an unknown option, for given ones that do
+        not fit, and naming the key of a value of the file that would have an effect and cannot be.
         """
         unknown = sorted(given.keys() - _DEFAULTS.keys())
         if unknown:

@@ -174,6 +174,7 @@ class PidModel:
         report: filled with what was done. Results depend on neither batch mates nor order nor
         padding. Raises `UserError` for arguments that do not fit.
         """
+        compact = _compaction(compact)
         lengths = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         chosen = self._defaults.options_with(
             {**lengths, "num_beams": num_beams, **options}, held_to_lists=allowed is not None
@@ -183,7 +184,6 @@ class PidModel:
         chosen = work.options
         batches = self._batches(work, batch_tokens, batch_size, chosen, controls)
         report = DecodingReport() if report is None else report
-        compact = _compaction(compact)
         found: dict[tuple[int, int], dict[int, list[Generation]]] = {}
         copies = chosen.num_return_sequences if chosen.do_sample else 1
         parts = [1 / max(len(example.prompts) * copies, 1) for example in examples]

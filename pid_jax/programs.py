@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +75,7 @@ class Program:
         self._lowered: jax.stages.Lowered | None = None
         self._results: Future[Any] = Future()
         self._tracing_seconds = 0.0
-        self._compiled: Future[tuple[Callable[..., Any], float]] = Future()
+        self._compiled: Future[tuple[jax.stages.Compiled, float]] = Future()
 
     @property
     def results(self) -> Any:
@@ -94,15 +94,16 @@ class Program:
         started = time.perf_counter()
         try:
             lowered = jitted.lower(*arguments, **static)
+            results = lowered.out_info
         except BaseException as error:
-            self._owner.drop(self._key)
+            self._owner.drop(self._key, self)
             self._results.set_exception(error)
             raise
         self._jitted, self._lowered = jitted, lowered
         self._tracing_seconds = time.perf_counter() - started
-        self._results.set_result(lowered.out_info)
+        self._results.set_result(results)
 
-    def compile(self) -> Callable[..., Any]:
+    def compile(self) -> jax.stages.Compiled:
         """The compiled function; threads that ask meanwhile wait for the one that compiles."""
         self._results.result()
         with _LOCK:
@@ -116,7 +117,7 @@ class Program:
                 seconds = self._tracing_seconds + time.perf_counter() - started
                 self._owner.tell(Compilation(self.name, str(self.label), seconds))
             except BaseException as error:
-                self._owner.drop(self._key)
+                self._owner.drop(self._key, self)
                 self._compiled.set_exception(error)
                 raise
             self._compiled.set_result((compiled, seconds))
@@ -178,25 +179,15 @@ class Programs:
         arguments: tuple[Any, ...],
         static: Mapping[str, Hashable],
         label: Hashable,
-    ) -> Callable[..., Any]:
+    ) -> Program:
         """`jitted(*fixed, *arguments, **static)` as a function of all arguments not static.
+
+        Traced, for this thread or another to compile.
 
         fixed: those whose shapes never change under this name: a model and its parameters.
         arguments: arrays, or `jax.ShapeDtypeStruct`s to compile without running.
         label: what it is compiled for; as a string, for the log and the table.
         """
-        return self.traced(program, jitted, fixed, arguments, static, label).compile()
-
-    def traced(
-        self,
-        program: str,
-        jitted: Any,
-        fixed: tuple[Any, ...],
-        arguments: tuple[Any, ...],
-        static: Mapping[str, Hashable],
-        label: Hashable,
-    ) -> Program:
-        """The same before it is compiled, which another thread may do."""
         key = self._key(program, arguments, static)
         with _LOCK:
             kept = self._kept.get(key)
@@ -212,10 +203,11 @@ class Programs:
             kept.trace(jitted, (*fixed, *arguments), static)
         return kept
 
-    def drop(self, key: Hashable) -> None:
-        """Forgets the program of this key: it is traced anew when it is asked for again."""
+    def drop(self, key: Hashable, program: Program) -> None:
+        """Forgets a program: it is traced anew when it is asked for again."""
         with _LOCK:
-            self._kept.pop(key, None)
+            if self._kept.get(key) is program:
+                del self._kept[key]
 
     def _oldest(self) -> int:
         return next(iter(self._kept.values())).used

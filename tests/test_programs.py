@@ -18,7 +18,7 @@ add = jax.jit(lambda x, y, *, negative: -(x + y) if negative else x + y, static_
 
 def sum_of(programs: Programs, x: np.ndarray, y: np.ndarray, negative: bool = False) -> jax.Array:
     fixed, arguments, static = (x,), (y,), {"negative": negative}
-    program = programs.get("sum", add, fixed, arguments, static, f"{y.shape} numbers")
+    program = programs.get("sum", add, fixed, arguments, static, f"{y.shape} numbers").compile()
     total: jax.Array = program(x, y)
     return total
 
@@ -45,7 +45,7 @@ def test_each_shape_type_and_static_value_compiles_once() -> None:
 def test_a_shape_compiled_ahead_is_found_by_its_arrays() -> None:
     programs = Programs()
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    programs.get("sum", add, (shape,), (shape,), {"negative": False}, "4")
+    programs.get("sum", add, (shape,), (shape,), {"negative": False}, "4").compile()
     four = np.ones(4, np.float32)
     sum_of(programs, four, four)
     assert len(programs.compilations) == 1
@@ -81,7 +81,7 @@ def test_threads_that_ask_for_one_program_compile_it_once() -> None:
 def test_what_is_traced_is_compiled_by_whoever_needs_it_first() -> None:
     programs = Programs()
     ones = np.ones(7, np.float32)
-    traced = programs.traced("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    traced = programs.get("sum", add, (ones,), (ones,), {"negative": False}, "7")
     assert traced.results.shape == (7,)
     assert programs.seconds_by_label("sum") == {}
     assert not programs.compilations
@@ -93,7 +93,7 @@ def test_what_is_traced_is_compiled_by_whoever_needs_it_first() -> None:
 def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = Programs()
     ones = np.ones(7, np.float32)
-    traced = programs.traced("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    traced = programs.get("sum", add, (ones,), (ones,), {"negative": False}, "7")
     with monkeypatch.context() as patched:
         patched.setattr(programs_module, "_compiled", lambda lowered: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -235,7 +235,7 @@ class Engine:
             placed = self._on_device(part)
             program = self.programs.get(
                 "score", _score, (self.model, self.params), (placed, encoded), {}, shape
-            )
+            ).compile()
             scores.append(jax.device_get(program(self.params, placed, encoded)))
         return np.concatenate(scores, axis=1)
 
@@ -393,7 +393,7 @@ class Engine:
 
     def _program_encode(self, documents: tuple[Any, ...]) -> Program:
         count, tokens = documents[0].shape
-        return self.programs.traced(
+        return self.programs.get(
             "encode",
             _encode,
             (self.model, self.params),
@@ -409,7 +409,7 @@ class Engine:
         return encoded
 
     def _program_prefill(self, job: Job, inputs: tuple[Any, ...]) -> Program:
-        return self.programs.traced(
+        return self.programs.get(
             "prefill",
             _prefill,
             (self.model, self.params),
@@ -430,7 +430,7 @@ class Engine:
     ) -> Program:
         documents, prompts = state.prompts.mask.shape[:2]
         limits = np.int32(0), (np.int32(0), np.int32(0))
-        return self.programs.traced(
+        return self.programs.get(
             "decode",
             _advance,
             (self.model, self.params),
@@ -453,7 +453,7 @@ class Engine:
         return advanced
 
     def _program_keep(self, state: State, places: Places) -> Program:
-        return self.programs.traced(
+        return self.programs.get(
             "compaction",
             _keep,
             (),
@@ -465,7 +465,7 @@ class Engine:
     def _program_keep_documents(
         self, encoded: EncodedDocuments, documents: Int[np.ndarray, " B1"]
     ) -> Program:
-        return self.programs.traced(
+        return self.programs.get(
             "compaction",
             _keep_documents,
             (),
@@ -488,7 +488,7 @@ def _results(program: Program) -> Any:
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         program.results,
-        program.compile().output_shardings,  # type: ignore[attr-defined]
+        program.compile().output_shardings,
     )
 
 

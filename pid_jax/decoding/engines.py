@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -78,15 +78,19 @@ class Engines(Sequence[Engine]):
 
         Close it to stop.
         """
+        count = Counter(batch.shape for batch in batches)
         alike: Counter[BatchShape] = Counter()
         waiting: Waiting = deque()
         for batch in reversed(batches):
             waiting.appendleft((batch, alike[batch.shape]))
             alike[batch.shape] += 1
         used = min(len(self), len(waiting))
-        # Every device has a batch before any has two.
+        # Every device has a batch before any has two, and may expect one of each such shape.
         first = [waiting.popleft() for _ in range(used)]
-        shares = [_share(self[i], first[i], waiting, used, job_of) for i in range(used)]
+        common = {batch.shape: batch for batch in batches if count[batch.shape] >= used}
+        shares = [
+            _share(self[i], first[i], waiting, used, common.values(), job_of) for i in range(used)
+        ]
         with closing(together(shares)) as decoded:
             for item in decoded:
                 if item is not None:
@@ -110,85 +114,71 @@ def _share(
     first: tuple[PlannedBatch, int],
     waiting: Waiting,
     devices: int,
+    expected: Collection[PlannedBatch],
     job_of: JobOf,
 ) -> Generator[Decoded | None, None, None]:
     """What one device decodes; an accelerator has its next batch at hand meanwhile.
 
-    waiting: what further batches it takes from, as others do. None: nothing yet, but a moment at
-    which to stop.
+    waiting: what further batches it takes from, as others do. expected: of each shape of which
+    this device will have a batch, one. None: nothing yet, but a moment at which to stop.
     """
-    with _compiled_ahead(engine, [batch for batch, _ in (first, *waiting)], devices, job_of):
-        yield from _decoded(engine, chain([first], _taken_from(waiting)), waiting, devices, job_of)
+    at_once = 1 if jax.default_backend() == "cpu" else 2
+    running: deque[tuple[PlannedBatch, Job, Iterator[Outputs | None]]] = deque()
+    since = time.perf_counter()
+
+    def start(batch: PlannedBatch, job: Job) -> None:
+        decoding = engine.decode(job)
+        next(decoding)  # sets the device to work
+        running.append((batch, job, decoding))
+
+    batch, alike = first
+    job = job_of(batch, alike // devices)
+    with _compiled_ahead(engine, job, expected, devices, job_of):
+        start(batch, job)
+        while running:
+            # The last batches are left for whichever device is free first.
+            while len(running) < at_once and len(waiting) >= devices:
+                _start_next(waiting, devices, job_of, start)
+            batch, job, decoding = running.popleft()
+            outputs = next(decoding)
+            if outputs is None:
+                running.append((batch, job, decoding))
+                yield None
+                continue
+            now = time.perf_counter()
+            yield Decoded(batch, outputs, job.report, (now - since) / devices)
+            since = now
+            if not running:
+                _start_next(waiting, devices, job_of, start)
+
+
+def _start_next(
+    waiting: Waiting, devices: int, job_of: JobOf, start: Callable[[PlannedBatch, Job], None]
+) -> None:
+    """Takes the next batch, unless other threads have taken all."""
+    try:
+        batch, alike = waiting.popleft()
+    except IndexError:
+        return
+    start(batch, job_of(batch, alike // devices))
 
 
 @contextmanager
 def _compiled_ahead(
-    engine: Engine, batches: Sequence[PlannedBatch], devices: int, job_of: JobOf
+    engine: Engine, first: Job, expected: Collection[PlannedBatch], devices: int, job_of: JobOf
 ) -> Iterator[None]:
-    """What all these batches need is compiled by other threads, while the first are decoded.
-
-    The first batch is this device's own; of the others it may expect one if there are as many of
-    a shape as devices.
-    """
-    job = job_of(batches[0], 0)
-    known = engine.shapes(job.strategy, job.controls)
-    count = Counter(batch.shape for batch in batches)
-    missing = {
-        batch.shape: batch
-        for batch in batches
-        if batch.shape not in known and (batch.shape == job.shape or count[batch.shape] >= devices)
-    }
-    threads = max(min((os.cpu_count() or 1) // (2 * devices), len(missing)), 1)
+    """Other threads compile what these batches need, while the first are decoded."""
+    known = {*engine.shapes(first.strategy, first.controls)}
+    missing = [batch for batch in expected if batch.shape not in known | {first.shape}]
+    threads = max(min((os.cpu_count() or 1) // (2 * devices), 1 + len(missing)), 1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="compile")  # starts none by itself
     try:
-        for batch in missing.values():
-            for program in engine.trace(job_of(batch, 0)):
+        for job in chain([first] * (first.shape not in known), (job_of(b, 0) for b in missing)):
+            for program in engine.trace(job):
                 pool.submit(program.compile)
         yield
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decoded(
-    engine: Engine,
-    batches: Iterator[tuple[PlannedBatch, int]],
-    waiting: Waiting,
-    devices: int,
-    job_of: JobOf,
-) -> Generator[Decoded | None, None, None]:
-    at_once = 1 if jax.default_backend() == "cpu" else 2
-    running: deque[tuple[PlannedBatch, Job, Iterator[Outputs | None]]] = deque()
-    since = time.perf_counter()
-    while True:
-        # The last batches are left for whichever device is free first.
-        while not running or (len(running) < at_once and len(waiting) >= devices):
-            taken = next(batches, None)
-            if taken is None:
-                break
-            batch, alike = taken
-            job = job_of(batch, alike // devices)
-            decoding = engine.decode(job)
-            next(decoding)  # sets the device to work
-            running.append((batch, job, decoding))
-        if not running:
-            return
-        batch, job, decoding = running.popleft()
-        outputs = next(decoding)
-        if outputs is None:
-            running.append((batch, job, decoding))
-            yield None
-        else:
-            now = time.perf_counter()
-            yield Decoded(batch, outputs, job.report, (now - since) / devices)
-            since = now
-
-
-def _taken_from(waiting: deque[ItemT]) -> Iterator[ItemT]:
-    while True:
-        try:
-            yield waiting.popleft()  # at once: other threads take from it, too
-        except IndexError:
-            return
 
 
 def together(iterators: Sequence[Generator[ItemT, None, None]]) -> Generator[ItemT, None, None]:

@@ -252,8 +252,9 @@ class _Layout:
             if not taken:
                 continue
             for size, indices in waiting.items():
-                while indices and len(taken) < shape.documents and _fits(size, shape):
-                    taken.append(indices.popleft())
+                if _fits(size, shape):
+                    while indices and len(taken) < shape.documents:
+                        taken.append(indices.popleft())
             cut.append((tuple(taken), shape))
         return cut
 

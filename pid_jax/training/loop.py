@@ -302,7 +302,9 @@ def _programs(
     programs = Programs()
 
     def for_batch(name: str, jitted: Any) -> ForBatch:
-        return lambda state, batch: programs.get(name, jitted, (state,), (batch,), {}, batch.shape)
+        return lambda state, batch: programs.get(
+            name, jitted, (state,), (batch,), {}, batch.shape
+        ).compile()
 
     return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
 

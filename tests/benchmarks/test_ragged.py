@@ -26,7 +26,8 @@ def test_the_first_call_compiles_and_further_ones_do_not(
     assert result["model"] == "t5-tiny"
     assert [call["documents"] for call in result["calls"]] == [4, 4, 4]
     assert result["calls"][0]["padding_tokens"] > 0
-    assert 0 < result["compile_seconds"] < result["first_call_seconds"]
+    assert result["programs"] > 0
+    assert result["compile_seconds"] > 0
     assert len(result["later_call_seconds"]) == 2
     assert capsys.readouterr().out.startswith(f"{result['programs']} programs, ")
 
