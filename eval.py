@@ -71,7 +71,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from pid_jax.atomic_file import check_writable
     from pid_jax.compilation_cache import keep_compiled_programs
     from pid_jax.errors import UserError
-    from pid_jax.model import PidModel
+    from pid_jax.inference.model import PidModel
     from pid_jax.training import assembly
     from pid_jax.training import config as configuration
 

@@ -13,7 +13,7 @@ if __package__ in (None, ""):
 from benchmarks import command
 
 if TYPE_CHECKING:
-    from pid_jax.model import PidModel
+    from pid_jax.inference.model import PidModel
 
 DESCRIPTION = """\
 Trains a small model to quote notes (benchmarks/copying.py), in minutes on a CPU, then answers
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> int:
     """The benchmark that the options ask for; returns the exit status."""
     from benchmarks import copying
-    from pid_jax.model import PidModel
+    from pid_jax.inference.model import PidModel
 
     steps = train(options.workdir)
     model = PidModel.from_pretrained(options.workdir / "run")

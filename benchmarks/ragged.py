@@ -58,7 +58,7 @@ def measure(name: str, documents: int, repeats: int) -> dict[str, Any]:
     """Seconds of the first call and of the later ones, with what was compiled."""
     from benchmarks.weights import checkpoint
     from pid_jax.decoding.report import DecodingReport
-    from pid_jax.model import PidModel
+    from pid_jax.inference.model import PidModel
 
     with tempfile.TemporaryDirectory() as folder:
         model = PidModel.from_pretrained(checkpoint(name, Path(folder)))

@@ -4,8 +4,8 @@ from pid_jax import metrics, models, tasks
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation, Partial, TokenLogprob
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation, Partial, TokenLogprob
 
 __all__ = [
     "DecodingReport",

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from pid_jax import json_spans
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
+from pid_jax.inference.results import Generation, TokenLogprob
 from pid_jax.json_text import json_text
-from pid_jax.outputs import Generation, TokenLogprob
 
 OURS = frozenset({"prediction", "score", "finish_reason", "logprobs", "alternatives"})
 """The keys of a subtask that an answer sets; whatever had them before is dropped."""

@@ -25,11 +25,11 @@ from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples
 from pid_jax.errors import UserError
-from pid_jax.inputs import Method
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import Method
+from pid_jax.inference.results import Generation, NotComputable
 from pid_jax.json_text import json_text
-from pid_jax.model import PidModel
 from pid_jax.models.protocol import control_token_ids
-from pid_jax.outputs import Generation, NotComputable
 from pid_jax.scoring import Answer, Evaluation, Lengths, Run, scored, summary, table
 from pid_jax.tasks import Task, jsonl, text_files
 from pid_jax.tasks.fields import field, identifier_of, json_of, kind_of, optional

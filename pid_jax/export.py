@@ -6,7 +6,7 @@ from pathlib import Path
 from pid_jax.checkpoints import contents
 from pid_jax.command_line import checkpoint_parser, user_errors
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 DESCRIPTION = """\
 Writes a trained model as a Hugging Face directory: config.json, generation_config.json,

@@ -23,10 +23,10 @@ from pid_jax.data.examples import Example
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
-from pid_jax.generation_defaults import GenerationDefaults, check_alone
-from pid_jax.inputs import Inputs
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation, NotComputable
+from pid_jax.inference.generation_defaults import GenerationDefaults, check_alone
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import RequestReader
+from pid_jax.inference.results import Generation, NotComputable
 from pid_jax.tasks import jsonl, text_files
 
 DESCRIPTION = """\
@@ -365,7 +365,7 @@ class _Model:
         try:
             method = self._generation["method"]
             # A length of the checkpoint is cut to what prompts leave.
-            inputs.check(example.document, prompts, method, options.cut_to(1).max_new_tokens)
+            inputs.check(example.document, prompts, method, options.limited_to(1).max_new_tokens)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         for number, subtask in enumerate(example.subtasks, start=1):
@@ -373,13 +373,13 @@ class _Model:
                 inputs.allowed(
                     subtask.allowed,
                     f'{where}, subtask {number}: "allowed"',
-                    min_new_tokens=options.least_in_lists(),
+                    min_new_tokens=options.min_tokens_of_allowed(),
                     max_new_tokens=options.max_new_tokens,
                 )
                 self._admissible.add(subtask.allowed)
 
     @functools.cached_property
-    def _reading(self) -> tuple[Inputs, GenerationOptions] | None:
+    def _reading(self) -> tuple[RequestReader, GenerationOptions] | None:
         """What reads texts, without the weights, and the options for lists of allowed texts; None
         where the checkpoint is not as it should be, which loading it will say."""
         path = Path(self._options.checkpoint)
@@ -393,10 +393,10 @@ class _Model:
             return None
         if tokenizer is None:
             return None
-        inputs = Inputs(config, tokenizer)
+        inputs = RequestReader(config, tokenizer)
         given = {name: value for name, value in self._generation.items() if name != "method"}
         with user_errors():  # ends the command: it is no fault of a line
-            options = own.options_with(given, held_to_lists=True)
+            options = own.options_with(given, constrained=True)
             inputs.check_new_tokens(options.max_new_tokens)
         return inputs, options
 

@@ -1,4 +1,4 @@
-"""Compiled programs: each compiled once for each shape, kept while in use, timed and logged."""
+"""Compiled functions: one executable for each shape of the arguments, timed and logged."""
 
 import itertools
 import logging
@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +15,15 @@ import jax
 
 log = logging.getLogger(__name__)
 
-MOST_KEPT = 64
-"""Programs kept at once for one model and device; the least recently used makes way."""
+CAPACITY = 64
+"""Executables in memory for one model and device. The least recently used is dropped first."""
 
-MOST_IN_PROCESS = 192
-"""Programs kept at once in a process on a CPU, for all models and devices. There each holds some
-170 memory maps (three for each kernel), and Linux grants a process 65,530."""
+PROCESS_CAPACITY = 192
+"""Executables in memory for all models and devices of a process on a CPU. There each has some 170
+memory maps (three for each kernel), and Linux grants a process 65,530."""
 
 _LOCK = threading.Lock()
-_EVERYWHERE: "weakref.WeakSet[Programs]" = weakref.WeakSet()
+_ALL_PROGRAMS: "weakref.WeakSet[Programs]" = weakref.WeakSet()
 _USES = itertools.count()
 
 
@@ -37,7 +37,7 @@ class Compilation:
     seconds: float
 
 
-_ON_CPU = {
+_CPU_OPTIONS = {
     # Without it XLA copies the key/value cache in each decode step before it writes to it:
     # T5-base, 4 prompts of 1,536 tokens: 0.91 of the time with it. False by default in jaxlib 0.10.
     "xla_cpu_copy_insertion_use_region_analysis": True,
@@ -48,7 +48,7 @@ def _compiled(lowered: Any) -> Any:
     """Leaves out options that a jaxlib does not have."""
     if jax.default_backend() != "cpu":
         return lowered.compile()
-    options = dict(_ON_CPU)
+    options = dict(_CPU_OPTIONS)
     while options:
         try:
             return lowered.compile(compiler_options=options)
@@ -58,12 +58,12 @@ def _compiled(lowered: Any) -> Any:
                 raise
             for name in unknown:
                 del options[name]
-                _ON_CPU.pop(name, None)  # other threads may have done so
+                _CPU_OPTIONS.pop(name, None)  # other threads may have done so
     return lowered.compile()
 
 
-class Program:
-    """A function traced for certain shapes, and compiled by whoever needs it first."""
+class Executable:
+    """A function traced for certain shapes, and compiled by the first thread that needs it."""
 
     def __init__(self, owner: "Programs", key: Hashable, name: str, label: Hashable) -> None:
         self.name = name
@@ -79,18 +79,18 @@ class Program:
 
     @property
     def results(self) -> Any:
-        """The shapes of what it returns, as `jax.ShapeDtypeStruct`s."""
+        """The shapes of the results, as `jax.ShapeDtypeStruct`s."""
         return self._results.result()
 
     @property
     def seconds(self) -> float | None:
-        """What tracing and compiling took; None before."""
+        """Seconds of tracing and compiling. None before compilation."""
         if not self._compiled.done() or self._compiled.exception() is not None:
             return None
         return self._compiled.result()[1]
 
     def trace(self, jitted: Any, arguments: tuple[Any, ...], static: Mapping[str, Any]) -> None:
-        """Once, by the thread that asked first: settings of JAX may be that thread's alone."""
+        """Traces the function once. JAX settings may be those of the calling thread alone."""
         started = time.perf_counter()
         try:
             lowered = jitted.lower(*arguments, **static)
@@ -104,7 +104,7 @@ class Program:
         self._results.set_result(results)
 
     def compile(self) -> jax.stages.Compiled:
-        """The compiled function; threads that ask meanwhile wait for the one that compiles."""
+        """The compiled function. Other threads wait for the one that compiles."""
         self._results.result()
         with _LOCK:
             lowered, self._lowered = self._lowered, None
@@ -112,10 +112,10 @@ class Program:
             started = time.perf_counter()
             try:
                 compiled = _compiled(lowered)
-                # Else JAX keeps each program for ever, dropped here or not.
+                # Otherwise JAX retains each program for ever, dropped here or not.
                 self._jitted.clear_cache()
                 seconds = self._tracing_seconds + time.perf_counter() - started
-                self._owner.tell(Compilation(self.name, str(self.label), seconds))
+                self._owner.record(Compilation(self.name, str(self.label), seconds))
             except BaseException as error:
                 self._owner.drop(self._key, self)
                 self._compiled.set_exception(error)
@@ -124,96 +124,71 @@ class Program:
         return self._compiled.result()[0]
 
 
-def _make_room() -> None:
-    """Drops the programs of any model that were used longest ago, while there are too many.
-
-    On a CPU, where each holds memory maps of this process.
-    """
-    if jax.default_backend() != "cpu":
-        return
-    holding = [programs for programs in _EVERYWHERE if programs._kept]
-    count = sum(len(programs._kept) for programs in holding)
-    while count > MOST_IN_PROCESS:
-        oldest = min((one for one in holding if one._kept), key=Programs._oldest)
-        oldest._kept.popitem(last=False)
-        count -= 1
-
-
 class Programs:
-    """Programs made ahead of their first call, by name and by the shapes of their arguments.
+    """The executables of one model on one device, and the table of all compilations so far.
 
-    `compilations` is the table of what was compiled so far, in order. At most `most_kept`
-    programs are kept, those used last.
+    At most `capacity` executables stay in memory, those used last. `compilations` lists what was
+    compiled, in order. Printed, it is a table with the seconds of each.
     """
 
-    def __init__(self, most_kept: int = MOST_KEPT) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self.compilations: list[Compilation] = []
-        self._most_kept = most_kept
-        self._kept: OrderedDict[Hashable, Program] = OrderedDict()
+        self._capacity = capacity
+        self._executables: OrderedDict[Hashable, Executable] = OrderedDict()
         self._others: list[Programs] = []
         with _LOCK:
-            _EVERYWHERE.add(self)
+            _ALL_PROGRAMS.add(self)
 
-    def of_another_device(self) -> "Programs":
-        """Programs of their own, which stand in the same table."""
-        others = Programs(self._most_kept)
+    def for_another_device(self) -> "Programs":
+        """Programs with their own executables and the same table."""
+        others = Programs(self._capacity)
         others.compilations = self.compilations
         self._others.append(others)
         return others
 
     def __len__(self) -> int:
-        """How many programs are kept at the moment, on all devices."""
-        return len(self._kept) + sum(map(len, self._others))
+        """The number of executables in memory, on all devices."""
+        return len(self._executables) + sum(map(len, self._others))
 
-    def seconds_by_label(self, program: str) -> dict[Hashable, float]:
-        """The labels of the programs of this name that are kept, and what each took to compile."""
+    def seconds_by_label(self, name: str) -> dict[Hashable, float]:
+        """The labels of the executables of one function, with their seconds of compilation."""
         with _LOCK:
-            kept = [one for one in self._kept.values() if one.name == program]
-        return {one.label: one.seconds for one in kept if one.seconds is not None}
+            of_name = [one for one in self._executables.values() if one.name == name]
+        return {one.label: one.seconds for one in of_name if one.seconds is not None}
 
     def get(
         self,
-        program: str,
+        name: str,
         jitted: Any,
-        fixed: tuple[Any, ...],
         arguments: tuple[Any, ...],
+        variable: tuple[Any, ...],
         static: Mapping[str, Hashable],
         label: Hashable,
-    ) -> Program:
-        """`jitted(*fixed, *arguments, **static)` as a function of all arguments not static.
-
-        Traced, for this thread or another to compile.
-
-        fixed: those whose shapes never change under this name: a model and its parameters.
-        arguments: arrays, or `jax.ShapeDtypeStruct`s to compile without running.
-        label: what it is compiled for; as a string, for the log and the table.
-        """
-        key = self._key(program, arguments, static)
+    ) -> Executable:
+        """The executable for the shapes of `variable`, traced with `arguments` if it is new."""
+        key = self._key(name, variable, static)
         with _LOCK:
-            kept = self._kept.get(key)
-            mine = kept is None
-            if kept is None:
-                kept = self._kept[key] = Program(self, key, program, label)
-            kept.used = next(_USES)
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most_kept:
-                self._kept.popitem(last=False)
-            _make_room()
-        if mine:
-            kept.trace(jitted, (*fixed, *arguments), static)
-        return kept
+            executable = self._executables.get(key)
+            is_new = executable is None
+            if executable is None:
+                executable = self._executables[key] = Executable(self, key, name, label)
+            executable.used = next(_USES)
+            self._executables.move_to_end(key)
+            while len(self._executables) > self._capacity:
+                self._executables.popitem(last=False)
+            _limit_process()
+        if is_new:
+            executable.trace(jitted, arguments, static)
+        return executable
 
-    def drop(self, key: Hashable, program: Program) -> None:
-        """Forgets a program: it is traced anew when it is asked for again."""
+    def drop(self, key: Hashable, executable: Executable) -> None:
+        """Forgets an executable. The next call traces it again."""
         with _LOCK:
-            if self._kept.get(key) is program:
-                del self._kept[key]
+            if self._executables.get(key) is executable:
+                del self._executables[key]
 
-    def _oldest(self) -> int:
-        return next(iter(self._kept.values())).used
-
-    def tell(self, compilation: Compilation) -> None:
-        """Adds to the table, and to the log."""
+    def record(self, compilation: Compilation) -> None:
+        """Adds a compilation to the table and to the log."""
         self.compilations.append(compilation)
         log.info(
             "compiled the %s for %s in %.1f s (%d programs so far)",
@@ -223,13 +198,96 @@ class Programs:
             len(self.compilations),
         )
 
+    def _last_use_of_oldest(self) -> int:
+        return next(iter(self._executables.values())).used
+
     @staticmethod
-    def _key(program: str, arguments: tuple[Any, ...], static: Mapping[str, Hashable]) -> Hashable:
+    def _key(name: str, arguments: tuple[Any, ...], static: Mapping[str, Hashable]) -> Hashable:
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, jax.numpy.dtype(leaf.dtype)) for leaf in leaves)
-        return program, tree, shapes, tuple(sorted(static.items()))
+        return name, tree, shapes, tuple(sorted(static.items()))
 
     def __str__(self) -> str:
         rows = [f"{one.seconds:7.1f} s  {one.program:<10} {one.shape}" for one in self.compilations]
         total = sum(one.seconds for one in self.compilations)
         return "\n".join([*rows, f"{total:7.1f} s  in all, {len(rows)} programs"])
+
+
+def _limit_process() -> None:
+    """Drops the least recently used executables of any model while a CPU process has too many."""
+    if jax.default_backend() != "cpu":
+        return
+    nonempty = [programs for programs in _ALL_PROGRAMS if programs._executables]
+    count = sum(len(programs._executables) for programs in nonempty)
+    while count > PROCESS_CAPACITY:
+        candidates = (programs for programs in nonempty if programs._executables)
+        oldest = min(candidates, key=Programs._last_use_of_oldest)
+        oldest._executables.popitem(last=False)
+        count -= 1
+
+
+class CompiledFunction:
+    """A function with its static arguments and one executable for each shape of the others.
+
+        encode = CompiledFunction(programs, "encode", prompt_in_decoder.encode, static=(model,))
+        encode.warm_up(params, shape, shape, label="8 documents of 512 tokens")
+        encoded = encode(params, documents, mask, label="8 documents of 512 tokens")
+
+    The label says for people what a shape means, in the log and in the table of `programs`.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        static: Sequence[Any] = (),
+        constant_shapes: int = 0,
+        static_argnames: Sequence[str] = (),
+        **jit_options: Any,
+    ) -> None:
+        """static: the first positional arguments of the function, hashable.
+
+        constant_shapes: how many of the arguments after them have the same shapes in every call,
+        such as a model's parameters. static_argnames: keyword arguments that are part of the
+        program. jit_options: further options of `jax.jit`.
+        """
+        self.name = name
+        self.programs = programs
+        self._static = tuple(static)
+        self._constant_shapes = constant_shapes
+        self._jitted = jax.jit(
+            function,
+            static_argnums=tuple(range(len(static))),
+            static_argnames=tuple(static_argnames),
+            **jit_options,
+        )
+
+    def __call__(self, *arguments: Any, label: Hashable, **static: Hashable) -> Any:
+        """Runs the function, compiled for these shapes. Arguments are arrays on the device."""
+        return self.compile(*arguments, label=label, **static)(*arguments)
+
+    def compile(self, *shapes: Any, label: Hashable, **static: Hashable) -> jax.stages.Compiled:
+        """The compiled function for these arrays or shapes; it takes all but static arguments."""
+        return self.trace(*shapes, label=label, **static).compile()
+
+    def trace(self, *arguments: Any, label: Hashable, **static: Hashable) -> Executable:
+        """The executable for these arrays or `jax.ShapeDtypeStruct`s. Any thread may compile it."""
+        variable = arguments[self._constant_shapes :]
+        return self.programs.get(
+            self.name, self._jitted, (*self._static, *arguments), variable, static, label
+        )
+
+    def warm_up(self, *shapes: Any, label: Hashable, **static: Hashable) -> Any:
+        """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""
+        executable = self.trace(*shapes, label=label, **static)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            executable.results,
+            executable.compile().output_shardings,
+        )
+
+    def seconds_by_label(self) -> dict[Hashable, float]:
+        """The labels of the executables in memory, with their seconds of compilation."""
+        return self.programs.seconds_by_label(self.name)

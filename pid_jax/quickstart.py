@@ -12,8 +12,8 @@ from typing import Any
 from pid_jax.command_line import user_errors
 from pid_jax.compilation_cache import keep_compiled_programs
 from pid_jax.errors import UserError
-from pid_jax.inputs import Method
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import Method
 
 TIMED_DIALOGUES = 16
 BATCH_SIZE = 8

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 jax.config.update("jax_disable_most_optimizations", True)
 
 from pid_jax import models  # noqa: E402
-from pid_jax.model import PidModel  # noqa: E402
+from pid_jax.inference.model import PidModel  # noqa: E402
 from tests import tiny_checkpoint  # noqa: E402
 
 TINY = {

@@ -9,8 +9,8 @@ import pytest
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
 
 DOCUMENTS = [[5, 6, 7, 8, 9, 10], [11, 2, 11, 2], [20, 3, 19, 4]]
 PROMPTS = [[[3, 4, 5, 6], [9], [9]], [[8, 2, 3, 4]], [[6], []]]
@@ -125,7 +125,7 @@ def test_the_models_own_bars_yield_to_the_list(options: dict[str, Any]) -> None:
         ([[None] * 3, [[]], [None] * 2], r"allowed\[1\]\[0\] is an empty list"),
         ([[None] * 3, ["yes"], [None] * 2], r"allowed\[1\]\[0\] must be a list of texts"),
         ([[None] * 3, [["yes"]], [None] * 2], r"allowed\[1\]\[0\]\[0\] is text, but the model has"),
-        ([[None] * 3, [[[99]]], [None] * 2], r"allowed\[1\]\[0\]\[0\] holds the token id 99"),
+        ([[None] * 3, [[[99]]], [None] * 2], r"allowed\[1\]\[0\]\[0\] has the token id 99"),
         ([[None] * 3, [[[5] * 12]], [None] * 2], r"allowed\[1\]\[0\].*13 tokens.*max_new_tokens"),
     ],
 )

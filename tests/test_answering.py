@@ -17,7 +17,7 @@ from pid_jax.answering import Counts, answer_lines, answered
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
-from pid_jax.outputs import Generation, TokenLogprob
+from pid_jax.inference.results import Generation, TokenLogprob
 from pid_jax.tasks import jsonl
 from tests.questions import question, text_of
 

@@ -9,7 +9,7 @@ import pytest
 from pid_jax import arguments
 from pid_jax.decoding.options import GenerationOptions, read_option
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 INTEGERS = [5, np.int64(5), np.uint8(5), np.array(5), jnp.int32(5)]
 NOT_INTEGERS = [5.0, np.float32(5), "5", b"5", True, np.True_, jnp.bool_(True), [5], np.array([5])]

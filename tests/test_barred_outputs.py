@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from pid_jax.compilation_cache import keep_compiled_programs
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ SCRIPT = """
 import json, sys
 from collections import Counter
 import jax
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 seen = Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name.rsplit("/", 1)[-1]]))

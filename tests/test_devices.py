@@ -13,7 +13,7 @@ import json, sys
 import jax
 from pid_jax import models, sharding
 from pid_jax.decoding.report import DecodingReport
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.conftest import TINY
 
 model = models.build(TINY)
@@ -28,10 +28,10 @@ def decode(name, count=4, place=None):
     report = DecodingReport()
     rows = ours.generate(documents[:count], prompts[:count], max_new_tokens=5, report=report)
     found[name] = [[one.tokens for one in row] for row in rows]
-    engines[name] = len(ours._engines)
+    engines[name] = len(ours._executor)
     used[name] = [
-        sorted(device.id for device in jax.tree.leaves(ours._engines[i].params)[0].devices())
-        for i in range(engines[name]) if i in ours._engines._made
+        sorted(device.id for device in jax.tree.leaves(ours._executor[i].params)[0].devices())
+        for i in range(engines[name]) if i in ours._executor._decoders
     ]
     return report.batches, ours
 

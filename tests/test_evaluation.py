@@ -21,8 +21,8 @@ from pid_jax import evaluation, scoring, tasks
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.tokenizing import Limits
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
 from pid_jax.tasks.dialogue_state import DialogueStateTask, Slot
 
 LIMITS = Limits(document_tokens=64, prompt_tokens=16, target_tokens=8)

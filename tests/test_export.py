@@ -10,7 +10,7 @@ import pytest
 from pid_jax import directory_lock
 from pid_jax.errors import UserError
 from pid_jax.export import main
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 
 def test_transformers_reads_the_export_and_scores_alike(checkpoint: Path, tmp_path: Path) -> None:

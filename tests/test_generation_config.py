@@ -13,9 +13,9 @@ import transformers
 from pid_jax import models
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
-from pid_jax.generation_defaults import GenerationDefaults
-from pid_jax.inputs import Method
-from pid_jax.model import PidModel
+from pid_jax.inference.generation_defaults import GenerationDefaults
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import Method
 from tests import transformers_models
 from tests.models import bart_checkpoints
 

@@ -14,8 +14,8 @@ from pid_jax import models
 from pid_jax.data.batching import bucket
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
 from tests.conftest import TINY
 
 ids = st.integers(min_value=2, max_value=63)
@@ -162,8 +162,8 @@ def test_documents_without_prompts_and_no_documents_at_all_are_fine(tiny_model):
         (([[5], [6]], [[[7]]]), "2 documents and 1 lists of prompts"),
         (([[5]], ["prompt"]), r"prompts\[0\] must be a list"),
         (("document", [["p"]]), "documents must be a list"),
-        (([[5, 64]], [[[7]]]), r"documents\[0\] holds the token id 64.*from 0 to 63"),
-        (([[5]], [[[7], [-1]]]), r"prompts\[0\]\[1\] holds the token id -1"),
+        (([[5, 64]], [[[7]]]), r"documents\[0\] has the token id 64.*from 0 to 63"),
+        (([[5]], [[[7], [-1]]]), r"prompts\[0\]\[1\] has the token id -1"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(tiny_model, arguments, message):
@@ -187,7 +187,7 @@ def test_options_that_do_not_fit_are_named(tiny_model, options, message):
 
 
 def test_targets_must_be_nested_as_prompts(tiny_model):
-    with pytest.raises(UserError, match=r"prompts\[0\] holds 2, but targets\[0\] 1"):
+    with pytest.raises(UserError, match=r"prompts\[0\] has 2, but targets\[0\] 1"):
         tiny_model.score([[5]], [[[6], [7]]], [[[8]]])
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pid_jax import predict
-from pid_jax.model import PidModel
-from pid_jax.outputs import NotComputable, check_computed
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import NotComputable, check_computed
 
 
 def broken(model):

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 from pid_jax import programs as programs_module
-from pid_jax.programs import Programs
+from pid_jax.programs import CompiledFunction, Programs
 
-add = jax.jit(lambda x, y, *, negative: -(x + y) if negative else x + y, static_argnames="negative")
+
+def add(x: jax.Array, y: jax.Array, *, negative: bool = False) -> jax.Array:
+    return -(x + y) if negative else x + y
+
+
+def sums(programs: Programs) -> CompiledFunction:
+    return CompiledFunction(programs, "sum", add, constant_shapes=1, static_argnames=("negative",))
 
 
 def sum_of(programs: Programs, x: np.ndarray, y: np.ndarray, negative: bool = False) -> jax.Array:
-    fixed, arguments, static = (x,), (y,), {"negative": negative}
-    program = programs.get("sum", add, fixed, arguments, static, f"{y.shape} numbers").compile()
-    total: jax.Array = program(x, y)
+    label = f"{y.shape} numbers"
+    total: jax.Array = sums(programs)(x, y, label=label, negative=negative)
     return total
 
 
@@ -45,14 +50,14 @@ def test_each_shape_type_and_static_value_compiles_once() -> None:
 def test_a_shape_compiled_ahead_is_found_by_its_arrays() -> None:
     programs = Programs()
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    programs.get("sum", add, (shape,), (shape,), {"negative": False}, "4").compile()
+    assert sums(programs).warm_up(shape, shape, label="4", negative=False).shape == (4,)
     four = np.ones(4, np.float32)
     sum_of(programs, four, four)
     assert len(programs.compilations) == 1
 
 
 def test_the_programs_used_last_are_kept() -> None:
-    programs = Programs(most_kept=2)
+    programs = Programs(capacity=2)
     one, two, three = (np.ones(size, np.float32) for size in (1, 2, 3))
     for y in (one, two, one, three, one):
         sum_of(programs, y, y)
@@ -81,7 +86,7 @@ def test_threads_that_ask_for_one_program_compile_it_once() -> None:
 def test_what_is_traced_is_compiled_by_whoever_needs_it_first() -> None:
     programs = Programs()
     ones = np.ones(7, np.float32)
-    traced = programs.get("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    traced = sums(programs).trace(ones, ones, label="7", negative=False)
     assert traced.results.shape == (7,)
     assert programs.seconds_by_label("sum") == {}
     assert not programs.compilations
@@ -93,7 +98,7 @@ def test_what_is_traced_is_compiled_by_whoever_needs_it_first() -> None:
 def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = Programs()
     ones = np.ones(7, np.float32)
-    traced = programs.get("sum", add, (ones,), (ones,), {"negative": False}, "7")
+    traced = sums(programs).trace(ones, ones, label="7", negative=False)
     with monkeypatch.context() as patched:
         patched.setattr(programs_module, "_compiled", lambda lowered: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -105,8 +110,8 @@ def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.M
 def test_options_that_a_jaxlib_lacks_are_left_out_by_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = programs_module._ON_CPU | {"xla_cpu_of_another_jaxlib": True}
-    monkeypatch.setattr(programs_module, "_ON_CPU", options)
+    options = programs_module._CPU_OPTIONS | {"xla_cpu_of_another_jaxlib": True}
+    monkeypatch.setattr(programs_module, "_CPU_OPTIONS", options)
     ones = np.ones(7, np.float32)
     meeting = threading.Barrier(4, timeout=20)
 
@@ -130,8 +135,8 @@ def test_a_failed_compilation_is_told_and_tried_again() -> None:
 def test_all_models_of_a_process_keep_few_programs_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(programs_module, "_EVERYWHERE", weakref.WeakSet())
-    monkeypatch.setattr(programs_module, "MOST_IN_PROCESS", 3)
+    monkeypatch.setattr(programs_module, "_ALL_PROGRAMS", weakref.WeakSet())
+    monkeypatch.setattr(programs_module, "PROCESS_CAPACITY", 3)
     first, second = Programs(), Programs()
     one, two, three = (np.ones(size, np.float32) for size in (1, 2, 3))
     sum_of(first, one, one)

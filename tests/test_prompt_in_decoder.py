@@ -13,8 +13,11 @@ import pytest
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data.batching import Batch, BatchShape, collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import loop
-from pid_jax.decoding.options import GenerationOptions, Strategy
+from pid_jax.decoding.automata import Automata
+from pid_jax.decoding.compaction import Gather, gather_prompts
+from pid_jax.decoding.decode import decode
+from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.prefill import prefill
 
 loss_of = jax.jit(
     prompt_in_decoder.loss, static_argnums=0, static_argnames=("label_smoothing", "z_loss")
@@ -233,7 +236,7 @@ def test_pie_leaves_in_front_what_begins_a_text():
 
 
 DOCUMENTS, PROMPTS, DOCUMENT_TOKENS, PROMPT_TOKENS, NEW_TOKENS = 3, 7, 41, 3, 4
-KEPT_PROMPTS = 5
+GATHERED_PROMPTS = 5
 WIDE = {
     "model_type": "t5",
     "vocab_size": 53,
@@ -275,9 +278,7 @@ WIDE_BART = {
 }
 
 
-def shapes_of(
-    documents: int, prompts: int, architecture: dict[str, Any]
-) -> tuple[Any, Any, Any, Any]:
+def shapes_of(documents: int, prompts: int, architecture: dict[str, Any]) -> tuple[Any, Any, Any]:
     """A model, its parameters for decoding, and documents and prompts, all of them only shapes."""
     model = models.build(architecture)
     params = jax.eval_shape(model.decoding_params, models.abstract_params(model))
@@ -288,37 +289,38 @@ def shapes_of(
         jax.ShapeDtypeStruct((documents, prompts, PROMPT_TOKENS), bool),
         jax.ShapeDtypeStruct((documents, prompts), bool),
     )
-    controls = GenerationOptions(max_new_tokens=NEW_TOKENS).controls(None, None)
-    return model, params, inputs, controls
+    inputs = (*inputs, jax.ShapeDtypeStruct((documents, prompts), jnp.int32))
+    return model, params, inputs
 
 
 def decoding_array_sizes(
     documents: int,
     prompts: int,
-    kept_prompts: int,
-    strategy: Strategy,
+    gathered_prompts: int,
+    search: dict[str, int],
     architecture: dict[str, Any] = WIDE,
 ) -> dict[str, list[int]]:
     """Element counts of every array in the four programs of decoding, fused ones included."""
-    model, params, inputs, controls = shapes_of(documents, prompts, architecture)
+    model, params, inputs = shapes_of(documents, prompts, architecture)
     encode = functools.partial(prompt_in_decoder.encode, model)
     encoded = jax.eval_shape(encode, params, *inputs[:2])
-    prefill = functools.partial(loop.prefill, model, strategy=strategy, room=NEW_TOKENS)
-    arguments = (params, encoded, *inputs[2:], None, None, controls)
-    state = jax.eval_shape(prefill, *arguments)
+    options = GenerationOptions(**search).compiled(model.config, Automata())
+    read_prompts = functools.partial(prefill, model, length=NEW_TOKENS)
+    arguments = (params, encoded, *inputs[2:], None, None, options)
+    state = jax.eval_shape(read_prompts, *arguments)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    advance = functools.partial(loop.advance, model, strategy=strategy)
-    places = (
+    steps = functools.partial(decode, model)
+    gather = Gather(
         jax.ShapeDtypeStruct((documents,), jnp.int32),
-        jax.ShapeDtypeStruct((documents, kept_prompts), jnp.int32),
-        jax.ShapeDtypeStruct((documents, kept_prompts), bool),
+        jax.ShapeDtypeStruct((documents, gathered_prompts), jnp.int32),
+        jax.ShapeDtypeStruct((documents, gathered_prompts), bool),
     )
-    steps = (params, encoded, state, controls, number, (number, number))
+    state_and_limits = (params, encoded, state, options, number, (number, number))
     return {
         "encode": array_sizes(jax.jit(encode).lower(params, *inputs[:2])),
-        "prefill": array_sizes(jax.jit(prefill).lower(*arguments)),
-        "advance": array_sizes(jax.jit(advance).lower(*steps)),
-        "keep": array_sizes(jax.jit(loop.keep).lower(state, *places)),
+        "prefill": array_sizes(jax.jit(read_prompts).lower(*arguments)),
+        "decode": array_sizes(jax.jit(steps).lower(*state_and_limits)),
+        "gather": array_sizes(jax.jit(gather_prompts).lower(state, gather)),
     }
 
 
@@ -356,44 +358,42 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
 
 @pytest.mark.optimised
 @pytest.mark.parametrize(
-    ("architecture", "strategy"),
+    ("architecture", "search"),
     [
-        (WIDE, Strategy()),
-        (WIDE, Strategy(num_beams=4)),
-        (WIDE, Strategy(draft_tokens=2, draft_ngram=2)),
-        (WIDE_BART, Strategy()),
+        (WIDE, {}),
+        (WIDE, {"num_beams": 4}),
+        (WIDE, {"draft_tokens": 2, "draft_ngram": 2}),
+        (WIDE_BART, {}),
     ],
     ids=["greedy", "beams", "drafts", "bart"],
 )
-def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(
-    architecture, strategy
-):
+def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(architecture, search):
     # One document's encoding, or one layer's keys for it, has S * D = S * H * K elements.
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
-    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, GATHERED_PROMPTS, search, architecture)
     assert max(sizes["encode"] + sizes["prefill"]) < DOCUMENTS * PROMPTS * per_document
-    assert max(sizes["advance"]) < DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["decode"]) < DOCUMENTS * PROMPTS * per_document
     # Beams make the caches that it reads as large as five prompts' documents.
-    assert max(sizes["keep"]) < DOCUMENTS * KEPT_PROMPTS * per_document
+    assert max(sizes["gather"]) < DOCUMENTS * GATHERED_PROMPTS * per_document
 
 
 @pytest.mark.optimised
 @pytest.mark.parametrize(
-    ("architecture", "strategy"),
+    ("architecture", "search"),
     [
-        (SHARED_KEYS, Strategy()),
-        (MERGED, Strategy()),
-        (MERGED, Strategy(num_beams=2)),
-        (MERGED, Strategy(draft_tokens=2, draft_ngram=2)),
+        (SHARED_KEYS, {}),
+        (MERGED, {}),
+        (MERGED, {"num_beams": 2}),
+        (MERGED, {"draft_tokens": 2, "draft_ngram": 2}),
     ],
     ids=["t5gemma", "merged", "merged-beams", "merged-drafts"],
 )
-def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, strategy):
+def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, search):
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
-    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, KEPT_PROMPTS, strategy, architecture)
+    sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, GATHERED_PROMPTS, search, architecture)
     assert (
-        max(sizes["encode"] + sizes["prefill"] + sizes["advance"])
+        max(sizes["encode"] + sizes["prefill"] + sizes["decode"])
         < DOCUMENTS * PROMPTS * per_document
     )
 
@@ -401,9 +401,9 @@ def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, stra
 @pytest.mark.optimised
 def test_the_same_search_finds_shared_keys():
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
-    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy(), MERGED)
+    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, {}, MERGED)
     assert (
-        min(max(sizes["encode"] + sizes["prefill"]), max(sizes["advance"]))
+        min(max(sizes["encode"] + sizes["prefill"]), max(sizes["decode"]))
         >= DOCUMENTS * PROMPTS * per_document
     )
 
@@ -412,6 +412,6 @@ def test_the_same_search_finds_shared_keys():
 def test_the_same_search_finds_the_documents_of_prompt_in_encoder():
     """There each prompt is a document."""
     per_document = DOCUMENT_TOKENS * WIDE["d_model"]
-    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, Strategy())
+    sizes = decoding_array_sizes(DOCUMENTS * PROMPTS, 1, 1, {})
     assert max(sizes["encode"] + sizes["prefill"]) >= DOCUMENTS * PROMPTS * per_document
-    assert max(sizes["advance"]) >= DOCUMENTS * PROMPTS * per_document
+    assert max(sizes["decode"]) >= DOCUMENTS * PROMPTS * per_document

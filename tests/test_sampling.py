@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
 
 DOCUMENTS = [[5, 6, 7, 8, 9, 10], [11, 2, 11, 2], [20, 3, 19, 4]]
 PROMPTS = [[[3, 4, 5, 6], [9], [9]], [[8, 2, 3, 4], [], [6]], [[6, 7, 8, 9], [3, 20], []]]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 DOCUMENTS = ["[user] a hotel in the north", "[user] no"]
 PROMPTS = [["hotel-area", "hotel-stars"], ["train-day"]]

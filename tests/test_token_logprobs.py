@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
 
 END, LIMIT = 1, 10
 DOCUMENTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [11, 2, 11, 2, 1]]

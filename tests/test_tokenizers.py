@@ -19,7 +19,7 @@ from pid_jax import models as families
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.conftest import TINY
 
 CORPUS = [

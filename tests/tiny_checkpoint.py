@@ -6,7 +6,7 @@ import jax
 
 from pid_jax import models, tasks
 from pid_jax.data.tokenizing import train_tokenizer
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 ARCHITECTURE = {
     "model_type": "t5",

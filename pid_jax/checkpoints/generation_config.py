@@ -1,7 +1,7 @@
 """What a checkpoint says of how its outputs are chosen, as it says it.
 
 transformers keeps that in `generation_config.json`, and kept it in `config.json` before there was
-such a file; where there is one, it alone counts. `pid_jax.generation_defaults` reads it.
+such a file; where there is one, it alone counts. `pid_jax.inference.generation_defaults` reads it.
 """
 
 from collections.abc import Mapping
@@ -31,21 +31,21 @@ HONOURED = (
     "temperature",
     "top_k",
     "top_p",
+    "min_p",
     "repetition_penalty",
+    "encoder_repetition_penalty",
     "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
     "suppress_tokens",
     "begin_suppress_tokens",
     "bad_words_ids",
     "stop_strings",
 )
 NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
-    "min_p": (0.0,),
     "top_h": (),
     "typical_p": (1.0,),
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
-    "encoder_repetition_penalty": (1.0,),
-    "encoder_no_repeat_ngram_size": (0,),
     "renormalize_logits": (False,),
     "exponential_decay_length_penalty": (),
     "sequence_bias": (),

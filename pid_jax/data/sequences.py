@@ -89,3 +89,10 @@ def _token_id(value: Any, where: str) -> int:
     if number is None:
         raise UserError(f"{where} must be a token id, a whole number, not {kind(value)}")
     return number
+
+
+def is_collection(value: Any) -> bool:
+    """Whether the value has items, as lists, arrays and generators have, and is no text."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return False
+    return bool(getattr(value, "ndim", 1))

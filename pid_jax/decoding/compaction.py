@@ -1,70 +1,96 @@
-"""When a batch gets smaller, and what of it is kept.
+"""Compaction: finished prompts are dropped from a batch, and the rest moves to a smaller one.
 
-After a few steps most prompts of dialogue state tracking have ended with `none`. A step costs
-what its batch is wide, so once at most half of the documents have prompts that still run, or
-every document at most half of its prompts, those are moved together into a batch half as large:
-`smaller` names its size. What is computed for each prompt is the same.
+After a few steps most prompts of dialogue state tracking have finished with `none`. A step costs
+what its batch is wide. Once at most half of the documents have active prompts, or every document
+at most half of its prompts, those move to a batch half as large: `smaller` returns its size. What
+is computed for each prompt stays the same.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pid_jax.data.batching import bucket_below
+from pid_jax.data.batching import Arr, bucket_below
+from pid_jax.decoding.state import State
+from pid_jax.prompt_in_decoder import EncodedDocuments
 
 Compaction = bool | Literal["auto"]
+Size = tuple[int, int]
+"""Documents, and prompts of each."""
 
-Places = tuple[Int[np.ndarray, " B1"], Int[np.ndarray, "B1 P1"], Bool[np.ndarray, "B1 P1"]]
-"""The documents of a batch that are kept, of each the prompts, and which of these are real."""
+
+class Gather(NamedTuple):
+    """Which documents and prompts of a batch the smaller batch consists of."""
+
+    documents: Int[Arr, " B1"]
+    prompts: Int[Arr, "B1 P1"]
+    """Of each of these documents."""
+    active: Bool[Arr, "B1 P1"]
+    """False for padding: a prompt that has finished."""
+
+
+def gather_prompts(state: State, gather: Gather) -> State:
+    """The state of some prompts. Those that are not active count as finished."""
+    documents, prompts, active = gather
+    gathered = jax.tree.map(lambda leaf: leaf[documents[:, None], prompts], state.prompts)
+    sequences = gathered.sequences
+    sequences = sequences._replace(finished=sequences.finished | ~active)
+    return State(state.step, gathered._replace(sequences=sequences))
+
+
+def gather_documents(encoded: EncodedDocuments, documents: Int[Arr, " B1"]) -> EncodedDocuments:
+    """The encodings of some documents."""
+    return jax.tree.map(lambda leaf: leaf[documents], encoded)
+
 
 FEWEST_ROWS = 8
-"""Batches of so few rows are not made smaller: a step then costs its weights, not its rows."""
+"""Batches of this number of rows are not made smaller: reading the weights dominates a step."""
 
 
-def smaller(size: tuple[int, int], live: tuple[int, int], rows_each: int) -> tuple[int, int] | None:
-    """The (documents, prompts) to move a batch of this size to, or None.
+def smaller(size: Size, active: Size, beams: int) -> Size | None:
+    """The size to move a batch to, or None.
 
-    live: how many documents have prompts not done, and how many prompts the document with most
-    of them. One axis is halved at a time, to a bucket, documents first; but not where no more
-    than `FEWEST_ROWS` would be left to halve. rows_each: a prompt's rows, its beams.
+    active: the number of documents with active prompts, and the most active prompts of a document.
+    One axis is halved at a time, to a bucket, documents first. beams: the rows of a prompt.
     """
     documents, prompts = size
-    if documents * prompts * rows_each <= FEWEST_ROWS:
+    if documents * prompts * beams <= FEWEST_ROWS:
         return None
-    if documents > 1 and live[0] <= bucket_below(documents // 2):
+    if documents > 1 and active[0] <= bucket_below(documents // 2):
         return bucket_below(documents // 2), prompts
-    if prompts > 1 and live[1] <= bucket_below(prompts // 2):
+    if prompts > 1 and active[1] <= bucket_below(prompts // 2):
         return documents, bucket_below(prompts // 2)
     return None
 
 
-def sizes_below(size: tuple[int, int], rows_each: int) -> list[tuple[int, int]]:
-    """All sizes that a batch may be moved to, its own first."""
-    found = [size]
-    for one in found:
-        for live in ((1, one[1]), (one[0], 1)):
-            another = smaller(one, live, rows_each)
-            if another is not None and another not in found:
-                found.append(another)
-    return found
+def sizes_below(size: Size, beams: int) -> list[Size]:
+    """All sizes that a batch may move to, its own first."""
+    sizes = [size]
+    for one in sizes:
+        for active in ((1, one[1]), (one[0], 1)):
+            another = smaller(one, active, beams)
+            if another is not None and another not in sizes:
+                sizes.append(another)
+    return sizes
 
 
-def holds(size: tuple[int, int], live: tuple[int, int]) -> bool:
-    """Whether so many documents, each with so many prompts, have places in this size."""
-    return live[0] <= size[0] and live[1] <= size[1]
+def fits(active: Size, size: Size) -> bool:
+    """Whether a batch of this size has space for the active documents and prompts."""
+    return active[0] <= size[0] and active[1] <= size[1]
 
 
-def count_live(done: Bool[np.ndarray, "B P"]) -> tuple[int, int]:
-    """How many documents have prompts not done, and how many the one with most of them."""
-    live = ~done
-    return int(live.any(axis=1).sum()), int(live.sum(axis=1).max())
+def count_active(finished: Bool[np.ndarray, "B P"]) -> Size:
+    """The number of documents with active prompts, and the most active prompts of a document."""
+    active = ~finished
+    return int(active.any(axis=1).sum()), int(active.sum(axis=1).max())
 
 
-def places_of(live: Bool[np.ndarray, "B P"], documents: int, prompts: int) -> Places:
-    """Where to find what is live, in order, and which of the places found are."""
-    chosen = np.arange(len(live))
-    if documents < len(live):
-        chosen = np.argsort(~live.any(axis=1), kind="stable")[:documents]
-    columns = np.argsort(~live[chosen], axis=1, kind="stable")[:, :prompts]
-    return chosen, columns, np.take_along_axis(live[chosen], columns, axis=1)
+def gather_of(active: Bool[np.ndarray, "B P"], size: Size) -> Gather:
+    """The active documents and prompts in their order, filled up to this size."""
+    documents = np.arange(len(active))
+    if size[0] < len(active):
+        documents = np.argsort(~active.any(axis=1), kind="stable")[: size[0]]
+    columns = np.argsort(~active[documents], axis=1, kind="stable")[:, : size[1]]
+    return Gather(documents, columns, np.take_along_axis(active[documents], columns, axis=1))

@@ -1,253 +1,81 @@
-"""What a caller may ask of decoding: `GenerationOptions`, and its two halves for the compiler.
+"""`GenerationOptions`: what a caller may set for decoding.
 
-What changes the program (beams, sampling, sizes) is a `Strategy`, static under `jax.jit`; what
-is only a number in it is a leaf of `Controls`, so another temperature compiles nothing.
+Each field names its default and how its value is read. The field of a logits processor also names
+the class that implements it, and that is all there is to registering one: `generate`, the commands
+and a checkpoint's `generation_config.json` take every field by its name.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
 
 from pid_jax import arguments
 from pid_jax.data import sequences
-from pid_jax.data.batching import Arr
-from pid_jax.decoding.barring import BarredWords, SuppressedTokens
-from pid_jax.decoding.beam import EarlyStopping
-from pid_jax.decoding.constraints import PrefixForest
-from pid_jax.decoding.stopping import StopAutomaton
+from pid_jax.decoding import logits_processors as processors
+from pid_jax.decoding.automata import Automata
+from pid_jax.decoding.beam_search import BeamSearch, EarlyStopping
+from pid_jax.decoding.decoding_options import DecodingOptions, PromptLookup
+from pid_jax.decoding.search import GreedySearch, Sampling
 from pid_jax.errors import UserError
+from pid_jax.models.protocol import Config
+
+Read = Callable[[str, Any], Any]
+"""Makes a value plain and hashable, given the option's name; raises `UserError` for other types."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """What shapes the decoding program. Hashable: a static argument."""
+def option(
+    default: Any,
+    read: Read,
+    processor: Any = None,
+    *,
+    sampling: bool = False,
+    always: bool = False,
+) -> Any:
+    """A field of `GenerationOptions`.
 
-    num_beams: int = 1
-    early_stopping: EarlyStopping = False
-    do_sample: bool = False
-    top_k: int = 0
-    """0: all tokens."""
-    with_top_p: bool = False
-    with_repetition_penalty: bool = False
-    no_repeat_ngram_size: int = 0
-    """0: any n-gram may come again."""
-    draft_tokens: int = 0
-    """Tokens guessed from the document in each call of the decoder; 0: none."""
-    draft_ngram: int = 0
-    """The most tokens at an output's end that are sought in the document."""
-    logprobs: int | None = None
-    """How many of the likeliest tokens are kept beside each one chosen; None: nothing is."""
-
-
-class Controls(NamedTuple):
-    """The numbers and tables that a decoding program reads; a pytree."""
-
-    max_new_tokens: Int[Arr, ""]
-    min_new_tokens: Int[Arr, ""]
-    temperature: Float[Arr, ""]
-    top_p: Float[Arr, ""]
-    repetition_penalty: Float[Arr, ""]
-    length_penalty: Float[Arr, ""]
-    stops: StopAutomaton | None
-    forest: PrefixForest | None
-    words: BarredWords | None
-    suppressed: SuppressedTokens | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationOptions:
-    """How outputs are chosen. Options named as those of transformers' `generate` mean the same.
-
-    Raises `UserError` for values that do not fit, or do not fit together.
+    processor: the class of a logits processor with `create(value, config)`. It is applied where
+    the value is not the default, after those of the fields before it. sampling: it applies only to
+    sampling, after all others. always: it is applied at the default too, so that another value
+    compiles nothing.
     """
-
-    max_new_tokens: int = 32
-    """The longest output; the end token counts as one."""
-    min_new_tokens: int = 0
-    """The end token cannot come before so many others."""
-    num_beams: int = 1
-    """Above 1: beam search with so many beams, all against the one encoding of the document."""
-    length_penalty: float = 1.0
-    """Beams are ranked by sum of log-probabilities / length ** length_penalty."""
-    early_stopping: EarlyStopping = False
-    """When beam search stops: True once num_beams outputs have ended, False once the running
-    ones look no better than those, "never" once they cannot become better."""
-    num_return_sequences: int = 1
-    """The n best outputs of beam search, or n samples: the first is the Generation, the others
-    its `alternatives`."""
-    do_sample: bool = False
-    """Draw tokens from the model's distribution instead of taking the likeliest."""
-    temperature: float = 1.0
-    """Sampling: logits are divided by it."""
-    top_k: int = 0
-    """Sampling: only among the k likeliest tokens; 0 for all."""
-    top_p: float = 1.0
-    """Sampling: only among the fewest likeliest tokens whose probabilities sum to top_p."""
-    seed: int = 0
-    """Sampling: what is drawn depends on it, on the document and on the prompt, and on nothing
-    else: neither batch mates nor order. The same prompt of the same document draws the same."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and of the output so far become less likely."""
-    no_repeat_ngram_size: int = 0
-    """No n-gram of prompt and output comes twice; 0: it may."""
-    stop: Iterable[Any] = ()
-    """An output also ends where it holds one of these texts, or of these lists of token ids;
-    its text ends before it. Outputs held to a list of allowed ones are not ended so."""
-    suppress_tokens: Sequence[int] = ()
-    """These token ids never come. (Unless an output is held to a list, and nothing else is left
-    of it: this is true of all rules.)"""
-    begin_suppress_tokens: Sequence[int] = ()
-    """These token ids do not come first in an output."""
-    bad_words_ids: Sequence[Sequence[int]] = ()
-    """None of these sequences of token ids is completed in prompt and output."""
-    draft_tokens: int = 0
-    """Greedy decoding only: so many tokens are guessed from the document at every step, and
-    checked in one call of the decoder. Outputs are the same; where they quote the document,
-    they need fewer calls (see `pid_jax.decoding.drafting`)."""
-    draft_ngram: int = 3
-    """The longest end of an output that is sought in the document for such a guess."""
-    logprobs: int | None = None
-    """Return the log-probability of each token of an output, and of so many of the likeliest
-    tokens at its place; 0: only of the output's own."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(GenerationOptions):
-            # Plain and hashable, and safe from what the caller does to its lists later.
-            value = read_option(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
-        self._check_numbers()
-        self._check_effects()
-        if self.num_beams > 1 and self.do_sample:
-            raise UserError("num_beams > 1 and do_sample=True do not go together: choose one")
-        if self.num_return_sequences > self.num_beams and not self.do_sample:
-            raise UserError(
-                f"num_return_sequences={self.num_return_sequences} needs at least as many beams, "
-                f"or do_sample=True: num_beams={self.num_beams}"
-            )
-        if self.draft_tokens and (
-            self.num_beams > 1
-            or self.do_sample
-            or self.repetition_penalty != 1
-            or self.no_repeat_ngram_size
-        ):
-            raise UserError(
-                "draft_tokens is for greedy decoding: not with num_beams, do_sample, "
-                "repetition_penalty or no_repeat_ngram_size"
-            )
-
-    def _check_effects(self) -> None:
-        """Nothing that was asked for is silently without effect."""
-        needs = {
-            "do_sample=True": (self.do_sample, ("temperature", "top_k", "top_p")),
-            "num_beams > 1": (self.num_beams > 1, ("length_penalty", "early_stopping")),
-            "draft_tokens > 0": (self.draft_tokens > 0, ("draft_ngram",)),
-        }
-        defaults = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
-        for need, (met, names) in needs.items():
-            for name in names:
-                if not met and getattr(self, name) != defaults[name]:
-                    raise UserError(
-                        f"{name}={getattr(self, name)} has an effect only with {need}: give both "
-                        "or neither"
-                    )
-
-    def _check_numbers(self) -> None:
-        if (
-            not 1 <= self.max_new_tokens < 2**31
-            or not 0 <= self.min_new_tokens <= self.max_new_tokens
-        ):
-            raise UserError(
-                "max_new_tokens must be at least 1 and min_new_tokens between 0 and it, not "
-                f"max_new_tokens={self.max_new_tokens} and min_new_tokens={self.min_new_tokens}"
-            )
-        for name in ("temperature", "repetition_penalty"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
-        if not math.isfinite(self.length_penalty):
-            raise UserError(f"length_penalty must be finite, not {self.length_penalty}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-
-    def least_in_lists(self) -> int:
-        """How many tokens an allowed output must have."""
-        return self.min_new_tokens
-
-    def cut_to(self, most: int) -> "GenerationOptions":
-        """The same for a model that has positions for so long an output; a given length stays."""
-        del most
-        return self
-
-    def strategy(self) -> Strategy:
-        """The half that is compiled in."""
-        beams = self.num_beams > 1
-        return Strategy(
-            num_beams=self.num_beams,
-            early_stopping=self.early_stopping if beams else False,
-            do_sample=self.do_sample,
-            top_k=self.top_k if self.do_sample else 0,
-            with_top_p=self.do_sample and self.top_p < 1,
-            with_repetition_penalty=self.repetition_penalty != 1,
-            no_repeat_ngram_size=self.no_repeat_ngram_size,
-            draft_tokens=self.draft_tokens,
-            draft_ngram=self.draft_ngram if self.draft_tokens else 0,
-            logprobs=self.logprobs,
-        )
-
-    def controls(
-        self,
-        stops: StopAutomaton | None,
-        forest: PrefixForest | None,
-        words: BarredWords | None = None,
-        suppressed: SuppressedTokens | None = None,
-    ) -> Controls:
-        """The half that is read at run time, with the tables made for it."""
-        return Controls(
-            max_new_tokens=np.asarray(self.max_new_tokens, np.int32),
-            min_new_tokens=np.asarray(self.min_new_tokens, np.int32),
-            temperature=_float32(self.temperature, 1e-30, 1e30),
-            top_p=_float32(self.top_p, 1e-30, 1.0),
-            repetition_penalty=_float32(self.repetition_penalty, 1e-30, 1e30),
-            length_penalty=_float32(self.length_penalty, -1e30, 1e30),
-            stops=stops,
-            forest=forest,
-            words=words,
-            suppressed=suppressed,
-        )
+    metadata = {"read": read, "processor": processor, "sampling": sampling, "always": always}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointOptions(GenerationOptions):
-    """Options of which some are a checkpoint's, not a caller's."""
-
-    of_checkpoint: frozenset[str] = frozenset()
-
-    def least_in_lists(self) -> int:
-        """None of a checkpoint's: it was set for other outputs than those of lists."""
-        return 0 if "min_new_tokens" in self.of_checkpoint else super().least_in_lists()
-
-    def cut_to(self, most: int) -> GenerationOptions:
-        """With the lengths that are the checkpoint's cut to what there are positions for."""
-        if "max_new_tokens" not in self.of_checkpoint:
-            return self
-        longest = min(self.max_new_tokens, max(most, 1))
-        least = self.min_new_tokens
-        if "min_new_tokens" in self.of_checkpoint:
-            least = min(least, longest)
-        return dataclasses.replace(self, max_new_tokens=longest, min_new_tokens=least)
-
-
-def read_option(name: str, value: Any) -> Any:
-    """One option's value, plain and hashable; raises `UserError` for another type than its own."""
-    return _READERS[name](name, value)
-
-
-def _at_least(lowest: int) -> Callable[[str, Any], int]:
+def _at_least(lowest: int) -> Read:
     return lambda name, value: arguments.integer(name, value, lowest)
+
+
+def _above_zero(name: str, value: Any) -> float:
+    number = arguments.real(name, value)
+    if not 0 < number < math.inf:
+        raise UserError(f"{name} must be above 0 and finite, not {number}")
+    return number
+
+
+def _finite(name: str, value: Any) -> float:
+    number = arguments.real(name, value)
+    if not math.isfinite(number):
+        raise UserError(f"{name} must be finite, not {number}")
+    return number
+
+
+def _probability(name: str, value: Any) -> float:
+    number = arguments.real(name, value)
+    if not 0 < number <= 1:
+        raise UserError(f"{name} must be above 0 and at most 1, not {number}")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    number = arguments.real(name, value)
+    if not 0 <= number <= 1:
+        raise UserError(f"{name} must be at least 0 and at most 1, not {number}")
+    return number
 
 
 def _early_stopping(name: str, value: Any) -> EarlyStopping:
@@ -266,32 +94,197 @@ def _logprobs(name: str, value: Any) -> int | None:
     return None if value is None else arguments.integer(name, value, 0)
 
 
-_READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
-    {
-        "max_new_tokens": arguments.integer,
-        "min_new_tokens": arguments.integer,
-        "num_beams": _at_least(1),
-        "length_penalty": arguments.real,
-        "early_stopping": _early_stopping,
-        "num_return_sequences": _at_least(1),
-        "do_sample": arguments.flag,
-        "temperature": arguments.real,
-        "top_k": _at_least(0),
-        "top_p": arguments.real,
-        "seed": arguments.integer,
-        "repetition_penalty": arguments.real,
-        "no_repeat_ngram_size": _at_least(0),
-        "stop": _stop,
-        "suppress_tokens": arguments.token_ids,
-        "begin_suppress_tokens": arguments.token_ids,
-        "bad_words_ids": arguments.token_lists,
-        "draft_tokens": _at_least(0),
-        "draft_ngram": _at_least(1),
-        "logprobs": _logprobs,
-    }
-)
+def _functions(name: str, value: Any) -> tuple[Any, ...]:
+    functions = sequences.items(value, name, "a list of functions (logits, context) -> logits")
+    for i, function in enumerate(functions):
+        if not callable(function):
+            raise UserError(f"{name}[{i}] must be a function, not {sequences.kind(function)}")
+    return tuple(functions)
 
 
-def _float32(value: float, lowest: float, highest: float) -> Float[np.ndarray, ""]:
-    """Within bounds at which no product overflows into NaN, nor a quotient."""
-    return np.asarray(min(max(value, lowest), highest), np.float32)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How outputs are selected. Options with a name that transformers has mean the same.
+
+    Raises `UserError` for values that do not fit, alone or combined.
+    """
+
+    max_new_tokens: int = option(32, arguments.integer)
+    """The greatest length of an output, the end token included."""
+    num_beams: int = option(1, _at_least(1))
+    """Above 1: beam search with this number of beams, all against one encoding of the document."""
+    length_penalty: float = option(1.0, _finite)
+    """Beam search: outputs rank by sum of log-probabilities / length ** length_penalty."""
+    early_stopping: EarlyStopping = option(False, _early_stopping)
+    """Beam search stops: True once num_beams outputs have finished, False once the running ones
+    look no better than those, "never" once they cannot become better."""
+    num_return_sequences: int = option(1, _at_least(1))
+    """The n best outputs of beam search, or n samples. The first is the Generation, the others are
+    its `alternatives`."""
+    do_sample: bool = option(False, arguments.flag)
+    """Draw tokens from the model's distribution instead of selecting the likeliest."""
+    seed: int = option(0, arguments.integer)
+    """Sampling depends on the seed, the document and the prompt only, not on the batch. The same
+    prompt of the same document draws the same."""
+    stop: Iterable[Any] = option((), _stop)
+    """An output also ends where it contains one of these texts, or of these lists of token ids.
+    Its text ends before it. Allowed outputs are exempt."""
+    draft_tokens: int = option(0, _at_least(0))
+    """Greedy decoding: the number of tokens that prompt lookup guesses from the document in each
+    step. Outputs are the same. Where they quote the document, they need fewer decoder calls (see
+    `pid_jax.decoding.prompt_lookup`)."""
+    draft_ngram: int = option(3, _at_least(1))
+    """Prompt lookup: the longest end of an output that is looked up in the document."""
+    logprobs: int | None = option(None, _logprobs)
+    """Return the log-probability of each token of an output, and of this number of the likeliest
+    tokens in its position. 0: only of the output's own."""
+
+    # Logits processors, in the order in which they are applied, which is that of transformers.
+    encoder_repetition_penalty: float = option(
+        1.0, _above_zero, processors.EncoderRepetitionPenalty
+    )
+    """Above 1, tokens of the document become likelier."""
+    repetition_penalty: float = option(1.0, _above_zero, processors.RepetitionPenalty)
+    """Above 1, tokens of the prompt and of the output so far become less likely."""
+    no_repeat_ngram_size: int = option(0, _at_least(0), processors.NoRepeatNgram)
+    """No n-gram of prompt and output occurs twice. 0: it may."""
+    encoder_no_repeat_ngram_size: int = option(0, _at_least(0), processors.EncoderNoRepeatNgram)
+    """No n-gram of the document occurs in the output. 0: it may."""
+    bad_words_ids: Sequence[Sequence[int]] = option((), arguments.token_lists, processors.BadWords)
+    """None of these sequences of token ids is completed in prompt and output."""
+    min_new_tokens: int = option(0, arguments.integer, processors.MinNewTokens, always=True)
+    """The end token cannot come before this number of other tokens."""
+    suppress_tokens: Sequence[int] = option((), arguments.token_ids, processors.SuppressTokens)
+    """These token ids never come, unless an allowed output has no other token next. That exception
+    applies to all logits processors."""
+    begin_suppress_tokens: Sequence[int] = option(
+        (), arguments.token_ids, processors.BeginSuppressTokens
+    )
+    """These token ids do not come first in an output."""
+    logits_processors: Sequence[Any] = option((), _functions)
+    """Functions `(logits, context) -> logits`, applied after the ones above (see
+    `pid_jax.decoding.logits_processors`)."""
+    temperature: float = option(
+        1.0, _above_zero, processors.Temperature, sampling=True, always=True
+    )
+    """Sampling: logits are divided by it."""
+    top_k: int = option(0, _at_least(0), processors.TopK, sampling=True)
+    """Sampling: only the k likeliest tokens. 0: all."""
+    top_p: float = option(1.0, _probability, processors.TopP, sampling=True)
+    """Sampling: only the fewest likeliest tokens whose probabilities sum to top_p."""
+    min_p: float = option(0.0, _share, processors.MinP, sampling=True)
+    """Sampling: only tokens at least min_p times as likely as the likeliest."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(GenerationOptions):
+            # Plain and hashable, and independent of later changes to the caller's lists.
+            value = read_option(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if (
+            not 1 <= self.max_new_tokens < 2**31
+            or not 0 <= self.min_new_tokens <= self.max_new_tokens
+        ):
+            raise UserError(
+                "max_new_tokens must be at least 1 and min_new_tokens between 0 and it, not "
+                f"max_new_tokens={self.max_new_tokens} and min_new_tokens={self.min_new_tokens}"
+            )
+        self._check_effects()
+        if self.num_beams > 1 and self.do_sample:
+            raise UserError("num_beams > 1 and do_sample=True exclude each other: give one of them")
+        if self.num_return_sequences > self.num_beams and not self.do_sample:
+            raise UserError(
+                f"num_return_sequences={self.num_return_sequences} needs at least as many beams, "
+                f"or do_sample=True: num_beams={self.num_beams}"
+            )
+        if self.draft_tokens and (self.num_beams > 1 or self.do_sample):
+            raise UserError(
+                "draft_tokens is for greedy decoding, not for num_beams > 1 or do_sample=True"
+            )
+
+    def _check_effects(self) -> None:
+        """No option of a caller is silently without effect."""
+        needs = {
+            "do_sample=True": (self.do_sample, SAMPLING_OPTIONS),
+            "num_beams > 1": (self.num_beams > 1, ("length_penalty", "early_stopping")),
+            "draft_tokens > 0": (self.draft_tokens > 0, ("draft_ngram",)),
+        }
+        for need, (met, names) in needs.items():
+            for name in names:
+                if not met and getattr(self, name) != DEFAULTS[name]:
+                    raise UserError(
+                        f"{name}={getattr(self, name)} has an effect only with {need}: give both "
+                        "or neither"
+                    )
+
+    def min_tokens_of_allowed(self) -> int:
+        """The least number of tokens of an allowed output."""
+        return self.min_new_tokens
+
+    def limited_to(self, max_new_tokens: int) -> "GenerationOptions":
+        """For a model without positions for longer outputs. A caller's own length stays."""
+        del max_new_tokens
+        return self
+
+    def compiled(self, config: Config, automata: Automata) -> DecodingOptions:
+        """The pytree that compiled programs read. Raises `UserError` for ids of no token."""
+        search: Any = GreedySearch()
+        if self.do_sample:
+            search = Sampling(self._processors(config, sampling=True))
+        elif self.num_beams > 1:
+            penalty = processors.float32(self.length_penalty, -1e30, 1e30)
+            search = BeamSearch(penalty, self.num_beams, self.early_stopping)
+        lookup = PromptLookup(self.draft_tokens, self.draft_ngram) if self.draft_tokens else None
+        own = tuple(map(_as_tree, self.logits_processors))
+        applied = (*self._processors(config, sampling=False), *own)
+        return DecodingOptions(search, applied, automata, lookup, self.logprobs)
+
+    def _processors(self, config: Config, *, sampling: bool) -> tuple[Any, ...]:
+        created = []
+        for field in dataclasses.fields(GenerationOptions):
+            processor, value = field.metadata["processor"], getattr(self, field.name)
+            if processor is None or field.metadata["sampling"] != sampling:
+                continue
+            if field.metadata["always"] or value != field.default:
+                created.append(processor.create(value, config))
+            if processor is processors.MinNewTokens:  # the order of transformers
+                created.append(processors.ForcedTokens.create(config))
+        return tuple(one for one in created if one is not None)
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(GenerationOptions)}
+DEFAULTS = {name: field.default for name, field in _FIELDS.items()}
+"""The default of each option."""
+SAMPLING_OPTIONS = tuple(name for name, field in _FIELDS.items() if field.metadata["sampling"])
+"""The options that have an effect on sampling only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(GenerationOptions):
+    """Options some of which come from a checkpoint instead of a caller."""
+
+    of_checkpoint: frozenset[str] = frozenset()
+
+    def min_tokens_of_allowed(self) -> int:
+        """A checkpoint's minimum does not apply: it was set for free text."""
+        return 0 if "min_new_tokens" in self.of_checkpoint else super().min_tokens_of_allowed()
+
+    def limited_to(self, max_new_tokens: int) -> GenerationOptions:
+        """Lowers the checkpoint's lengths to the positions of the model."""
+        if "max_new_tokens" not in self.of_checkpoint:
+            return self
+        longest = min(self.max_new_tokens, max(max_new_tokens, 1))
+        least = self.min_new_tokens
+        if "min_new_tokens" in self.of_checkpoint:
+            least = min(least, longest)
+        return dataclasses.replace(self, max_new_tokens=longest, min_new_tokens=least)
+
+
+def read_option(name: str, value: Any) -> Any:
+    """One option's value, plain and hashable. Raises `UserError` for a value of another type."""
+    return _FIELDS[name].metadata["read"](name, value)
+
+
+def _as_tree(function: Any) -> Any:
+    """A function that is no pytree becomes part of the program."""
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
+    return processors.PlainFunction(function) if is_leaf else function

@@ -1,59 +1,59 @@
-"""What the decoding loop carries from step to step."""
+"""What decoding carries from step to step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Int, UInt32
 
-from pid_jax.decoding.beam import Beams
-from pid_jax.decoding.token_logprobs import TokenLogprobs
+from pid_jax.decoding.automata import Position
 from pid_jax.models.protocol import KeyValue
 
 
-class Chosen(NamedTuple):
-    """One output of each prompt, as far as it has come."""
+class LookupCounts(NamedTuple):
+    """What prompt lookup has done for each prompt."""
 
-    tokens: Int[Array, "B P T"]
-    lengths: Int[Array, "B P"]
-    """How many of `tokens` were chosen, the end token among them; the rest is padding."""
-    scores: Float[Array, "B P"]
-    """The sum of the chosen tokens' log-probabilities, as the model gives them."""
-    done: Bool[Array, "B P"]
     drafted: Int[Array, "B P"]
-    """Tokens guessed from the document, and how many of those were right."""
+    """Tokens read from the document as guesses."""
     accepted: Int[Array, "B P"]
-    logprobs: TokenLogprobs | None
-    """Of `tokens`, where they are asked for."""
+    """Those among them that greedy decoding selects."""
 
 
 class Prompts(NamedTuple):
-    """All that decoding keeps of each prompt; K is the number of beams, 1 without them."""
+    """The state of every prompt; each leaf has leading axes `[B, P]`. W is the number of beams."""
 
     tokens: Int[Array, "B P L"]
     """The prompt, left-padded, the start token first."""
     mask: Bool[Array, "B P L"]
-    last: Int[Array, "B P K"]
-    """The token to be fed back next."""
-    outputs: Chosen | Beams
-    node: Int[Array, "B P K"] | None
-    """In the forest of allowed outputs, where there is one."""
-    stop_state: Int[Array, "B P K"] | None
-    """Of the automaton of stop sequences, where there are any."""
+    max_new_tokens: Int[Array, "B P"]
+    last: Int[Array, "B P W"]
+    """The token that the decoder reads next."""
+    sequences: Any
+    """The state of the search (see `pid_jax.decoding.search`)."""
+    position: Position
+    """`[B, P, W]`, in the automata of the call."""
     key: UInt32[Array, "B P 2"] | None
-    """Where tokens are sampled: the data of a threefry key."""
+    """Under sampling, the data of a threefry key."""
+    lookup: LookupCounts | None
+    """Under prompt lookup."""
     cache: tuple[KeyValue, ...]
-    """Per layer `[B, P, K, H, width, M]`: the prompt's slots, then one for each token fed back."""
+    """Per layer `[B, P, W, H, K, slots]`: the prompt's slots, then one for each token read."""
 
-    def filled(self, slot: Int[Array, ""] | Int[Array, "B P 1"]) -> Bool[Array, "B P M"]:
-        """Which slots of the cache hold a token, where those below `slot` are written."""
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The sizes of the axes B and P W, as the decoder sees them."""
+        documents, prompts, beams = self.last.shape
+        return documents, prompts * beams
+
+    def filled(self, slot: Int[Array, ""] | Int[Array, "B P 1"]) -> Bool[Array, "B P slots"]:
+        """The slots of the cache that have a token, if those below `slot` are written."""
         length = self.mask.shape[2]
         slots = self.cache[0].key.shape[-1]
-        chosen = jnp.arange(length, slots) < slot
-        chosen = jnp.broadcast_to(chosen, (*self.mask.shape[:2], slots - length))
-        return jnp.concatenate([self.mask, chosen], axis=-1)
+        written = jnp.arange(length, slots) < slot
+        written = jnp.broadcast_to(written, (*self.mask.shape[:2], slots - length))
+        return jnp.concatenate([self.mask, written], axis=-1)
 
 
 class State(NamedTuple):
     step: Int[Array, ""]
-    """Tokens chosen so far by the prompts not done; with drafts, calls of the decoder so far."""
+    """The tokens that every unfinished output has. Under prompt lookup, decoder calls so far."""
     prompts: Prompts

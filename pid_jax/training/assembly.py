@@ -26,7 +26,7 @@ from pid_jax.data.tokenizing import (
     train_tokenizer,
 )
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 

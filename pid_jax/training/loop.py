@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.programs import Programs
+from pid_jax.programs import CompiledFunction, Programs
 from pid_jax.training import assembly, fingerprints, optimizer, step
 from pid_jax.training import config as configuration
 from pid_jax.training.metrics_writer import MetricsWriter
@@ -38,9 +38,6 @@ from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted, StopSignals
 
 log = logging.getLogger(__name__)
-
-ForBatch = Callable[[Any, Batch], Callable[[Any, Batch], Any]]
-"""Which program takes this state (or these parameters) and a batch of this shape."""
 
 
 class Diverged(Exception):
@@ -128,7 +125,7 @@ def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
             while number < last and not stop.requested:
                 batch = next(batches)
                 with progress.paused():  # while a new shape is compiled
-                    run_step = train_step(state, batch)
+                    run_step = train_step.compile(state, batch, label=batch.shape)
                 if number == start:
                     _describe_run(workdir, config, read)
                 # Nothing but the batch goes to the device, and nothing comes back here: a
@@ -188,7 +185,7 @@ def evaluate(
     params: Any,
     batches: Iterator[Batch],
     subtask_counts: np.ndarray,
-    evaluation_step: ForBatch,
+    evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,
     stop: StopSignals | None,
 ) -> dict[str, float] | None:
@@ -203,8 +200,8 @@ def evaluate(
     for batch in batches:
         if stop is not None and stop.requested:
             return None
-        run_evaluation = evaluation_step(params, batch)
-        figures = jax.device_get(run_evaluation(params, jax.device_put(batch, rows)))
+        on_device = jax.device_put(batch, rows)
+        figures = jax.device_get(evaluation_step(params, on_device, label=batch.shape))
         loss += float(figures.loss)
         correct_tokens += float(figures.correct_tokens)
         target_tokens += float(figures.target_tokens)
@@ -280,7 +277,7 @@ def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[
 
 def _programs(
     config: ConfigDict, mesh: Mesh, model: EncoderDecoder, update: Any, places: step.TrainState
-) -> tuple[ForBatch, ForBatch]:
+) -> tuple[CompiledFunction, CompiledFunction]:
     """The training step, which takes over its state's memory, and the evaluation of a batch."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     train_step = functools.partial(
@@ -291,22 +288,25 @@ def _programs(
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
     )
-    jitted_train_step = jax.jit(
-        train_step, donate_argnums=0, in_shardings=(places, rows), out_shardings=(places, whole)
+    programs = Programs()
+    step_program = CompiledFunction(
+        programs,
+        "training step",
+        train_step,
+        constant_shapes=1,
+        donate_argnums=0,
+        in_shardings=(places, rows),
+        out_shardings=(places, whole),
     )
-    jitted_evaluation = jax.jit(
+    evaluation_program = CompiledFunction(
+        programs,
+        "evaluation",
         functools.partial(step.evaluation_step, model=model),
+        constant_shapes=1,
         in_shardings=(places.params, rows),
         out_shardings=whole,
     )
-    programs = Programs()
-
-    def for_batch(name: str, jitted: Any) -> ForBatch:
-        return lambda state, batch: programs.get(
-            name, jitted, (state,), (batch,), {}, batch.shape
-        ).compile()
-
-    return for_batch("training step", jitted_train_step), for_batch("evaluation", jitted_evaluation)
+    return step_program, evaluation_program
 
 
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import agreement
 from benchmarks.workloads import Questions
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 
 def test_equal_answers_agree() -> None:

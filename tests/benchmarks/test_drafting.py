@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import copying, drafting, timing
-from pid_jax.outputs import Generation
+from pid_jax.inference.results import Generation
 from pid_jax.tasks import jsonl
 from pid_jax.training import config as configuration
 

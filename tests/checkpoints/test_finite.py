@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from pid_jax.checkpoints.finite import why_unusable
 from pid_jax.checkpoints.orbax import RunCheckpoints, load_params
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.checkpoints.test_orbax import numbers
 
 NAME = "decoder.final_layer_norm.weight"

@@ -14,7 +14,7 @@ from pid_jax import models
 from pid_jax.checkpoints import huggingface
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.conftest import TINY
 
 LAST = "decoder.final_layer_norm.weight"

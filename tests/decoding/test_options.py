@@ -1,12 +1,15 @@
-"""What may be asked of decoding, and what of it the compiler sees."""
+"""The options of decoding, and what of them is part of the program."""
 
 import math
 from typing import Any
 
 import pytest
 
+from pid_jax import models
+from pid_jax.decoding.automata import Automata
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
+from tests.conftest import TINY
 
 
 @pytest.mark.parametrize(
@@ -29,7 +32,9 @@ from pid_jax.errors import UserError
         ({"stop": "end"}, "stop must be a list of texts"),
         ({"draft_tokens": 3, "num_beams": 2}, "draft_tokens is for greedy decoding"),
         ({"draft_tokens": 3, "do_sample": True}, "draft_tokens is for greedy decoding"),
-        ({"draft_tokens": 3, "repetition_penalty": 1.2}, "draft_tokens is for greedy decoding"),
+        ({"encoder_repetition_penalty": 0.0}, "encoder_repetition_penalty must be above 0"),
+        ({"min_p": 1.5, "do_sample": True}, "min_p must be at least 0 and at most 1"),
+        ({"logits_processors": [3]}, r"logits_processors\[0\] must be a function"),
         ({"draft_ngram": 0}, "draft_ngram must be at least 1"),
     ],
     ids=str,
@@ -40,7 +45,7 @@ def test_options_that_do_not_fit_are_named(options: dict[str, Any], message: str
 
 
 def test_numbers_do_not_change_the_program() -> None:
-    """Only what changes the program may be in the strategy, or each value would compile."""
+    """Numbers are leaves of the options, or each value would compile."""
     some = GenerationOptions(do_sample=True, top_p=0.5, repetition_penalty=1.2, seed=1)
     other = GenerationOptions(
         do_sample=True,
@@ -50,13 +55,21 @@ def test_numbers_do_not_change_the_program() -> None:
         min_new_tokens=1,
         seed=2,
     )
-    assert some.strategy() == other.strategy()
-    assert hash(some.strategy()) == hash(other.strategy())
+    config = models.build(TINY).config
+    signatures = [one.compiled(config, Automata()).signature() for one in (some, other)]
+    assert signatures[0] == signatures[1]
+    assert hash(signatures[0]) == hash(signatures[1])
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"top_k": 5}, {"top_p": 0.5}, {"early_stopping": True}, {"length_penalty": 2.0}],
+    [
+        {"top_k": 5},
+        {"top_p": 0.5},
+        {"min_p": 0.1},
+        {"early_stopping": True},
+        {"length_penalty": 2.0},
+    ],
     ids=str,
 )
 def test_what_would_have_no_effect_is_refused(options: dict[str, Any]) -> None:

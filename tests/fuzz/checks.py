@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from pid_jax.outputs import Generation
+from pid_jax.inference.results import Generation
 from tests.fuzz import pairs, plain, theirs, watchdog
 from tests.fuzz.cases import Case, Tokens
 from tests.fuzz.pairs import Pair

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.fuzz import pairs, watchdog
 
 

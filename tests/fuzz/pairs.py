@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.models import bart_checkpoints
 from tests.transformers_models import resemble_all
 

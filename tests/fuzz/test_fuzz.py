@@ -41,7 +41,7 @@ def test_generate_equals_plain_greedy_and_transformers_at_length():
 @pytest.mark.slow
 def test_a_process_keeps_few_programs_and_memory_maps(monkeypatch):
     """After 40 calls of random sizes as after 20: what is dropped is given back."""
-    monkeypatch.setattr(programs, "MOST_IN_PROCESS", 16)
+    monkeypatch.setattr(programs, "PROCESS_CAPACITY", 16)
     first, second = endurance.run(calls=40, seed=0, every=20)
     assert (first.programs, second.programs) == (16, 16)
     assert second.maps < 1.2 * first.maps

@@ -25,7 +25,7 @@ from pid_jax.checkpoints import huggingface
 from pid_jax.data.batching import collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.report import DecodingReport
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer, step
 from tests import transformers_models

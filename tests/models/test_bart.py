@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints, parity
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS

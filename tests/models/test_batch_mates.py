@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pid_jax import models
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 T5_SIZES = {
     "vocab_size": 96,

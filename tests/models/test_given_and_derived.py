@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from pid_jax import models
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS

@@ -9,7 +9,7 @@ from transformers.models.led.modeling_led import LEDEncoder
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 from tests.models import bart_checkpoints, parity
 from tests.models.parity import PROMPTS, TARGETS

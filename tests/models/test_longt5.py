@@ -11,7 +11,7 @@ import transformers
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 from tests.models import parity
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS

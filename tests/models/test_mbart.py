@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from pid_jax import models
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.models import bart_checkpoints, parity
 
 VARIANTS = {

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.models import positions
 from tests.models import bart_checkpoints, parity
 

@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.models import positions
 from tests import transformers_models
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.models import gemma_layers, t5gemma
 from pid_jax.models.positions import Rotation
 from tests import transformers_models

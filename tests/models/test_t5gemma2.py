@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pid_jax import models
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.models.positions import Rotation
 from tests.models import parity
 from tests.models.parity import Parity

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pid_jax import models
-from pid_jax.outputs import Generation
+from pid_jax.inference.results import Generation
 from pid_jax.predict import main
 
 LINES: list[dict[str, Any]] = [

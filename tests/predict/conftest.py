@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests.predict.command import LINES, Model
 
 

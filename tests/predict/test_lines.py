@@ -14,7 +14,7 @@ import pytest
 
 from pid_jax import predict
 from pid_jax.atomic_file import partial_path
-from pid_jax.outputs import Generation
+from pid_jax.inference.results import Generation
 from pid_jax.predict import main
 from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
 from tests.questions import question

@@ -13,9 +13,9 @@ import pytest
 
 from pid_jax import models, predict
 from pid_jax.decoding.options import GenerationOptions
-from pid_jax.inputs import Method
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import Method
+from pid_jax.inference.results import Generation
 from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
 from tests.questions import question, text_of
 
@@ -275,12 +275,12 @@ def test_a_token_without_an_embedding_makes_a_bad_line(
     questions.write_bytes(text_of(0) + text_of(1).replace(b"text 1", b"text <mask>"))
     output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--on-error=skip"]
     assert status_of(lambda: run(checkpoint, questions, output, *options)) == 3
-    expected = f"line 2: the document holds the token id {len(tokenizer) - 1}, but ids go from 0"
+    expected = f"line 2: the document has the token id {len(tokenizer) - 1}, but ids go from 0"
     assert expected in capsys.readouterr().err
     assert ids_in(output) == ["d0"]
     questions.write_bytes(text_of(0) + with_allowed(1, ["4"], ["<mask>"]))
     assert status_of(lambda: run(checkpoint, questions, output, *options)) == 3
-    assert 'line 2, subtask 2: "allowed"[0] holds the token id' in capsys.readouterr().err
+    assert 'line 2, subtask 2: "allowed"[0] has the token id' in capsys.readouterr().err
 
 
 def test_bfloat16_answers_are_another_runs(

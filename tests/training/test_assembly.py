@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from pid_jax.checkpoints import huggingface
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.training import assembly
 from tests import tiny_checkpoint
 from tests.training import tiny_config

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tensorboardX.record_writer import RecordWriter
 
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
 from pid_jax.training.step import Evaluation

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
-from pid_jax.decoding.constraints import (
+from pid_jax.decoding.allowed_outputs import (
     DEAD_END,
     UNCONSTRAINED,
     admissible,
@@ -126,12 +126,12 @@ def test_constrained_logits_are_those_of_transformers():
 
 def test_rules_that_bar_all_that_is_allowed_yield():
     forest, [root] = compile_forest([[[2, END], [3, END]]])
-    unruled = jnp.arange(VOCAB, dtype=jnp.float32)
-    none_left = unruled.at[jnp.array([2, 3])].set(-jnp.inf)
-    one_left = unruled.at[2].set(-jnp.inf)
+    unprocessed = jnp.arange(VOCAB, dtype=jnp.float32)
+    none_left = unprocessed.at[jnp.array([2, 3])].set(-jnp.inf)
+    one_left = unprocessed.at[2].set(-jnp.inf)
     node = jnp.array([root, root, UNCONSTRAINED])
     rows = jnp.stack([none_left, one_left, none_left])
-    found = jax.jit(constrain)(rows, jnp.broadcast_to(unruled, rows.shape), forest, node)
+    found = jax.jit(constrain)(rows, jnp.broadcast_to(unprocessed, rows.shape), forest, node)
     inf = np.inf
     expected = [[-inf, -inf, 2, 3, -inf, -inf], [-inf, -inf, -inf, 3, -inf, -inf], none_left]
     np.testing.assert_array_equal(found, expected)

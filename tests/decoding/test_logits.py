@@ -20,9 +20,9 @@ from transformers.generation.logits_process import (
 )
 
 from pid_jax import models
-from pid_jax.decoding import rules
+from pid_jax.decoding import logits as functions
 
-bar_repeated_ngrams = jax.jit(rules.bar_repeated_ngrams, static_argnames="size")
+bar_repeated_ngrams = jax.jit(functions.bar_repeated_ngrams, static_argnames="size")
 
 DOCUMENTS, PROMPTS, WIDTH, VOCAB = 3, 4, 14, 11
 FILLED = 12
@@ -61,7 +61,7 @@ def test_forced_tokens_are_those_of_transformers(rows):
         {"model_type": "bart", "forced_bos_token_id": 4, "forced_eos_token_id": 2}
     )
     lengths = mask.sum(axis=-1)
-    found = rules.force_first_and_last(logits, config, lengths == 1, lengths == most - 1)
+    found = functions.force_first_and_last(logits, config, lengths == 1, lengths == most - 1)
     for processor in (
         ForcedBOSTokenLogitsProcessor(4),
         ForcedEOSTokenLogitsProcessor(most, 2, device="cpu"),
@@ -74,7 +74,7 @@ def test_forced_tokens_are_those_of_transformers(rows):
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
 def test_repetition_penalty_is_that_of_transformers(rows, penalty):
     expected = processed(RepetitionPenaltyLogitsProcessor(penalty), *rows)
-    found = jax.jit(rules.penalise_repetition)(*rows, jnp.float32(penalty))
+    found = jax.jit(functions.penalize_repetition)(*rows, jnp.float32(penalty))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -110,7 +110,9 @@ def test_rows_may_be_filled_to_different_lengths(rows):
 @pytest.mark.parametrize("k", [1, 4, VOCAB, 50])
 def test_the_k_likeliest_are_those_of_transformers(rows, k):
     expected = processed(TopKLogitsWarper(k), *rows)
-    np.testing.assert_array_equal(jax.jit(rules.keep_top_k, static_argnums=1)(rows[0], k), expected)
+    np.testing.assert_array_equal(
+        jax.jit(functions.truncate_top_k, static_argnums=1)(rows[0], k), expected
+    )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.5, 0.9, 0.999, 1.0])
@@ -120,44 +122,44 @@ def test_the_nucleus_is_that_of_transformers(rows, p, size):
     logits = random.normal(size=(2, 3, size)).astype(np.float32) * 4
     logits[0, 0, ::2] = -np.inf
     expected = processed(TopPLogitsWarper(p), logits, *(row[:2, :3] for row in rows[1:]))
-    found = jax.jit(rules.keep_top_p)(logits, jnp.float32(p))
+    found = jax.jit(functions.truncate_top_p)(logits, jnp.float32(p))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_equally_likely_tokens_stay_or_go_together():
     logits = jnp.log(jnp.array([0.3, 0.1, 0.3, 0.3]))
     np.testing.assert_array_equal(
-        jnp.isfinite(rules.keep_top_k(logits, 2)), [True, False, True, True]
+        jnp.isfinite(functions.truncate_top_k(logits, 2)), [True, False, True, True]
     )
     np.testing.assert_array_equal(
-        jnp.isfinite(rules.keep_top_p(logits, 0.5)), [True, False, True, True]
+        jnp.isfinite(functions.truncate_top_p(logits, 0.5)), [True, False, True, True]
     )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_a_single_possible_token_always_stays(p):
     logits = jnp.full(7, -jnp.inf).at[3].set(-80.0)
-    np.testing.assert_array_equal(rules.keep_top_p(logits, p), logits)
-    np.testing.assert_array_equal(rules.keep_top_k(logits, 2), logits)
+    np.testing.assert_array_equal(functions.truncate_top_p(logits, p), logits)
+    np.testing.assert_array_equal(functions.truncate_top_k(logits, 2), logits)
 
 
 @pytest.mark.parametrize("ids", [[1], [4, 1]])
 def test_tokens_are_barred_only_where_asked(rows, ids):
     logits = rows[0]
     when = jnp.arange(PROMPTS) < 2
-    found = np.asarray(rules.bar_tokens(logits, ids, jnp.broadcast_to(when, logits.shape[:-1])))
+    found = np.asarray(functions.bar_tokens(logits, ids, jnp.broadcast_to(when, logits.shape[:-1])))
     assert (found[:, :2, ids] == -np.inf).all()
     np.testing.assert_array_equal(found[:, 2:], logits[:, 2:])
     np.testing.assert_array_equal(np.delete(found, ids, -1), np.delete(logits, ids, -1))
-    np.testing.assert_array_equal(rules.bar_tokens(logits, ids, when), found)
+    np.testing.assert_array_equal(functions.bar_tokens(logits, ids, when), found)
 
 
 def all_rules(
     logits: jax.Array, history: jax.Array, mask: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-    logits = rules.penalise_repetition(logits, history, mask, 1.3)
+    logits = functions.penalize_repetition(logits, history, mask, 1.3)
     logits = bar_repeated_ngrams(logits, history, mask, FILLED, size=3)
-    return rules.keep_top_p(rules.keep_top_k(logits / temperature, 6), 0.8)
+    return functions.truncate_top_p(functions.truncate_top_k(logits / temperature, 6), 0.8)
 
 
 @pytest.mark.parametrize("over", [lambda rule: rule, lambda rule: jax.vmap(rule, (0, 0, 0, None))])

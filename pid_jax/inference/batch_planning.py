@@ -69,9 +69,11 @@ class PlannedBatch:
     """`prompts` are those decoded at once; `target_tokens` the room for outputs."""
     parts: int = 1
     """Above 1 a document has more prompts than are decoded at once: its encoding serves all."""
+    same_shape_after: int = 0
+    """The later batches of the call that have the same shape."""
 
 
-class Planner:
+class BatchPlanner:
     """Plans batches; remembers how much padding the reuse of larger shapes has cost."""
 
     def __init__(self) -> None:

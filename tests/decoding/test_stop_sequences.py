@@ -16,7 +16,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import train_tokenizer
-from pid_jax.decoding.stopping import StopAutomaton, compile_stops, cut, token_bytes
+from pid_jax.decoding.stop_sequences import StopAutomaton, compile_stops, cut, token_bytes
 from pid_jax.errors import UserError
 
 SPECIAL = ["<pad>", "</s>", "<unk>"]
@@ -266,7 +266,7 @@ def test_the_automaton_of_a_whole_vocabulary_has_few_states():
     [
         (["", "a"], r"stop\[0\] is empty"),
         (["a", []], r"stop\[1\] is empty"),
-        ([[3, 4]], r"stop\[0\] holds the token id 4, but ids go from 0 to 3"),
+        ([[3, 4]], r"stop\[0\] has the token id 4, but ids go from 0 to 3"),
         ([[3], "x"], r"stop\[1\] is text, but the model has no tokenizer"),
     ],
 )

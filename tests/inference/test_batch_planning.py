@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import planning
-from pid_jax.decoding.planning import Limits, PlannedBatch, Planner
+from pid_jax.inference import batch_planning
+from pid_jax.inference.batch_planning import BatchPlanner, Limits, PlannedBatch
 
 Drawn = list[tuple[int, list[int]]]
 
@@ -51,7 +51,7 @@ def test_batches_hold_every_example_once_within_their_limits(
 ) -> None:
     examples = examples_of(drawn)
     limits = Limits(budget, documents, steps_per_octave=steps)
-    planner = Planner()
+    planner = BatchPlanner()
     batches = planner.plan(examples, limits, new_tokens=new_tokens, sort=sort, devices=devices)
     asked = [i for i, example in enumerate(examples) if example.prompts]
     in_order = [index for batch in batches for index in batch.examples]
@@ -89,7 +89,7 @@ def ragged(count: int, seed: int = 0) -> list[TokenizedExample]:
 def test_ragged_documents_take_few_shapes() -> None:
     on_accelerators = Limits(65536, shapes=4, tokens_per_shape=16384, steps_per_octave=2)
     for limits, padded in ((Limits(4096), 1.5), (on_accelerators, 2.5)):
-        batches = Planner().plan(ragged(200), limits, new_tokens=16)
+        batches = BatchPlanner().plan(ragged(200), limits, new_tokens=16)
         assert len({batch.shape for batch in batches}) <= limits.shapes
         real = sum(
             len(example.document) + sum(len(prompt) + 17 for prompt in example.prompts)
@@ -99,20 +99,20 @@ def test_ragged_documents_take_few_shapes() -> None:
 
 
 def test_one_shape_is_not_cut_into_several() -> None:
-    batches = Planner().plan(examples_of([(512, [8] * 30)] * 5), Limits(4096), new_tokens=8)
+    batches = BatchPlanner().plan(examples_of([(512, [8] * 30)] * 5), Limits(4096), new_tokens=8)
     assert {(b.shape.document_tokens, b.shape.prompts) for b in batches} == {(512, 30)}
     assert len({batch.shape for batch in batches}) == 1
 
 
 def test_more_prompts_than_fit_are_decoded_in_parts_against_one_encoding() -> None:
-    [batch] = Planner().plan(examples_of([(500, [8] * 20_000)]), Limits(4096), new_tokens=16)
+    [batch] = BatchPlanner().plan(examples_of([(500, [8] * 20_000)]), Limits(4096), new_tokens=16)
     assert batch.shape.documents == 1
     assert tokens(batch) <= 4096 + 512
     assert batch.parts * batch.shape.prompts >= 20_000
 
 
 def test_a_larger_compiled_shape_is_used_until_its_padding_would_have_paid_for_another() -> None:
-    planner = Planner()
+    planner = BatchPlanner()
     limits = Limits(4096, tokens_per_compilation=3000)
     [large] = planner.plan(examples_of([(900, [5] * 20)]), limits, new_tokens=16)
     small = examples_of([(500, [5] * 10)])
@@ -129,10 +129,10 @@ def test_a_compiled_shape_of_one_document_does_not_serve_many() -> None:
     """Each batch reads the weights in each step: that counts as padding does."""
     for limits in (Limits(4096), Limits(65536, steps_per_octave=2, tokens_per_step=512)):
         limits = dataclasses.replace(limits, tokens_per_compilation=20_000)
-        planner = Planner()
+        planner = BatchPlanner()
         [one] = planner.plan(examples_of([(60, [2, 2])]), limits, new_tokens=16)
         many = examples_of([(60, [2, 2])] * 200)
-        own = Planner().plan(many, limits, new_tokens=16)
+        own = BatchPlanner().plan(many, limits, new_tokens=16)
         assert planner.plan(many, limits, new_tokens=16, compiled=[one.shape]) == own
         compiled = [one.shape, own[0].shape]
         [few] = planner.plan(many[:8], limits, new_tokens=16, compiled=compiled)
@@ -144,7 +144,7 @@ def test_long_targets_do_not_pad_the_short_ones() -> None:
     examples = [
         TokenizedExample("", [5] * 30, [[6]] * 10, [[7] * length] * 10) for length in lengths
     ]
-    batches = Planner().plan(examples, Limits(4096), new_tokens=None)
+    batches = BatchPlanner().plan(examples, Limits(4096), new_tokens=None)
     for batch in batches:
         if any(lengths[index] == 1 for index in batch.examples):
             assert batch.shape.target_tokens == 1
@@ -154,7 +154,7 @@ def test_long_targets_do_not_pad_the_short_ones() -> None:
 def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() -> None:
     """Counted in comparisons of sizes, whose number is what grew."""
     compared = 0
-    fits = planning._fits
+    fits = batch_planning._fits
 
     def counting(*arguments: Any) -> bool:
         nonlocal compared
@@ -163,5 +163,5 @@ def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() 
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(planning, "_fits", counting)
-        Planner().plan(ragged(3000), Limits(4096), new_tokens=16)
+        BatchPlanner().plan(ragged(3000), Limits(4096), new_tokens=16)
     assert compared < 20 * 3000

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 
 DOCUMENTS = [[5, 6, 7, 8], [11, 2, 11], [20, 3]]
 PROMPTS = [[[3, 4], [9]], [[8, 2]], [[6], [7]]]
@@ -119,7 +119,7 @@ def test_what_is_neither_text_nor_token_ids_is_refused_by_place_and_type(
         ([[[12], [13]], math.nan, [[1], [16]]], r"targets\[1\] must be a list, one item per"),
         ([12, 13, 14], r"targets\[0\] must be a list, one item per prompt, not an int \(12\)"),
         (None, "targets must be a list with one list per document, not None"),
-        ([[[12]], [[15]], [[1], [16]]], r"prompts\[0\] holds 2, but targets\[0\] 1"),
+        ([[[12]], [[15]], [[1], [16]]], r"prompts\[0\] has 2, but targets\[0\] 1"),
     ],
 )
 def test_targets_that_do_not_fit_are_refused(

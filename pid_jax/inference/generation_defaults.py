@@ -11,22 +11,24 @@ in the log says so. What is not supported is named there too. A value that canno
 temperature of 0, is an error only once it would have an effect.
 """
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pid_jax.checkpoints import generation_config
 from pid_jax.checkpoints.generation_config import FILE, HONOURED, LENGTHS, NOT_HONOURED
-from pid_jax.decoding.options import CheckpointOptions, GenerationOptions, read_option
+from pid_jax.decoding.options import (
+    DEFAULTS,
+    SAMPLING_OPTIONS,
+    CheckpointOptions,
+    GenerationOptions,
+    read_option,
+)
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config
 
 log = logging.getLogger(__name__)
 
-_DEFAULTS: dict[str, Any] = {
-    field.name: field.default for field in dataclasses.fields(GenerationOptions)
-}
 _WHOLE = (*LENGTHS, "num_beams", "num_return_sequences", "top_k", "no_repeat_ngram_size")
 _FLAGS = ("do_sample", "early_stopping")
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
@@ -63,20 +65,20 @@ class GenerationDefaults:
         given: Mapping[str, Any],
         *,
         streamed: bool = False,
-        held_to_lists: bool = False,
+        constrained: bool = False,
     ) -> GenerationOptions:
         """The options for what a caller gives; None is as good as nothing.
 
-        streamed: for outputs that are shown as they grow, which beams are not. held_to_lists:
+        streamed: for outputs that are shown as they grow, which beams are not. constrained:
         for outputs some of which are of closed lists: the file's least length does not count
         there. Logs at INFO what is taken from the file, at WARNING what has to be left out of
         that and changes outputs. Raises `UserError` for an unknown option, for given ones that do
         not fit, and naming the key of a value of the file that would have an effect and cannot be.
         """
-        unknown = sorted(given.keys() - _DEFAULTS.keys())
+        unknown = sorted(given.keys() - DEFAULTS.keys())
         if unknown:
             raise UserError(
-                f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(_DEFAULTS))}"
+                f"unknown option {', '.join(unknown)}; known: {', '.join(sorted(DEFAULTS))}"
             )
         given = {name: read_option(name, v) for name, v in given.items() if v is not None}
         taken = {name: value for name, value in self.options.items() if name not in given}
@@ -88,7 +90,7 @@ class GenerationDefaults:
                 raise UserError(why)
         for name in left_out:
             taken.pop(name, None)
-        most = given.get("max_new_tokens", taken.get("max_new_tokens", _DEFAULTS["max_new_tokens"]))
+        most = given.get("max_new_tokens", taken.get("max_new_tokens", DEFAULTS["max_new_tokens"]))
         if taken.get("min_new_tokens", 0) > most:
             taken["min_new_tokens"] = most  # as in transformers, where then nothing ends before
         if taken:
@@ -97,7 +99,7 @@ class GenerationDefaults:
             level = logging.WARNING if name in _SHAPES_OUTPUTS else logging.INFO
             value = impossible[name][0] if name in impossible else self.options[name]
             self._say(level, f"{name}={value} of {FILE} is left out: {why}")
-        if held_to_lists and "min_new_tokens" in taken:
+        if constrained and "min_new_tokens" in taken:
             self._say(
                 logging.INFO, f"min_new_tokens of {FILE} is left out where outputs have lists"
             )
@@ -133,7 +135,7 @@ class GenerationDefaults:
         for name in _SUPPRESSED:
             if name in found:  # transformers looks for tokens among these, so others do no harm
                 found[name] = tuple(t for t in found[name] if t < self._config.vocab_size)
-        found = {name: value for name, value in found.items() if value != _DEFAULTS[name]}
+        found = {name: value for name, value in found.items() if value != DEFAULTS[name]}
         for name, value in found.items():
             try:
                 check_alone(name, value)
@@ -169,7 +171,7 @@ def _incompatible(
     left_out: dict[str, str] = {}
 
     def has(name: str) -> Any:
-        return given.get(name, _DEFAULTS[name] if name in left_out else taken.get(name))
+        return given.get(name, DEFAULTS[name] if name in left_out else taken.get(name))
 
     def leave_out(why: str, *names: str) -> None:
         left_out.update({name: why for name in names if name in taken and name not in left_out})
@@ -177,14 +179,14 @@ def _incompatible(
     if streamed:
         leave_out("a stream has one growing output", "num_beams", "num_return_sequences")
     if given.get("draft_tokens"):
-        leave_out("draft_tokens is for greedy decoding", *_SHAPES_OUTPUTS)
+        leave_out("draft_tokens is for greedy decoding", "num_beams", "do_sample")
     if has("do_sample") and (has("num_beams") or 1) > 1:
         if "num_beams" in taken:
             leave_out("beams do not go with do_sample=True", "num_beams")
         else:
             leave_out("sampling does not go with num_beams > 1", "do_sample")
     if not has("do_sample"):
-        leave_out("it has an effect only with do_sample=True", "temperature", "top_k", "top_p")
+        leave_out("it has an effect only with do_sample=True", *SAMPLING_OPTIONS)
         if (has("num_return_sequences") or 1) > (has("num_beams") or 1):
             leave_out("there are fewer beams", "num_return_sequences")
     if (has("num_beams") or 1) == 1:
@@ -211,7 +213,7 @@ def _plain(key: str, value: Any) -> Any:
 def check_alone(name: str, value: Any) -> None:
     """Raises `UserError` for an option's value that does not fit, whatever else is chosen."""
     needed: dict[str, Any] = {}
-    if name in ("temperature", "top_k", "top_p"):
+    if name in SAMPLING_OPTIONS:
         needed = {"do_sample": True}
     elif name in ("length_penalty", "early_stopping"):
         needed = {"num_beams": 2}

@@ -15,19 +15,21 @@ from hypothesis import strategies as st
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import beam, rules
+from pid_jax.decoding import beam_search, search
+from pid_jax.decoding.beam_search import BeamSearch
+from pid_jax.decoding.logits import largest
 from pid_jax.errors import UserError
-from pid_jax.model import PidModel
+from pid_jax.inference.model import PidModel
 from tests import transformers_models
 
-END, VOCABULARY, ROOM = 1, 12, 10
-SHAPE = BatchShape(documents=2, document_tokens=9, prompts=3, prompt_tokens=5, target_tokens=ROOM)
+END, VOCABULARY, LENGTH = 1, 12, 10
+SHAPE = BatchShape(documents=2, document_tokens=9, prompts=3, prompt_tokens=5, target_tokens=LENGTH)
 EXAMPLES = [
     TokenizedExample("a", [3, 4, 5, 6, 7, 8, 9, 10, 11], [[3, 4, 5], [9], []], [(), (), ()]),
     TokenizedExample("b", [11, 2, 11, 2, 1], [[8, 2, 3, 10], [6, 6]], [(), ()]),
 ]
 BATCH = collate(EXAMPLES, SHAPE, pad_token_id=0, decoder_start_token_id=0)
-PLACES = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+SUBTASKS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 ACTIVE = np.array([[True, True, True], [True, True, False]])
 
 Sequences = list[tuple[list[int], float]]
@@ -58,11 +60,11 @@ def pair(tmp_path_factory):
 
 
 def in_transformers(
-    theirs: Any, place: tuple[int, int], num_beams: int = 4, **options: Any
+    theirs: Any, subtask: tuple[int, int], num_beams: int = 4, **options: Any
 ) -> Sequences:
     """What transformers returns for one prompt alone."""
-    document, prompt = EXAMPLES[place[0]].document, EXAMPLES[place[0]].prompts[place[1]]
-    options = {"num_return_sequences": num_beams, "max_new_tokens": ROOM, **options}
+    document, prompt = EXAMPLES[subtask[0]].document, EXAMPLES[subtask[0]].prompts[subtask[1]]
+    options = {"num_return_sequences": num_beams, "max_new_tokens": LENGTH, **options}
     out = theirs.generate(
         input_ids=torch.tensor([document]),
         attention_mask=torch.ones(1, len(document), dtype=torch.long),
@@ -96,26 +98,26 @@ def logits_of(model: Any, params: Any, batch: Batch, tokens: jax.Array, step: in
 
 @functools.partial(jax.jit, static_argnames=("early_stopping", "stop_pair"))
 def choose(
-    beams: beam.Beams,
+    beams: beam_search.Beams,
     logits: jax.Array,
     batch: Batch,
     step: jax.Array,
     *,
-    early_stopping: beam.EarlyStopping = False,
+    early_stopping: beam_search.EarlyStopping = False,
     min_new_tokens: int = 0,
     repetition_penalty: float = 1.0,
     allowed: np.ndarray | None = None,
     stop_pair: tuple[int, int] | None = None,
-    max_new_tokens: int = ROOM,
+    max_new_tokens: int = LENGTH,
     length_penalty: float = 1.0,
-) -> tuple[beam.Beams, jax.Array, jax.Array]:
-    """`beam.choose` with simple forms of what its caller may ask for.
+) -> tuple[beam_search.Beams, jax.Array, jax.Array]:
+    """`BeamSearch.select` with simple forms of the functions in its `SearchStep`.
 
     allowed: strings `[N, T]`, of which every sequence must be one, padded with -1.
     stop_pair: two tokens that end a sequence where the second follows the first.
     """
     vocabulary = jnp.arange(VOCABULARY)
-    before_step = jnp.arange(ROOM) < step
+    before_step = jnp.arange(LENGTH) < step
 
     def process(log_probabilities: jax.Array) -> jax.Array:
         tokens = beams.tokens[:, :, : log_probabilities.shape[2]]
@@ -135,18 +137,22 @@ def choose(
         stops = (previous == stop_pair[0]) & (tokens == stop_pair[1]) & (step > 0)
         return (tokens == END) | stops
 
-    return beam.choose(
+    selection = BeamSearch(length_penalty, beams.tokens.shape[2], early_stopping).select(
         beams,
         logits,
-        step,
-        process=process,
-        ends=ends,
-        end_tokens=1,
-        max_new_tokens=max_new_tokens,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        pad_token_id=0,
+        search.SearchStep(
+            step=step,
+            max_new_tokens=jnp.full(beams.tokens.shape[:2], max_new_tokens),
+            context=lambda _: pytest.fail("beam search reads no context"),
+            process=process,
+            ends=ends,
+            key=None,
+            pad_token_id=0,
+            end_token_count=1,
+        ),
     )
+    assert selection.parents is not None
+    return selection.sequences, selection.parents, selection.tokens
 
 
 def states(
@@ -156,10 +162,10 @@ def states(
     batch: Batch = BATCH,
     active: np.ndarray = ACTIVE,
     **options: Any,
-) -> list[beam.Beams]:
+) -> list[beam_search.Beams]:
     """The state before and after every step of a search, until every prompt is done."""
-    passed = [beam.start(jnp.asarray(active), num_beams, ROOM, 0)]
-    while not passed[-1].done.all():
+    passed = [BeamSearch(1.0, num_beams).start(jnp.asarray(active), LENGTH, 0, None)]
+    while not passed[-1].finished.all():
         beams, step = passed[-1], jnp.int32(len(passed) - 1)
         logits = logits_of(ours.model, ours.params, batch, beams.tokens, step)
         first = len(passed) == 1
@@ -168,15 +174,15 @@ def states(
         )
         # What a caller does to its cache is what was done to the tokens.
         reordered = jnp.take_along_axis(beams.tokens, parents[..., None], axis=2)
-        written = jnp.where(beams.done[..., None], 0, after.tokens[..., step])
+        written = jnp.where(beams.finished[..., None], 0, after.tokens[..., step])
         np.testing.assert_array_equal(after.tokens[..., :step], reordered[..., :step])
         np.testing.assert_array_equal(tokens, written)
         passed.append(after)
     return jax.device_get(passed)
 
 
-def sequences(beams: beam.Beams, place: tuple[int, int], count: int = 4) -> Sequences:
-    best = jax.tree.map(lambda leaf: leaf[place], beam.best(beams, count))
+def sequences(beams: beam_search.Beams, subtask: tuple[int, int], count: int = 4) -> Sequences:
+    best = jax.tree.map(lambda leaf: leaf[subtask][:count], beams.pool)
     return [
         (tokens[:length].tolist(), float(rank))
         for tokens, length, rank in zip(best.tokens, best.lengths, best.ranks, strict=True)
@@ -194,8 +200,8 @@ def test_tokens_order_and_scores_equal_transformers(pair, length_penalty, early_
     theirs, ours = pair
     options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
     last = states(ours, **options)[-1]
-    for place in PLACES:
-        assert_equal(sequences(last, place), in_transformers(theirs, place, **options))
+    for subtask in SUBTASKS:
+        assert_equal(sequences(last, subtask), in_transformers(theirs, subtask, **options))
 
 
 def test_each_option_makes_a_difference_here(pair):
@@ -204,16 +210,18 @@ def test_each_option_makes_a_difference_here(pair):
 
     def outcome(**options: Any) -> tuple[Any, list[int]]:
         passed = states(ours, **options)
-        found = [tokens for place in PLACES for tokens, _ in sequences(passed[-1], place)]
-        return found, [sum(not state.done[place] for state in passed) for place in PLACES]
+        result = [tokens for subtask in SUBTASKS for tokens, _ in sequences(passed[-1], subtask)]
+        return result, [
+            sum(not state.finished[subtask] for state in passed) for subtask in SUBTASKS
+        ]
 
-    found, steps = outcome()
-    assert len({len(tokens) for tokens in found}) > 5
-    assert sum(END in tokens for tokens in found) > len(found) / 2
+    result, steps = outcome()
+    assert len({len(tokens) for tokens in result}) > 5
+    assert sum(END in tokens for tokens in result) > len(result) / 2
     assert len(set(steps)) > 1
     for length_penalty in (0.0, 0.6, 2.0, -1.0):
-        assert outcome(length_penalty=length_penalty)[0] != found
-    assert outcome(early_stopping=True)[0] != found
+        assert outcome(length_penalty=length_penalty)[0] != result
+    assert outcome(early_stopping=True)[0] != result
     assert outcome(early_stopping="never")[1] != steps
 
 
@@ -232,17 +240,17 @@ def test_each_option_makes_a_difference_here(pair):
 def test_limits_and_penalties_equal_transformers(pair, options):
     theirs, ours = pair
     last = states(ours, **options)[-1]
-    for place in PLACES:
-        assert_equal(sequences(last, place), in_transformers(theirs, place, **options))
+    for subtask in SUBTASKS:
+        assert_equal(sequences(last, subtask), in_transformers(theirs, subtask, **options))
 
 
 @pytest.mark.parametrize(("num_beams", "count"), [(2, 1), (6, 3)])
 def test_the_best_of_fewer_or_more_beams_equal_transformers(pair, num_beams, count):
     theirs, ours = pair
     last = states(ours, num_beams=num_beams)[-1]
-    for place in PLACES:
-        expected = in_transformers(theirs, place, num_beams, num_return_sequences=count)
-        assert_equal(sequences(last, place, count), expected)
+    for subtask in SUBTASKS:
+        expected = in_transformers(theirs, subtask, num_beams, num_return_sequences=count)
+        assert_equal(sequences(last, subtask, count), expected)
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
@@ -251,17 +259,17 @@ def test_a_stop_sequence_ends_a_beam_as_in_transformers(pair, early_stopping):
     stop_pair = (3, 9)
     last = states(ours, stop_pair=stop_pair, early_stopping=early_stopping)[-1]
     stopped = 0
-    for place in PLACES:
-        prompt_length = 1 + len(EXAMPLES[place[0]].prompts[place[1]])
+    for subtask in SUBTASKS:
+        prompt_length = 1 + len(EXAMPLES[subtask[0]].prompts[subtask[1]])
 
         def stops(ids: torch.Tensor, _: Any, start: int = prompt_length, **__: Any) -> torch.Tensor:
             long_enough = ids.shape[1] - start >= 2
             return (ids[:, -2:] == torch.tensor(stop_pair)).all(-1) & long_enough
 
         expected = in_transformers(
-            theirs, place, stopping_criteria=[stops], early_stopping=early_stopping
+            theirs, subtask, stopping_criteria=[stops], early_stopping=early_stopping
         )
-        assert_equal(sequences(last, place), expected)
+        assert_equal(sequences(last, subtask), expected)
         stopped += sum(tuple(tokens[-2:]) == stop_pair for tokens, _ in expected)
     assert stopped
 
@@ -269,8 +277,8 @@ def test_a_stop_sequence_ends_a_beam_as_in_transformers(pair, early_stopping):
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.7])
 def test_log_probabilities_are_the_models_own(pair, repetition_penalty):
     theirs, ours = pair
-    best = states(ours, repetition_penalty=repetition_penalty)[-1].finished
-    for i, j in PLACES:
+    best = states(ours, repetition_penalty=repetition_penalty)[-1].pool
+    for i, j in SUBTASKS:
         for k in range(4):
             tokens = best.tokens[i, j, k, : best.lengths[i, j, k]].tolist()
             expected = transformers_models.log_probability(
@@ -283,12 +291,12 @@ def test_log_probabilities_are_the_models_own(pair, repetition_penalty):
 def test_a_constraint_with_fewer_strings_than_beams_leaves_places_empty(pair, early_stopping):
     theirs, ours = pair
     strings = [[5, 1], [6, 7, 1], [6, 8, 8, 1]]
-    allowed = np.full((3, ROOM), -1)
+    allowed = np.full((3, LENGTH), -1)
     for row, string in zip(allowed, strings, strict=True):
         row[: len(string)] = string
     passed = states(ours, allowed=allowed, early_stopping=early_stopping, length_penalty=0.0)
     assert len(passed) - 1 == 4  # no step after the longest string
-    for i, j in PLACES:
+    for i, j in SUBTASKS:
         scored = [
             (
                 string,
@@ -300,20 +308,20 @@ def test_a_constraint_with_fewer_strings_than_beams_leaves_places_empty(pair, ea
         ]
         expected = sorted(scored, key=lambda item: -item[1])
         assert_equal(sequences(passed[-1], (i, j)), [*expected, ([], -np.inf)])
-        assert passed[-1].finished.log_probabilities[i, j, 3] == -np.inf
+        assert passed[-1].pool.log_probabilities[i, j, 3] == -np.inf
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_a_prompt_that_is_done_no_longer_changes(pair, early_stopping):
     _, ours = pair
     passed = states(ours, early_stopping=early_stopping)
-    done_after = [sum(not state.done[place] for state in passed) for place in PLACES]
+    done_after = [sum(not state.finished[subtask] for state in passed) for subtask in SUBTASKS]
     assert len(set(done_after)) > 1, "all end together: nothing is tested"
-    for place, end in zip(PLACES, done_after, strict=True):
+    for subtask, end in zip(SUBTASKS, done_after, strict=True):
         for state in passed[end:]:
             jax.tree.map(
-                lambda now, then, place=place: np.testing.assert_array_equal(
-                    now[place], then[place]
+                lambda now, then, subtask=subtask: np.testing.assert_array_equal(
+                    now[subtask], then[subtask]
                 ),
                 state,
                 passed[end],
@@ -329,16 +337,18 @@ def test_a_prompt_gets_the_same_wherever_it_stands(pair):
         prompts=turned.prompts[:, ::-1], prompt_mask=turned.prompt_mask[:, ::-1]
     )
     elsewhere = states(ours, batch=turned, active=ACTIVE[::-1, ::-1])[-1]
-    for place in PLACES:
-        assert_equal(sequences(elsewhere, (1 - place[0], 2 - place[1])), sequences(together, place))
+    for subtask in SUBTASKS:
+        assert_equal(
+            sequences(elsewhere, (1 - subtask[0], 2 - subtask[1])), sequences(together, subtask)
+        )
 
 
 def test_absent_prompts_are_done_from_the_start_and_find_nothing(pair):
     _, ours = pair
     passed = states(ours)
-    assert passed[0].done.tolist() == (~ACTIVE).tolist()
-    assert passed[-1].finished.lengths[1, 2].tolist() == [0, 0, 0, 0]
-    assert (passed[-1].finished.tokens[1, 2] == 0).all()
+    assert passed[0].finished.tolist() == (~ACTIVE).tolist()
+    assert passed[-1].pool.lengths[1, 2].tolist() == [0, 0, 0, 0]
+    assert (passed[-1].pool.tokens[1, 2] == 0).all()
 
 
 def test_more_beams_than_half_the_vocabulary_are_refused(pair):
@@ -360,7 +370,7 @@ def test_the_largest_are_those_of_a_stable_sort(sizes, seed, ties):
     if ties:
         values = np.round(values)
     values[random.random(values.shape) < random.random()] = -np.inf
-    found, places = jax.device_get(rules.largest(jnp.asarray(values), count, group=4))
+    result, indices = jax.device_get(largest(jnp.asarray(values), count, group=4))
     order = np.argsort(-values, axis=-1, kind="stable")[:, :count]
-    np.testing.assert_array_equal(found, np.take_along_axis(values, order, -1))
-    np.testing.assert_array_equal(np.take_along_axis(values, places, -1), found)
+    np.testing.assert_array_equal(result, np.take_along_axis(values, order, -1))
+    np.testing.assert_array_equal(np.take_along_axis(values, indices, -1), result)

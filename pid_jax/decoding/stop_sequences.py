@@ -1,7 +1,7 @@
-"""Stop sequences: outputs end as soon as their text, or their tokens, hold one of these.
+"""Stop sequences: an output ends as soon as its text, or its tokens, contain one of these.
 
-A stop string rarely coincides with tokens: it may begin inside one and end inside another, and
-many token sequences spell it. So strings are sought in the text's bytes, by the automaton of
+A stop string rarely coincides with tokens: it may start inside one and end inside another, and
+many token sequences spell it. Strings are searched in the bytes of the text, by the automaton of
 Aho and Corasick ("Efficient string matching", CACM 18(6), 1975), which is then composed with
 the vocabulary: for every state and token, the state after all of the token's bytes. Inside the
 decoding loop one table lookup per token remains, and no output is decoded to look for strings.
@@ -81,7 +81,7 @@ def compile_stops(
             for token in stop:
                 if not 0 <= token < vocab_size:
                     raise UserError(
-                        f"stop[{i}] holds the token id {token}, but ids go from 0 to "
+                        f"stop[{i}] has the token id {token}, but ids go from 0 to "
                         f"{vocab_size - 1}"
                     )
             sequences.append(stop)
@@ -105,15 +105,15 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min(found)[1]] if found else text
 
 
-def holds(text: str, stops: Sequence[str]) -> bool:
-    """Whether any of the stop strings stands in the text."""
+def contains(text: str, stops: Sequence[str]) -> bool:
+    """Whether any of the stop strings occurs in the text."""
     return any(stop in text for stop in stops)
 
 
-def unsettled(output: Sequence[Any], stops: Sequence[Sequence[Any]]) -> int:
-    """How much at the end of an unfinished output, text or tokens, may yet become a stop."""
-    beginnings = (stop[:size] for stop in stops for size in range(1, len(stop)))
-    return max((len(some) for some in beginnings if output[-len(some) :] == some), default=0)
+def partial_stop_length(output: Sequence[Any], stops: Sequence[Sequence[Any]]) -> int:
+    """Length of the trailing partial stop sequence of an unfinished output, text or tokens."""
+    prefixes = (stop[:size] for stop in stops for size in range(1, len(stop)))
+    return max((len(some) for some in prefixes if output[-len(some) :] == some), default=0)
 
 
 def token_bytes(detokenizer: Detokenizer, vocab_size: int) -> TokenBytes:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import rules
+from pid_jax.decoding.logits import unless_all_barred
 from pid_jax.errors import UserError
 
 UNCONSTRAINED = 0
@@ -177,20 +177,20 @@ def next_node(
 
 def constrain(
     logits: Float[Array, "*rows V"],
-    unruled: Float[Array, "*rows V"],
+    unprocessed: Float[Array, "*rows V"],
     forest: PrefixForest,
     node: Int[Array, "*rows"],
 ) -> Float[Array, "*rows V"]:
     """The logits with every token that is not allowed at minus infinity.
 
-    logits: what the other rules (a barred n-gram, a penalty) left of `unruled`, which is the
-    same before any rule. Where these rules bar every allowed token they yield: a constrained
-    output is always one of its list, so the row becomes the allowed tokens of `unruled`. So does
-    the model itself, which bars tokens by a bias of minus infinity.
+    logits: those after all logits processors. unprocessed: those before. Where the processors bar
+    every allowed token, they do not apply: a constrained output is always one of its list, so the
+    row becomes the allowed tokens of `unprocessed`. The same is true of the model itself, where it
+    bars tokens by a bias of minus infinity.
     """
     allowed = allowed_tokens(forest, node, logits.shape[-1])
-    yielding = jnp.maximum(unruled, _VERY_UNLIKELY)
-    return rules.unless_all_barred(
+    yielding = jnp.maximum(unprocessed, _VERY_UNLIKELY)
+    return unless_all_barred(
         jnp.where(allowed, logits, -jnp.inf), jnp.where(allowed, yielding, -jnp.inf)
     )
 

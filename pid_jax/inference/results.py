@@ -1,4 +1,4 @@
-"""What was decoded, made into what callers of `PidModel` get."""
+"""The last step of `generate`, the results: outputs of batches become `Generation`s."""
 
 import dataclasses
 import functools
@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 
 from pid_jax.data.detokenizing import Detokenizer
-from pid_jax.decoding import stopping
-from pid_jax.decoding.engine import Outputs
+from pid_jax.decoding import stop_sequences
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
+from pid_jax.inference.decoding_batch import Outputs
+from pid_jax.inference.plan import Plan
+from pid_jax.inference.request import AllowedList, Request
 from pid_jax.models.protocol import Config, control_token_ids, end_token_ids
 
 FinishReason = Literal["stop", "length"]
@@ -71,9 +73,45 @@ class Partial:
     done: bool
 
 
+class Results:
+    """Collects the outputs of a call, nested as its prompts are."""
+
+    def __init__(self, request: Request, reader: "OutputReader") -> None:
+        self._request = request
+        self._reader = reader
+        self._generations: dict[tuple[int, int], dict[int, list[Generation]]] = {}
+
+    def add(self, plan: Plan, examples: Sequence[int], outputs: Outputs) -> float:
+        """Adds the outputs of a batch. Returns how many documents are complete by that, in parts.
+
+        examples: the examples of the batch. Raises `NotComputable` where a score is no number.
+        """
+        complete = 0.0
+        request = self._request
+        options = request.options
+        samples = options.num_return_sequences if options.do_sample else 1
+        for row, index in enumerate(examples):
+            for column, subtask in enumerate(plan.arrangement.subtasks[index]):
+                document, prompt, sample = subtask
+                check_computed(outputs.scores[row, column], document, prompt)
+                generations = self._reader.generations(
+                    outputs, row, column, request, document, prompt
+                )
+                self._generations.setdefault((document, prompt), {})[sample] = generations
+                complete += 1 / (len(request.examples[document].prompts) * samples)
+        return complete
+
+    def nested(self) -> list[list[Generation]]:
+        """One list for each document, with one `Generation` for each of its prompts."""
+        return [
+            [with_alternatives(self._generations[i, j]) for j in range(len(example.prompts))]
+            for i, example in enumerate(self._request.examples)
+        ]
+
+
 @dataclass(frozen=True)
-class Reader:
-    """Reads token ids for one model; text only with a tokenizer."""
+class OutputReader:
+    """Reads token ids for one model. Text only with a tokenizer."""
 
     config: Config
     tokenizer: Any | None
@@ -83,43 +121,44 @@ class Reader:
         outputs: Outputs,
         row: int,
         column: int,
-        options: GenerationOptions,
-        spelled: Mapping[tuple[int, ...], str] | None,
+        request: Request,
+        document: int,
+        prompt: int,
     ) -> list[Generation]:
-        """The outputs of one prompt that hold any token, the best first; else an empty one.
+        """The nonempty outputs of one prompt, the best first, or else an empty one.
 
-        spelled: for a prompt with a list of allowed outputs, the texts of the list by their
-        tokens: they are returned as they were given, and stop sequences mean nothing to them.
-        None for any other prompt. Of an output that is not done, what may yet change is left
-        out: half a character, half a stop sequence.
+        row, column: of the batch. document, prompt: of the request. Allowed outputs have the texts
+        that the caller wrote, and stop sequences do not apply to them. Of an unfinished output the
+        part that may still change is left out: half a character, half a stop sequence.
         """
-        done = bool(outputs.done[row, column])
-        stops = _Stops((), ()) if spelled is not None else _Stops.of(options)
+        finished = bool(outputs.finished[row, column])
+        allowed = request.allowed_for(document, prompt)
+        stops = _Stops.of(request.options) if allowed is None else _Stops((), ())
         generations = []
         for rank, length in enumerate(outputs.lengths[row, column].tolist()):
             if length == 0:
                 continue
-            place = row, column, rank
-            chosen = outputs.tokens[place][:length].tolist()
-            tokens = self._tokens(chosen, stops, done)
+            index = row, column, rank
+            selected = outputs.tokens[index][:length].tolist()
+            tokens = self._tokens(selected, stops, finished)
             read = None if self.tokenizer is None else self._read(tokens)
-            text = None if spelled is None or not done else spelled.get(tuple(tokens))
+            text = allowed.texts.get(tuple(tokens)) if allowed and finished else None
             if text is None and read is not None:
-                text = _settled(read, stops, done)
-                if not done and spelled:
-                    text = self._agreed(text, tokens, spelled)
+                text = _settled(read, stops, finished)
+                if not finished and allowed is not None and allowed.texts:
+                    text = self._agreed(text, tokens, allowed)
             reason: FinishReason | None = None
-            if done:
-                stopped = len(tokens) < length or stopping.holds(read or "", stops.texts)
-                forced = self.config.forced_eos_token_id is not None and spelled is None
-                at_limit = length == options.max_new_tokens
-                ended = chosen[-1] in end_token_ids(self.config)
+            if finished:
+                stopped = len(tokens) < length or stop_sequences.contains(read or "", stops.texts)
+                forced = self.config.forced_eos_token_id is not None and allowed is None
+                at_limit = length == request.max_new_tokens[document][prompt]
+                ended = selected[-1] in end_token_ids(self.config)
                 reason = "stop" if stopped and not (ended and forced and at_limit) else "length"
-            shown = length if done else len(tokens)
-            logprobs = _logprobs(outputs, place, chosen[:shown])
-            score = float(outputs.scores[place])
+            shown = length if finished else len(tokens)
+            logprobs = _logprobs(outputs, index, selected[:shown])
+            score = float(outputs.scores[index])
             generations.append(Generation(text, tokens, score, (), reason, logprobs))
-        if done and not generations:
+        if finished and not generations:
             text = None if self.tokenizer is None else ""
             logprobs = None if outputs.logprobs is None else ()
             generations.append(Generation(text, [], NOTHING_FOUND, (), "length", logprobs))
@@ -129,14 +168,13 @@ class Reader:
     def _detokenizer(self) -> Detokenizer:
         return Detokenizer(self.tokenizer, control_token_ids(self.config))
 
-    def _agreed(
-        self, text: str, tokens: Sequence[int], spelled: Mapping[tuple[int, ...], str]
-    ) -> str:
-        """What of an unfinished text holds for every allowed text that it may become."""
-        of_list, other = self._respelled[0]  # once: another thread may put its own there
-        if of_list is not spelled:
-            other = {body: name for body, name in spelled.items() if name != self._read(body)}
-            self._respelled[0] = spelled, other
+    def _agreed(self, text: str, tokens: Sequence[int], allowed: AllowedList) -> str:
+        """The part of an unfinished text that all allowed texts with these tokens agree on."""
+        of_list, other = self._respelled[0]  # once: another thread may replace it
+        if of_list is not allowed:
+            texts = allowed.texts.items()
+            other = {body: name for body, name in texts if name != self._read(body)}
+            self._respelled[0] = allowed, other
         for body, name in other.items():
             if body[: len(tokens)] == tuple(tokens):
                 alike = takewhile(lambda pair: pair[0] == pair[1], zip(text, name, strict=False))
@@ -145,38 +183,40 @@ class Reader:
 
     @functools.cached_property
     def _respelled(self) -> list[tuple[Any, dict[tuple[int, ...], str]]]:
-        """The latest list of allowed outputs, and those in it that decoding spells otherwise."""
+        """The latest list of allowed outputs, and those that decode to another spelling."""
         return [(None, {})]
 
-    def _tokens(self, tokens: list[int], stops: "_Stops", done: bool) -> list[int]:
+    def _tokens(self, tokens: list[int], stops: "_Stops", finished: bool) -> list[int]:
         """Without the end token or the stop sequence."""
         if tokens and tokens[-1] in end_token_ids(self.config):
             return tokens[:-1]
-        if not done:
-            return tokens[: len(tokens) - stopping.unsettled(tuple(tokens), stops.sequences)]
+        if not finished:
+            return tokens[
+                : len(tokens) - stop_sequences.partial_stop_length(tuple(tokens), stops.sequences)
+            ]
         return tokens[: len(tokens) - stops.ending(tokens)]
 
     def _read(self, tokens: Sequence[int]) -> str:
         return self._detokenizer.text(tokens)
 
 
-def _settled(text: str, stops: "_Stops", done: bool) -> str:
-    """What stands before the first stop and, of an unfinished text, cannot change any more."""
-    text = stopping.cut(text, stops.texts)
-    if not done:
+def _settled(text: str, stops: "_Stops", finished: bool) -> str:
+    """The text before the first stop, and of an unfinished text the part that cannot change."""
+    text = stop_sequences.cut(text, stops.texts)
+    if not finished:
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        text = text[: len(text) - stopping.unsettled(text, stops.texts)]
+        text = text[: len(text) - stop_sequences.partial_stop_length(text, stops.texts)]
     return text
 
 
 def _logprobs(
-    outputs: Outputs, place: tuple[int, int, int], tokens: Sequence[int]
+    outputs: Outputs, index: tuple[int, int, int], tokens: Sequence[int]
 ) -> tuple[TokenLogprob, ...] | None:
     if outputs.logprobs is None:
         return None
-    chosen, top, top_tokens = (leaf[place].T.tolist() for leaf in outputs.logprobs)
+    selected, top, top_tokens = (leaf[index].T.tolist() for leaf in outputs.logprobs)
     return tuple(
-        TokenLogprob(token, chosen[k], tuple(zip(top_tokens[k], top[k], strict=True)))
+        TokenLogprob(token, selected[k], tuple(zip(top_tokens[k], top[k], strict=True)))
         for k, token in enumerate(tokens)
     )
 
@@ -195,13 +235,13 @@ class _Stops:
 
     def ending(self, tokens: Sequence[int]) -> int:
         """The length of the longest stop sequence at the end."""
-        found = [len(stop) for stop in self.sequences if tuple(tokens[-len(stop) :]) == stop]
-        return max(found, default=0)
+        ending = [len(stop) for stop in self.sequences if tuple(tokens[-len(stop) :]) == stop]
+        return max(ending, default=0)
 
 
 def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
     """The first output of a prompt, with the others of the same and of its further samples."""
-    first, *others = (generation for _, made in sorted(copies.items()) for generation in made)
+    first, *others = (generation for _, ranked in sorted(copies.items()) for generation in ranked)
     return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
 

@@ -13,23 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax import programs
+from pid_jax import models, programs
 from pid_jax.data.batching import BatchShape, bucket, collate
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import engine, planning
+from pid_jax.decoding.automata import Automata
 from pid_jax.decoding.compaction import (
     FEWEST_ROWS,
-    count_live,
-    places_of,
+    count_active,
+    gather_of,
     sizes_below,
     smaller,
 )
-from pid_jax.decoding.engine import Engine, Job
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
-from pid_jax.decoding.savings import Run, Savings
-from pid_jax.model import PidModel
-from pid_jax.outputs import Generation
+from pid_jax.inference import batch_decoder, batch_planning
+from pid_jax.inference.compaction_policy import CompactionPolicy, Run, Savings
+from pid_jax.inference.decoding_batch import DecodingBatch
+from pid_jax.inference.model import PidModel
+from pid_jax.inference.results import Generation
+from tests.conftest import TINY
 
 NEW_TOKENS, PROMPTS = 12, 10
 REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}
@@ -158,9 +160,9 @@ def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
 
 
 @pytest.fixture(params=[True, False], ids=["on the host", "on the device"])
-def moves_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def gathers_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Where prompts are moved: on the host on a CPU, by a program on accelerators."""
-    monkeypatch.setattr(engine, "_moves_on_host", lambda: request.param)
+    monkeypatch.setattr(batch_decoder, "_gathers_on_host", lambda: request.param)
     return bool(request.param)
 
 
@@ -173,7 +175,7 @@ def moves_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     ids=["beams", "samples"],
 )
 def test_dropping_ended_prompts_changes_nothing_under_any_option(
-    varied_model: PidModel, cases: Cases, options: dict[str, Any], moves_on_host: bool
+    varied_model: PidModel, cases: Cases, options: dict[str, Any], gathers_on_host: bool
 ) -> None:
     some = Cases(cases.documents[:20], [row[:6] for row in cases.prompts[:20]])
     options = {"batch_size": 2, "allowed": lists(some), **options}
@@ -182,9 +184,20 @@ def test_dropping_ended_prompts_changes_nothing_under_any_option(
     assert_same(answers, plain(varied_model, some, **options))
 
 
-def test_drafting_changes_nothing_under_any_option(varied_model: PidModel, cases: Cases) -> None:
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"encoder_repetition_penalty": 1.3, "encoder_no_repeat_ngram_size": 3},
+    ],
+    ids=["none", "history", "document"],
+)
+def test_drafting_changes_nothing_under_any_option(
+    varied_model: PidModel, cases: Cases, rules: dict[str, Any]
+) -> None:
     some = cases.some(20)
-    options = {"allowed": lists(some), "stop": [[5, 2], [9]], "min_new_tokens": 2}
+    options = {"allowed": lists(some), "stop": [[5, 2], [9]], "min_new_tokens": 2, **rules}
     answers, report = generate(varied_model, some, compact=False, draft_tokens=3, **options)
     assert_same(answers, plain(varied_model, some, **options))
     assert report.accepted_tokens > 0
@@ -299,50 +312,45 @@ def test_documents_that_end_early_beside_others_leave_no_batch_stuck(
 def test_every_round_of_decoding_moves_or_takes_a_step(
     lengths: list[list[int]], compiled: list[tuple[int, int]], repays: bool, compact: Any
 ) -> None:
-    """Whatever ends when, and whatever is compiled: the engine's own decisions, without a model."""
+    """Whatever ends when, and whatever is compiled: the policy alone, without a model."""
     count, width = len(lengths), max(map(len, lengths))
     size = bucket(count), bucket(width)
     ends = np.zeros(size, np.int64)
     for row, of_document in enumerate(lengths):
         ends[row, : len(of_document)] = of_document
-    engine = Engine.__new__(Engine)
-    engine.programs = cast(
-        Any,
-        SimpleNamespace(
-            seconds_by_label=lambda _: {job_of(one).kind(one): 1.0 for one in [*compiled, size]}
-        ),
-    )
-    engine._savings = cast(Any, SimpleNamespace(repays=lambda *_: repays))
-    job = job_of(size)
-    job.compact = compact
-    step, rounds, done = 0, 0, ends <= 0
-    while not done.all():
+    policy = CompactionPolicy()
+    policy._savings = cast(Any, SimpleNamespace(repays=lambda *_: repays))
+    batch = batch_of(size, compact)
+    kinds = {batch_of(one, compact).kind(one): 1.0 for one in [*compiled, size]}
+    step, rounds, finished = 0, 0, ends <= 0
+    while not finished.all():
         rounds += 1
         assert rounds < 60
-        target = engine._target(job, size, done)
+        target = policy.target(batch, finished, kinds)
         if target is not None:
             assert math.prod(target) < math.prod(size)
-            chosen, columns, real = places_of(~done, *target)
-            assert real.sum() == (~done).sum()
-            ends = np.where(real, np.take_along_axis(ends[chosen], columns, axis=1), 0)
-            size, done = target, ~real
-        pauses, before = engine._pauses(job, size, done), step
-        while True:  # as `loop.advance` does
-            documents, prompts = count_live(ends <= step)
-            if not (prompts > pauses[0] and documents > pauses[1]):
+            documents, columns, real = gather_of(~finished, target)
+            assert real.sum() == (~finished).sum()
+            ends = np.where(real, np.take_along_axis(ends[documents], columns, axis=1), 0)
+            size, finished = target, ~real
+        stop_at, before = policy.stop_at(batch, finished, kinds), step
+        while True:  # as `decode` does
+            active = count_active(ends <= step)
+            if not (active[0] > stop_at[0] and active[1] > stop_at[1]):
                 break
             step += 1
         assert step > before
-        done = ends <= step
+        finished = ends <= step
 
 
-def job_of(size: tuple[int, int]) -> Job:
+def batch_of(size: tuple[int, int], compact: Any) -> DecodingBatch:
     shape = BatchShape(size[0], 32, size[1], 4, 8)
-    controls = GenerationOptions().controls(None, None)
+    options = GenerationOptions().compiled(models.build(TINY).config, Automata())
     examples = [TokenizedExample("", [5], [[]] * size[1], [()] * size[1])] * size[0]
     one = dataclasses.replace(shape, target_tokens=1)
     batch = collate(examples, one, pad_token_id=0, decoder_start_token_id=0)
-    return Job(batch, np.ones(size, bool), shape, GenerationOptions().strategy(), controls, 8)
+    limits = np.full(size, 8, np.int32)
+    return DecodingBatch(batch, np.ones(size, bool), limits, shape, options, compact=compact)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +366,7 @@ def test_after_a_warm_up_nothing_is_compiled(
     cases: Cases,
     options: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
-    moves_on_host: bool,
+    gathers_on_host: bool,
 ) -> None:
     model = PidModel(varied_model.model, varied_model.params)
     caplog.set_level(logging.INFO, logger="pid_jax")
@@ -368,7 +376,7 @@ def test_after_a_warm_up_nothing_is_compiled(
     messages = [record.getMessage() for record in caplog.records]
     assert len([message for message in messages if message.startswith("compiled the")]) == warm
     moves = [one for one in table.compilations if one.program == "compaction"]
-    assert bool(moves) == (options["compact"] and not moves_on_host)
+    assert bool(moves) == (options["compact"] and not gathers_on_host)
     long = next(i for i, document in enumerate(cases.documents) if len(document) == 32)
     one = Cases(cases.documents[long:][:1], cases.prompts[long:][:1])
     generate(model, one, batch_size=20, **options)
@@ -376,7 +384,7 @@ def test_after_a_warm_up_nothing_is_compiled(
 
 
 def test_all_transfers_are_explicit(
-    varied_model: PidModel, cases: Cases, moves_on_host: bool
+    varied_model: PidModel, cases: Cases, gathers_on_host: bool
 ) -> None:
     """An implicit one stalls an accelerator unseen."""
     some = cases.some(4)
@@ -392,9 +400,9 @@ def test_later_shapes_are_compiled_by_other_threads(
     """Traced by the caller's, whose settings of JAX may be its own."""
     model = PidModel(varied_model.model, varied_model.params)
     traced, compiled = [], []
-    trace, compile_ = programs.Program.trace, programs._compiled
+    trace, compile_ = programs.Executable.trace, programs._compiled
 
-    def recorded_trace(program: programs.Program, *arguments: Any) -> None:
+    def recorded_trace(program: programs.Executable, *arguments: Any) -> None:
         traced.append(threading.current_thread())
         trace(program, *arguments)
 
@@ -402,12 +410,12 @@ def test_later_shapes_are_compiled_by_other_threads(
         compiled.append(threading.current_thread())
         return compile_(lowered)
 
-    monkeypatch.setattr(programs.Program, "trace", recorded_trace)
+    monkeypatch.setattr(programs.Executable, "trace", recorded_trace)
     monkeypatch.setattr(programs, "_compiled", recorded_compile)
     sizes = [(200, 9), (90, 3), (30, 1)]
     some = Cases([[5] * size for size, _ in sizes], [[[7]] * count for _, count in sizes])
-    limits = planning.Limits(4096, 1, tokens_per_shape=0)
-    monkeypatch.setattr(planning.Limits, "by_default", lambda *_: limits)
+    limits = batch_planning.Limits(4096, 1, tokens_per_shape=0)
+    monkeypatch.setattr(batch_planning.Limits, "by_default", lambda *_: limits)
     for _ in range(2):
         answers, _ = generate(model, some, batch_size=1)
         assert len(traced) == len(compiled) == len(model.programs.compilations)

@@ -7,10 +7,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.decoding.drafting import draft
+from pid_jax.decoding.prompt_lookup import look_up
 
 DOCUMENT, HISTORY, COUNT = 14, 9, 3
-guess = functools.partial(jax.jit(draft, static_argnames=("count", "ngram")), count=COUNT, ngram=3)
+guess = functools.partial(
+    jax.jit(look_up, static_argnames=("count", "ngram")), count=COUNT, ngram=3
+)
 
 
 def by_search(document: list[int], history: list[int], ngram: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""From texts to answers: request, plan, prefill, decode, results, run by an executor."""

@@ -1,0 +1,436 @@
+"""`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from pid_jax import arguments
+from pid_jax.checkpoints import contents, huggingface
+from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.data import sequences
+from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.decoding.compaction import Compaction
+from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.report import DecodingReport
+from pid_jax.errors import UserError
+from pid_jax.inference.batch_decoder import BatchDecoder
+from pid_jax.inference.batch_planning import Limits, PlannedBatch
+from pid_jax.inference.executor import Executor
+from pid_jax.inference.generation_defaults import GenerationDefaults
+from pid_jax.inference.plan import Arrangement, Plan, Planner
+from pid_jax.inference.request import Method, NewTokens, Request, RequestReader, Text
+from pid_jax.inference.results import (
+    Generation,
+    OutputReader,
+    Partial,
+    Results,
+    check_computed,
+)
+from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.programs import Programs
+
+
+class PidModel:
+    """An encoder-decoder that answers many prompts about one document.
+
+    Documents and prompts are text, or token ids that are used as they are. Lists, tuples, arrays,
+    pandas columns and other iterables are read in their order; what is neither text nor whole
+    numbers is a `UserError` that names its place. Of text, documents get the special tokens of
+    the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
+    """
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        params: Params,
+        tokenizer: Any | None = None,
+        generation_config: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        """generation_config: as a checkpoint's `generation_config.json` has it, by its keys."""
+        self._model = model
+        self._params = params
+        self._tokenizer = tokenizer
+        self._generation_config = dict(generation_config)
+        self._defaults = GenerationDefaults(
+            self._generation_config, model.config, has_tokenizer=tokenizer is not None
+        )
+        self._requests = RequestReader(model.config, tokenizer)
+        self._planner = Planner(model.config, tokenizer)
+        self._outputs = OutputReader(model.config, tokenizer)
+        self._created: Executor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def model(self) -> EncoderDecoder:
+        """The architecture: a Flax module without parameters."""
+        return self._model
+
+    @property
+    def params(self) -> Params:
+        """The parameters. Others need another `PidModel`: programs are compiled beside these."""
+        return self._params
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The Hugging Face tokenizer, or None."""
+        return self._tokenizer
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """What the checkpoint says of how outputs are chosen, as it says it: `save_pretrained`
+        keeps all of it."""
+        return MappingProxyType(self._generation_config)
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The options of `generate` that the checkpoint sets, where a caller does not."""
+        return MappingProxyType(dict(self._defaults.options))
+
+    @property
+    def _executor(self) -> Executor:
+        """Created when it is first used: it may copy the parameters."""
+        with self._lock:
+            if self._created is None:
+                params = self.params
+                if jax.default_backend() == "cpu":
+                    params = self.model.decoding_params(params)
+                self._created = Executor(self.model, params)
+            return self._created
+
+    @property
+    def programs(self) -> Programs:
+        """What was compiled for decoding; printed, a table with the seconds of each."""
+        return self._executor.programs
+
+    @property
+    def config(self) -> Config:
+        """The architecture's configuration."""
+        return self.model.config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dtype: DTypeLike = "float32") -> "PidModel":
+        """Loads a Hugging Face directory or hub id, or a training run's working directory.
+
+        Of a run, the best checkpoint is taken. dtype: of parameters and activations,
+        "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU), or "auto", which is that
+        of the checkpoint. Raises `UserError` naming the file, key or tensor that does not fit.
+        Turns on JAX's persistent compilation cache, unless it is configured already (see
+        `pid_jax.compilation_cache`).
+        """
+        dtype = _dtype(dtype)
+        keep_compiled_programs()
+        with contents.reading(path):
+            if contents.is_run(path):
+                from pid_jax.checkpoints import orbax
+
+                return cls(*orbax.load_model(Path(path), dtype=dtype))
+            return cls(*huggingface.load(path, dtype))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes a directory that transformers loads with `from_pretrained`."""
+        huggingface.save(directory, self.model, self.params, self.tokenizer, self.generation_config)
+
+    def generate(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        max_new_tokens: NewTokens | None = None,
+        min_new_tokens: int | None = None,
+        method: Method = "pid",
+        num_beams: int | None = None,
+        *,
+        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        compact: Compaction = "auto",
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        after_batch: Callable[[float, float], None] | None = None,
+        report: DecodingReport | None = None,
+        **options: Any,
+    ) -> list[list[Generation]]:
+        """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
+
+        prompts: one list for each document, of any length, which may be 0. max_new_tokens: a
+        number for all prompts, or one for each, nested as the prompts are. method: "pid" encodes
+        each document once, "pie" encodes it once for each prompt, with the prompt in front.
+        options: those of `GenerationOptions`. An option that is not given, or None, has the
+        checkpoint's value of its `generation_config.json` (see
+        `pid_jax.inference.generation_defaults`), or else the default of `GenerationOptions`:
+        greedy, max_new_tokens=32. allowed: nested as the prompts are, for each prompt the list of
+        its allowed outputs, or None where every output is allowed.
+        compact: whether finished prompts are dropped from the batch, which compiles a few smaller
+        programs. "auto" does so where it is likely to repay.
+        batch_tokens: the most tokens of documents, prompts and outputs in a batch, padding
+        included, by default 4,096 on a CPU and 65,536 elsewhere. batch_size: the most documents in
+        a batch (under "pie" as many pairs as that number of documents can have). A batch has
+        documents of similar length, and the longest come first: if memory does not suffice, that
+        shows at once. Every device of this process takes a batch at a time, and fewer documents
+        than fill a batch on each are distributed. Parameters that are elsewhere than on the first
+        device, or sharded over devices, are used where they are.
+        progress: a progress bar on standard error, by default if that is a terminal.
+        after_batch: called after each batch with its number of documents (a document with prompts
+        in several batches counts in parts) and the seconds since the batch before.
+        report: an object to be filled with counts of what was done. Results depend neither on the
+        other documents of a batch nor on order or padding. Raises `UserError` for arguments that
+        do not fit.
+        """
+        compact = _compaction(compact)
+        chosen = self._options(
+            options | {"min_new_tokens": min_new_tokens, "num_beams": num_beams},
+            max_new_tokens,
+            constrained=allowed is not None,
+        )
+        request = self._requests.read(
+            documents, prompts, chosen, method, max_new_tokens=max_new_tokens, allowed=allowed
+        )
+        plan = self._plan(request, batch_tokens, batch_size, compact=compact)
+        results = Results(request, self._outputs)
+        report = DecodingReport() if report is None else report
+        executor = self._executor
+        with (
+            _progress_bar(
+                sum(1 for example in request.examples if example.prompts), progress
+            ) as bar,
+            executor.compiling_ahead(plan.batches, plan.batch),
+            closing(
+                executor.run(lambda decoder, one: decoder.decode(plan.batch(one)), plan.batches)
+            ) as completed,
+        ):
+            for batch, outputs, seconds in completed:
+                report.add(outputs.report)
+                complete = results.add(plan, batch.examples, outputs)
+                bar(complete)
+                if after_batch is not None:
+                    after_batch(complete, seconds)
+        return results.nested()
+
+    def stream(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        max_new_tokens: NewTokens | None = None,
+        min_new_tokens: int | None = None,
+        method: Method = "pid",
+        *,
+        every: int = 1,
+        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Iterator[Partial]:
+        """Yields outputs while they grow: each that has grown, every `every` tokens.
+
+        For interactive use: documents are decoded in the given order. The last item of an output,
+        and only that, is `done` and equal to the result of `generate`, which has the same
+        arguments. An output may lack its last character while that is half generated, and the part
+        that may become a stop sequence. Beam search has no outputs before its end: a caller's
+        num_beams is a `UserError`, and that of the checkpoint's `generation_config.json` is
+        ignored, with a warning in the log.
+        """
+        every = arguments.integer("every", every, at_least=1)
+        chosen = self._options(
+            options | {"min_new_tokens": min_new_tokens},
+            max_new_tokens,
+            streamed=True,
+            constrained=allowed is not None,
+        )
+        if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
+            raise UserError("stream yields one growing output: not num_beams, several sequences")
+        request = self._requests.read(
+            documents, prompts, chosen, method, max_new_tokens=max_new_tokens, allowed=allowed
+        )
+        plan = self._plan(request, batch_tokens, batch_size, compact=False, sort=False, devices=1)
+        return self._stream(request, plan, every)
+
+    def _stream(self, request: Request, plan: Plan, every: int) -> Iterator[Partial]:
+        for planned in plan.batches:
+            batch = plan.batch(planned)
+            shown = np.zeros(batch.active.shape, np.int32)
+            complete = np.zeros(batch.active.shape, bool)
+            for outputs in self._executor[0].stream(batch, every):
+                for row, index in enumerate(planned.examples):
+                    for column, subtask in enumerate(plan.arrangement.subtasks[index]):
+                        place = row, column
+                        length = outputs.lengths[row, column, 0]
+                        finished = bool(outputs.finished[place])
+                        if complete[place] or (length == shown[place] and not finished):
+                            continue
+                        document, prompt, _ = subtask
+                        check_computed(outputs.scores[place], document, prompt)
+                        shown[place], complete[place] = length, finished
+                        [generation] = self._outputs.generations(
+                            outputs, row, column, request, document, prompt
+                        )
+                        yield Partial(document, prompt, generation, finished)
+
+    def warm_up(
+        self,
+        document_tokens: int,
+        prompts: int,
+        prompt_tokens: int,
+        max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        method: Method = "pid",
+        *,
+        documents: int = 1,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        compact: Compaction = True,
+        **options: Any,
+    ) -> Programs:
+        """Compiles the programs of `generate` for batches of this shape, before the first request.
+
+        Sizes are rounded up as those of a batch are, and batches are no larger than those of
+        `generate`, which has the same further arguments. Programs with `allowed` are not covered:
+        their shapes depend on the lists. Returns the table of compiled programs.
+        """
+        compact = _compaction(compact)
+        chosen = self._options(options | {"min_new_tokens": min_new_tokens}, max_new_tokens)
+        document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
+        prompts = arguments.integer("prompts", prompts, at_least=1)
+        prompt_tokens = arguments.integer("prompt_tokens", prompt_tokens, at_least=0)
+        documents = arguments.integer("documents", documents, at_least=1)
+        padding = [self.config.pad_token_id]
+        example = TokenizedExample(
+            "", padding * document_tokens, [padding * prompt_tokens] * prompts, [()] * prompts
+        )
+        request = self._requests.request([example] * documents, chosen, method)
+        # A planner of its own: these batches say nothing of those to come.
+        planner = Planner(self.config, self.tokenizer)
+        arrangement = planner.arrange(request)
+        plan = planner.plan(
+            request,
+            arrangement,
+            _limits(arrangement, batch_tokens, batch_size),
+            devices=len(self._executor),
+            compact=compact,
+        )
+        self._executor.warm_up(plan.batches, plan.batch)
+        return self.programs
+
+    def score(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        targets: Sequence[Sequence[Text]],
+        method: Method = "pid",
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> list[list[float]]:
+        """log p(target | document, prompt) in nats, nested as the prompts are.
+
+        The arguments are those of `generate`. Targets of token ids are scored as given.
+        """
+        if targets is None:
+            raise UserError("targets must be a list with one list per document, not None")
+        options = GenerationOptions(max_new_tokens=1)
+        request = self._requests.read(documents, prompts, options, method, targets=targets)
+        plan = self._plan(request, batch_tokens, batch_size, scored=True)
+        results = [[0.0] * len(example.prompts) for example in request.examples]
+
+        def score(decoder: BatchDecoder, batch: PlannedBatch) -> np.ndarray:
+            return decoder.score(plan.collate(batch)[0], batch.shape)
+
+        with closing(self._executor.run(score, plan.batches)) as completed:
+            for batch, scores, _ in completed:
+                for row, index in enumerate(batch.examples):
+                    for column, subtask in enumerate(plan.arrangement.subtasks[index]):
+                        document, prompt, _ = subtask
+                        check_computed(scores[row, column], document, prompt)
+                        results[document][prompt] = float(scores[row, column])
+        return results
+
+    def _options(
+        self,
+        given: dict[str, Any],
+        max_new_tokens: NewTokens | None,
+        *,
+        streamed: bool = False,
+        constrained: bool = False,
+    ) -> GenerationOptions:
+        """The options of a call, with the checkpoint's where the caller gives none."""
+        most: Any = max_new_tokens
+        if sequences.is_collection(max_new_tokens):
+            rows = RequestReader.limits(max_new_tokens)
+            most = max((n for row in rows for n in row), default=None)
+        return self._defaults.options_with(
+            given | {"max_new_tokens": most}, streamed=streamed, constrained=constrained
+        )
+
+    def _plan(
+        self,
+        request: Request,
+        batch_tokens: int | None,
+        batch_size: int | None,
+        *,
+        compact: Compaction = "auto",
+        sort: bool = True,
+        devices: int | None = None,
+        scored: bool = False,
+    ) -> Plan:
+        arrangement = self._planner.arrange(request)
+        decoder = self._executor[0]
+        return self._planner.plan(
+            request,
+            arrangement,
+            _limits(arrangement, batch_tokens, batch_size),
+            devices=devices or len(self._executor),
+            compiled=decoder.scored_shapes() if scored else decoder.shapes(arrangement.options),
+            compact=compact,
+            sort=sort,
+            scored=scored,
+        )
+
+
+def _limits(arrangement: Arrangement, batch_tokens: int | None, batch_size: int | None) -> Limits:
+    if batch_tokens is not None:
+        batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
+    if batch_size is not None:
+        batch_size = arguments.integer("batch_size", batch_size, at_least=1)
+    most = batch_size and batch_size * arrangement.most_examples_per_document
+    return Limits.by_default(batch_tokens, most)
+
+
+@contextmanager
+def _progress_bar(documents: int, wanted: bool | None) -> Iterator[Callable[[float], None]]:
+    if wanted is None:
+        wanted = sys.stderr.isatty()
+    if not wanted:
+        yield lambda documents: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=documents, unit=" documents", bar_format=_BAR) as bar:
+        yield lambda documents: bar.update(documents) and None
+
+
+_BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} documents [{elapsed}<{remaining}, {rate_fmt}]"
+
+
+def _compaction(compact: Any) -> Compaction:
+    if isinstance(compact, str) and compact == "auto":
+        return "auto"
+    try:
+        return arguments.flag("compact", compact)
+    except UserError as error:
+        raise UserError(f'{error}, or "auto"') from error
+
+
+def _dtype(dtype: DTypeLike) -> Any:
+    """None for "auto"."""
+    if dtype == "auto":
+        return None
+    name = jnp.dtype(dtype).name if not isinstance(dtype, str) else dtype
+    if name not in ("float32", "bfloat16"):
+        supported = "'float32', 'bfloat16', 'auto'"
+        raise UserError(f"dtype={name!r} is not supported; supported: {supported}")
+    return jnp.dtype(name)

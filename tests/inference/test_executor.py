@@ -1,0 +1,84 @@
+"""The pool of workers; what it is for is tested in tests/test_devices.py."""
+
+import threading
+import time
+from typing import Any
+
+import jax
+import pytest
+
+from pid_jax.data.batching import BatchShape
+from pid_jax.inference.batch_planning import PlannedBatch
+from pid_jax.inference.executor import Executor
+from pid_jax.inference.model import PidModel
+
+BATCHES = [PlannedBatch((i,), BatchShape(1, 1, 1, 1, 1)) for i in range(5)]
+
+
+@pytest.fixture
+def executor(tiny_model: PidModel, monkeypatch: pytest.MonkeyPatch) -> Executor:
+    """Two workers, as an accelerator has them."""
+    executor = Executor(tiny_model.model, tiny_model.params)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    return executor
+
+
+def test_two_batches_run_at_a_time_and_come_as_they_complete(executor: Executor) -> None:
+    second = threading.Event()
+
+    def slow_first(_: Any, batch: PlannedBatch) -> int:
+        if batch is BATCHES[0]:
+            assert second.wait(20), "the second batch waits for the first"
+        if batch is BATCHES[1]:
+            second.set()
+        return batch.examples[0]
+
+    completed = list(executor.run(slow_first, BATCHES))
+    assert sorted(result for _, result, _ in completed) == [0, 1, 2, 3, 4]
+    assert all(batch.examples == (result,) for batch, result, _ in completed)
+    assert completed[0][1] != 0
+
+
+def test_the_seconds_of_all_batches_are_those_that_passed(executor: Executor) -> None:
+    started = time.perf_counter()
+    seconds = [seconds for *_, seconds in executor.run(lambda *_: time.sleep(0.02), BATCHES)]
+    assert sum(seconds) == pytest.approx(time.perf_counter() - started, abs=0.02)
+    assert min(seconds) >= 0
+
+
+def test_one_worker_is_the_calling_thread(tiny_model: PidModel) -> None:
+    executor = Executor(tiny_model.model, tiny_model.params)
+    threads = {result for _, result, _ in executor.run(lambda *_: threading.get_ident(), BATCHES)}
+    assert threads == {threading.get_ident()}
+    assert list(executor.run(lambda *_: None, [])) == []
+
+
+def test_other_threads_have_the_callers_precision(executor: Executor) -> None:
+    def precision(*_: Any) -> str:
+        return jax.config.jax_default_matmul_precision
+
+    with jax.default_matmul_precision("bfloat16"):
+        results = {result for _, result, _ in executor.run(precision, BATCHES)}
+    assert results == {"bfloat16"}
+
+
+@pytest.mark.parametrize("ended_by", ["error", "closing"])
+def test_an_error_or_closing_ends_all(executor: Executor, ended_by: str) -> None:
+    before, started = threading.active_count(), []
+
+    def failing(_: Any, batch: PlannedBatch) -> None:
+        started.append(batch)
+        if ended_by == "error":
+            raise KeyError("broken")
+        time.sleep(0.01)
+
+    many = BATCHES * 100
+    results = executor.run(failing, many)
+    if ended_by == "error":
+        with pytest.raises(KeyError, match="broken"):
+            list(results)
+    else:
+        next(results)
+        results.close()
+    assert threading.active_count() == before
+    assert len(started) < len(many)
