@@ -2,6 +2,7 @@
 
 from pid_jax import metrics, models, tasks
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.patterns import JsonSchema, Regex
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
@@ -11,8 +12,10 @@ __all__ = [
     "DecodingReport",
     "Generation",
     "GenerationOptions",
+    "JsonSchema",
     "Partial",
     "PidModel",
+    "Regex",
     "TokenLogprob",
     "UserError",
     "metrics",

@@ -13,7 +13,7 @@ import pytest
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data.batching import Batch, BatchShape, collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding.automata import Automata
+from pid_jax.decoding.automata import Automata, Position
 from pid_jax.decoding.compaction import Gather, gather_prompts
 from pid_jax.decoding.decode import decode
 from pid_jax.decoding.options import GenerationOptions
@@ -306,7 +306,7 @@ def decoding_array_sizes(
     encoded = jax.eval_shape(encode, params, *inputs[:2])
     options = GenerationOptions(**search).compiled(model.config, Automata())
     read_prompts = functools.partial(prefill, model, length=NEW_TOKENS)
-    arguments = (params, encoded, *inputs[2:], None, None, options)
+    arguments = (params, encoded, *inputs[2:], Position(), None, options)
     state = jax.eval_shape(read_prompts, *arguments)
     number = jax.ShapeDtypeStruct((), jnp.int32)
     steps = functools.partial(decode, model)

@@ -178,8 +178,7 @@ def next_node(
 def constrain(
     logits: Float[Array, "*rows V"],
     unprocessed: Float[Array, "*rows V"],
-    forest: PrefixForest,
-    node: Int[Array, "*rows"],
+    allowed: Bool[Array, "*rows V"],
 ) -> Float[Array, "*rows V"]:
     """The logits with every token that is not allowed at minus infinity.
 
@@ -188,7 +187,6 @@ def constrain(
     row becomes the allowed tokens of `unprocessed`. The same is true of the model itself, where it
     bars tokens by a bias of minus infinity.
     """
-    allowed = allowed_tokens(forest, node, logits.shape[-1])
     yielding = jnp.maximum(unprocessed, _VERY_UNLIKELY)
     return unless_all_barred(
         jnp.where(allowed, logits, -jnp.inf), jnp.where(allowed, yielding, -jnp.inf)

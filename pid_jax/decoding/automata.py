@@ -12,17 +12,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.data.batching import Arr
-from pid_jax.decoding import allowed_outputs, stop_sequences
+from pid_jax.decoding import allowed_outputs, stop_sequences, token_automata
 from pid_jax.decoding.allowed_outputs import UNCONSTRAINED, PrefixForest
 from pid_jax.decoding.stop_sequences import StopAutomaton
+from pid_jax.decoding.token_automata import TokenAutomaton
 
 
 class Position(NamedTuple):
     """Where outputs stand in the automata; None where a call has no such automaton."""
 
-    node: Int[Array, "*rows"] | None
+    node: Int[Arr, "*rows"] | None = None
     """In the forest of allowed outputs."""
-    stop: Int[Array, "*rows"] | None
+    pattern: Int[Arr, "*rows"] | None = None
+    """In the automaton of patterns."""
+    stop: Int[Arr, "*rows"] | None = None
     """In the automaton of stop sequences."""
 
 
@@ -30,30 +33,34 @@ class Automata(NamedTuple):
     """The tables of a call, as arrays; None where the call has no such constraint."""
 
     forest: PrefixForest | None = None
+    patterns: TokenAutomaton | None = None
     stops: StopAutomaton | None = None
 
-    def start(self, shape: tuple[int, int, int], roots: Int[Arr, "B P"] | None) -> Position:
+    def start(self, shape: tuple[int, int, int], start: Position) -> Position:
         """Before the first token of each output.
 
-        shape: documents, prompts, beams. roots: each prompt's node in the forest, if there is one.
+        shape: documents, prompts, beams. start: `[B, P]`, each prompt's node in the forest and its
+        state in the automaton of patterns.
         """
-        node = stop = None
-        if roots is not None:
-            node = jnp.broadcast_to(jnp.asarray(roots)[:, :, None], shape)
+        node, pattern, _ = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf)[:, :, None], shape), start
+        )
+        stop = None
         if self.stops is not None:
             stop = jnp.full(shape, stop_sequences.START, jnp.int32)
-        return Position(node, stop)
+        return Position(node, pattern, stop)
 
     def after(self, position: Position, tokens: Int[Array, "*rows"]) -> Position:
         """After one more token of each output. Stop sequences do not apply to constrained ones."""
-        node, stop = position
+        node, pattern, stop = position
         if self.stops is not None and stop is not None:
-            stop = self.stops.after(stop, tokens)
-            if node is not None:
-                stop = jnp.where(node == UNCONSTRAINED, stop, stop_sequences.START)
+            after = self.stops.after(jnp.asarray(stop), tokens)
+            stop = jnp.where(is_constrained(position), stop_sequences.START, after)
         if self.forest is not None and node is not None:
-            node = allowed_outputs.next_node(self.forest, node, tokens)
-        return Position(node, stop)
+            node = allowed_outputs.next_node(self.forest, jnp.asarray(node), tokens)
+        if self.patterns is not None and pattern is not None:
+            pattern = token_automata.after(self.patterns, jnp.asarray(pattern), tokens)
+        return Position(node, pattern, stop)
 
     def along(self, position: Position, tokens: Int[Array, "*rows N"]) -> Position:
         """`[*rows, N + 1]`: before these consecutive tokens, and after each."""
@@ -66,25 +73,37 @@ class Automata(NamedTuple):
         """Where a stop sequence is complete. A scalar if there are no stop sequences."""
         if self.stops is None or position.stop is None:
             return jnp.zeros((), bool)
-        return self.stops.stopped(position.stop)
+        return self.stops.stopped(jnp.asarray(position.stop))
 
     def constrain(
         self,
         logits: Float[Array, "*rows V"],
         unprocessed: Float[Array, "*rows V"],
         position: Position,
+        tokens_left: Int[Array, "*rows"],
     ) -> Float[Array, "*rows V"]:
         """The logits with all tokens barred that no allowed output has next.
 
-        unprocessed: the logits before any logits processor, for `allowed_outputs.constrain`.
+        unprocessed: the logits before any logits processor, see `allowed_outputs.constrain`.
+        tokens_left: the most tokens by which each output may grow.
         """
-        if self.forest is None or position.node is None:
+        masks = []
+        if self.forest is not None and position.node is not None:
+            node = jnp.asarray(position.node)
+            masks.append(allowed_outputs.allowed_tokens(self.forest, node, logits.shape[-1]))
+        if self.patterns is not None and position.pattern is not None:
+            pattern = jnp.asarray(position.pattern)
+            masks.append(token_automata.allowed(self.patterns, pattern, tokens_left))
+        if not masks:
             return logits
-        return allowed_outputs.constrain(logits, unprocessed, self.forest, position.node)
+        allowed = masks[0] if len(masks) == 1 else masks[0] & masks[1]
+        return allowed_outputs.constrain(logits, unprocessed, allowed)
 
 
 def is_constrained(position: Position) -> Bool[Array, "*rows"]:
     """Which outputs are constrained. A scalar if the call has no constraints."""
-    if position.node is None:
-        return jnp.zeros((), bool)
-    return position.node != UNCONSTRAINED
+    constrained = jnp.zeros((), bool)
+    for state in (position.node, position.pattern):
+        if state is not None:
+            constrained = constrained | (jnp.asarray(state) != UNCONSTRAINED)
+    return constrained

@@ -41,6 +41,8 @@ class DecodingOptions:
     automata: Any = Automata()
     lookup: Any = None
     """A `PromptLookup`, or None: every decode step selects one token."""
+    forces_end: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether the last token of an output of the greatest length is a forced end token."""
     logprobs: int | None = flax.struct.field(pytree_node=False, default=None)
     """The number of likeliest tokens that are returned beside each token; None: nothing is."""
 
@@ -55,7 +57,8 @@ class DecodingOptions:
         """Applies the logits processors, and then the constraints."""
         for processor in self.logits_processors:
             logits = processor(logits, context)
-        return self.automata.constrain(logits, context.unprocessed, position)
+        tokens_left = context.max_new_tokens - context.step - self.forces_end
+        return self.automata.constrain(logits, context.unprocessed, position, tokens_left)
 
 
 def logits_context(

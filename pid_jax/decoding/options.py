@@ -236,7 +236,14 @@ class GenerationOptions:
         lookup = PromptLookup(self.draft_tokens, self.draft_ngram) if self.draft_tokens else None
         own = tuple(map(_as_tree, self.logits_processors))
         applied = (*self._processors(config, sampling=False), *own)
-        return DecodingOptions(search, applied, automata, lookup, self.logprobs)
+        return DecodingOptions(
+            search,
+            applied,
+            automata,
+            lookup,
+            forces_end=config.forced_eos_token_id is not None,
+            logprobs=self.logprobs,
+        )
 
     def _processors(self, config: Config, *, sampling: bool) -> tuple[Any, ...]:
         created = []

@@ -15,7 +15,7 @@ import numpy as np
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.decoding.json_schemas import regex_of_schema
 from pid_jax.decoding.regular_expressions import byte_automaton
-from pid_jax.decoding.stopping import TokenBytes, token_bytes
+from pid_jax.decoding.stop_sequences import TokenBytes, token_bytes
 from pid_jax.decoding.token_automata import (
     PatternAutomaton,
     TokenAutomaton,

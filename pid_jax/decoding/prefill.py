@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import token_logprobs
+from pid_jax.decoding.automata import Position
 from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.decoding.state import LookupCounts, Prompts, State
 from pid_jax.decoding.step import select_tokens
@@ -22,7 +23,7 @@ def prefill(
     prompt_mask: Bool[Arr, "B P L"],
     active: Bool[Arr, "B P"],
     max_new_tokens: Int[Arr, "B P"],
-    roots: Int[Arr, "B P"] | None,
+    start: Position,
     keys: UInt32[Arr, "B P 2"] | None,
     options: DecodingOptions,
     *,
@@ -32,8 +33,8 @@ def prefill(
 
     prompts: left-padded, the start token first. active: False for the absent prompts of a ragged
     batch, which count as finished. max_new_tokens: of each prompt, at most `length`, the size of
-    the arrays for outputs. roots: each prompt's node in the forest of allowed outputs, if there is
-    one. keys: under sampling, the data of a threefry key for each prompt.
+    the arrays for outputs. start: `[B, P]`, the position of each prompt in the automata of the
+    options. keys: under sampling, the data of a threefry key for each prompt.
     """
     prompts, prompt_mask, active = map(jnp.asarray, (prompts, prompt_mask, active))
     config = model.config
@@ -61,17 +62,17 @@ def prefill(
         top = min(options.logprobs, config.vocab_size)
         logprobs = token_logprobs.empty(shape, top, length)
     zeros = jnp.zeros(active.shape, jnp.int32)
-    start = Prompts(
+    unread = Prompts(
         tokens=prompts,
         mask=prompt_mask,
         max_new_tokens=jnp.asarray(max_new_tokens, jnp.int32),
         last=jnp.broadcast_to(prompts[:, :, -1:], shape),
         sequences=options.search.start(active, length, config.pad_token_id, logprobs),
-        position=options.automata.start(shape, roots),
+        position=options.automata.start(shape, start),
         key=None if keys is None else jnp.asarray(keys),
         lookup=None if options.lookup is None else LookupCounts(zeros, zeros),
         cache=jax.tree.map(with_slots, present),
     )
     # All beams of a prompt are the same so far: one row of logits represents them.
     logits = model.apply({"params": params}, hidden[:, :, -1:], method="logits")
-    return select_tokens(model, encoded, State(jnp.int32(0), start), logits, options)
+    return select_tokens(model, encoded, State(jnp.int32(0), unread), logits, options)

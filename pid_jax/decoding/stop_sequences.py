@@ -81,8 +81,7 @@ def compile_stops(
             for token in stop:
                 if not 0 <= token < vocab_size:
                     raise UserError(
-                        f"stop[{i}] has the token id {token}, but ids go from 0 to "
-                        f"{vocab_size - 1}"
+                        f"stop[{i}] has the token id {token}, but ids go from 0 to {vocab_size - 1}"
                     )
             sequences.append(stop)
         elif tokens is None:

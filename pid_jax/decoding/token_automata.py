@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 
 from pid_jax.data.batching import Arr
 from pid_jax.decoding.regular_expressions import ByteAutomaton
-from pid_jax.decoding.stopping import TokenBytes
+from pid_jax.decoding.stop_sequences import TokenBytes
 from pid_jax.decoding.transitions import NEVER, check_size, distances, neighbours
 
 UNCONSTRAINED = 0

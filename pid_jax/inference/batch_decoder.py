@@ -305,7 +305,7 @@ def _prefill_inputs(batch: DecodingBatch, part: slice) -> tuple[Any, ...]:
         batch.batch.prompt_mask[:, part],
         batch.active[:, part],
         batch.max_new_tokens[:, part],
-        None if batch.roots is None else batch.roots[:, part],
+        jax.tree.map(lambda leaf: leaf[:, part], batch.start),
         None if batch.keys is None else batch.keys[:, part],
     )
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.decoding import token_logprobs
+from pid_jax.decoding.automata import Position
 from pid_jax.decoding.compaction import Compaction, Size
 from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.decoding.report import DecodingReport
@@ -46,7 +47,8 @@ class DecodingBatch:
     options: DecodingOptions
     returned: int = 1
     """Outputs per prompt."""
-    roots: Int[np.ndarray, "B P"] | None = None
+    start: Position = Position()
+    """Of each prompt in the automata, `[B, P]`."""
     keys: UInt32[np.ndarray, "B P 2"] | None = None
     compact: Compaction = "auto"
     batches_left: int = 0

@@ -27,7 +27,7 @@ from pid_jax.inference.batch_planning import Limits, PlannedBatch
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.plan import Arrangement, Plan, Planner
-from pid_jax.inference.request import Method, NewTokens, Request, RequestReader, Text
+from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
 from pid_jax.inference.results import (
     Generation,
     OutputReader,
@@ -148,7 +148,7 @@ class PidModel:
         method: Method = "pid",
         num_beams: int | None = None,
         *,
-        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        allowed: Allowed | None = None,
         compact: Compaction = "auto",
         batch_tokens: int | None = None,
         batch_size: int | None = None,
@@ -166,7 +166,8 @@ class PidModel:
         checkpoint's value of its `generation_config.json` (see
         `pid_jax.inference.generation_defaults`), or else the default of `GenerationOptions`:
         greedy, max_new_tokens=32. allowed: nested as the prompts are, for each prompt the list of
-        its allowed outputs, or None where every output is allowed.
+        its allowed outputs, a `Regex` or `JsonSchema` that they match, or None where every output
+        is allowed.
         compact: whether finished prompts are dropped from the batch, which compiles a few smaller
         programs. "auto" does so where it is likely to repay.
         batch_tokens: the most tokens of documents, prompts and outputs in a batch, padding
@@ -222,7 +223,7 @@ class PidModel:
         method: Method = "pid",
         *,
         every: int = 1,
-        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        allowed: Allowed | None = None,
         batch_tokens: int | None = None,
         batch_size: int | None = None,
         **options: Any,

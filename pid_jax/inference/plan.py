@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import TokenizedExample
-from pid_jax.decoding import allowed_outputs, stop_sequences
+from pid_jax.decoding import allowed_outputs, stop_sequences, token_automata
 from pid_jax.decoding.allowed_outputs import UNCONSTRAINED, PrefixForest
-from pid_jax.decoding.automata import Automata
+from pid_jax.decoding.automata import Automata, Position
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.decoding_options import DecodingOptions
+from pid_jax.decoding.patterns import JsonSchema, Regex, compile_patterns
+from pid_jax.decoding.token_automata import TokenAutomaton
+from pid_jax.errors import UserError
 from pid_jax.inference.batch_planning import BatchPlanner, Limits, PlannedBatch
 from pid_jax.inference.decoding_batch import DecodingBatch
-from pid_jax.inference.request import Request
+from pid_jax.inference.request import AllowedList, Request
 from pid_jax.models.protocol import Config, control_token_ids
 
 ItemT = TypeVar("ItemT")
@@ -47,9 +50,11 @@ class Arrangement:
     """Of each example, one for each of its prompts."""
     options: DecodingOptions
     max_new_tokens: list[list[int]]
-    """Of each subtask, as are the next two."""
+    """Of each subtask, as are the next three."""
     roots: list[list[int]] | None
     """The node in the forest of allowed outputs."""
+    patterns: list[list[int]] | None
+    """The state in the automaton of patterns."""
     keys: list[list[tuple[int, int]]] | None
     """For sampling."""
     returned: int
@@ -74,10 +79,15 @@ class Plan:
         batch, active = self.collate(planned)
         max_new_tokens = np.ones(active.shape, np.int32)
         max_new_tokens[active] = [n for i in indices for n in arranged.max_new_tokens[i]]
-        roots = keys = None
-        if arranged.roots is not None:
-            roots = np.full(active.shape, UNCONSTRAINED, np.int32)
-            roots[active] = [root for i in indices for root in arranged.roots[i]]
+
+        def states(rows: list[list[int]] | None) -> Int[np.ndarray, "B P"] | None:
+            if rows is None:
+                return None
+            states = np.full(active.shape, UNCONSTRAINED, np.int32)
+            states[active] = [state for i in indices for state in rows[i]]
+            return states
+
+        keys = None
         if arranged.keys is not None:
             keys = np.zeros((*active.shape, 2), np.uint32)
             keys[active] = [key for i in indices for key in arranged.keys[i]]
@@ -88,7 +98,7 @@ class Plan:
             planned.shape,
             arranged.options,
             returned=arranged.returned,
-            roots=roots,
+            start=Position(states(arranged.roots), states(arranged.patterns)),
             keys=keys,
             compact=self.compact,
             batches_left=planned.same_shape_after // self.devices,
@@ -130,7 +140,8 @@ class Planner:
         copies = options.num_return_sequences if options.do_sample else 1
         forest, roots = self._forest(request)
         stops = self._stop_automaton(tuple(options.stop)) if options.stop else None
-        compiled = options.compiled(self.config, Automata(forest, stops))
+        automaton, patterns = self._patterns(request)
+        compiled = options.compiled(self.config, Automata(forest, automaton, stops))
         subtasks = [
             [Subtask(i, j, k) for j in range(len(example.prompts)) for k in range(copies)]
             for i, example in enumerate(examples)
@@ -140,6 +151,7 @@ class Planner:
             keys = [_sampling_keys(options.seed, example, copies) for example in examples]
         limits = _repeated(request.max_new_tokens, copies)
         roots = None if roots is None else _repeated(roots, copies)
+        patterns = None if patterns is None else _repeated(patterns, copies)
         if copies > 1:
             examples = [
                 dataclasses.replace(
@@ -155,9 +167,12 @@ class Planner:
             examples = prompt_in_decoder.prompt_in_encoder(examples, self._leading)
             subtasks, limits = _one_each(subtasks), _one_each(limits)
             roots = None if roots is None else _one_each(roots)
+            patterns = None if patterns is None else _one_each(patterns)
             keys = None if keys is None else _one_each(keys)
         returned = 1 if options.do_sample else options.num_return_sequences
-        return Arrangement(examples, subtasks, compiled, limits, roots, keys, returned, most)
+        return Arrangement(
+            examples, subtasks, compiled, limits, roots, patterns, keys, returned, most
+        )
 
     def plan(
         self,
@@ -195,15 +210,45 @@ class Planner:
 
     def _forest(self, request: Request) -> tuple[PrefixForest | None, list[list[int]] | None]:
         """The prefix trees of all allowed outputs, and each prompt's node to start from."""
-        if request.allowed is None:
+        rows = [
+            [one if isinstance(one, AllowedList) else None for one in row]
+            for row in request.allowed or ()
+        ]
+        lists = {id(one): one.outputs for row in rows for one in row if one is not None}
+        if not lists:
             return None, None
-        lists = {id(one): one.outputs for row in request.allowed for one in row if one is not None}
         forest, roots = allowed_outputs.compile_forest(list(lists.values()))
         root_of = dict(zip(lists, roots, strict=True))
         return forest, [
-            [UNCONSTRAINED if one is None else root_of[id(one)] for one in row]
-            for row in request.allowed
+            [UNCONSTRAINED if one is None else root_of[id(one)] for one in row] for row in rows
         ]
+
+    def _patterns(self, request: Request) -> tuple[TokenAutomaton | None, list[list[int]] | None]:
+        """The automaton of all patterns, and each prompt's state to start from.
+
+        Raises `UserError` for a pattern without a match as short as the outputs of its prompt.
+        """
+        wanted = {
+            (i, j): one
+            for i, row in enumerate(request.allowed or ())
+            for j, one in enumerate(row)
+            if isinstance(one, Regex | JsonSchema)
+        }
+        if not wanted:
+            return None, None
+        automaton, starts = compile_patterns(list(wanted.values()), self.tokenizer, self.config)
+        states = [[UNCONSTRAINED] * len(row) for row in request.allowed or ()]
+        forced = self.config.forced_eos_token_id is not None
+        for ((i, j), pattern), start in zip(wanted.items(), starts, strict=True):
+            states[i][j] = start
+            shortest = token_automata.shortest(automaton, start) + forced
+            limit = request.max_new_tokens[i][j]
+            if shortest > limit:
+                raise UserError(
+                    f"allowed[{i}][{j}]: the shortest match of {pattern} takes {shortest} tokens, "
+                    f"but max_new_tokens={limit}: raise max_new_tokens"
+                )
+        return automaton, states
 
     def _stop_automaton(self, stop: tuple[Any, ...]) -> stop_sequences.StopAutomaton:
         known = self._stops.get(stop)  # once: another thread may replace it

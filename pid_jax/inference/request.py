@@ -10,6 +10,7 @@ from pid_jax.data import sequences, tokenizing
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import allowed_outputs
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.patterns import JsonSchema, Pattern, Regex
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config, end_token_ids
 
@@ -30,6 +31,12 @@ class AllowedList:
     """The texts as the caller wrote them, by their tokens without the end token."""
 
 
+AllowedOutputs = AllowedList | Pattern
+"""A list of allowed outputs, or a pattern that outputs match."""
+Allowed = Sequence[Sequence[Sequence[Text] | Pattern | None]]
+"""What a caller gives: nested as the prompts are, None where every output is allowed."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a caller wants decoded or scored."""
@@ -40,11 +47,11 @@ class Request:
     options: GenerationOptions
     max_new_tokens: list[list[int]]
     """Of each prompt."""
-    allowed: list[list[AllowedList | None]] | None
+    allowed: list[list[AllowedOutputs | None]] | None
     """Of each prompt; None: every output is allowed."""
 
-    def allowed_for(self, document: int, prompt: int) -> AllowedList | None:
-        """The list of allowed outputs of a prompt, or None."""
+    def allowed_for(self, document: int, prompt: int) -> AllowedOutputs | None:
+        """The allowed outputs of a prompt, or None."""
         return None if self.allowed is None else self.allowed[document][prompt]
 
 
@@ -63,7 +70,7 @@ class RequestReader:
         method: Method,
         *,
         max_new_tokens: NewTokens | None = None,
-        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        allowed: Allowed | None = None,
         targets: Sequence[Sequence[Text]] | None = None,
     ) -> Request:
         """The request of a call. max_new_tokens: None for that of the options.
@@ -82,7 +89,7 @@ class RequestReader:
         method: Method,
         *,
         max_new_tokens: NewTokens | None = None,
-        allowed: Sequence[Sequence[Sequence[Text] | None]] | None = None,
+        allowed: Allowed | None = None,
     ) -> Request:
         """The request for examples that are tokenized already."""
         if method not in ("pid", "pie"):
@@ -233,10 +240,10 @@ class RequestReader:
     def _allowed(
         self,
         examples: list[TokenizedExample],
-        allowed: Sequence[Sequence[Sequence[Text] | None]],
+        allowed: Allowed,
         options: GenerationOptions,
         limits: list[list[int]],
-    ) -> list[list[AllowedList | None]]:
+    ) -> list[list[AllowedOutputs | None]]:
         allowed = sequences.items(allowed, "allowed", "a list with one list per document")
         if len(allowed) != len(examples):
             raise UserError(
@@ -244,19 +251,21 @@ class RequestReader:
                 f"and {len(allowed)} lists"
             )
         lists: dict[tuple[Any, ...], AllowedList] = {}
-        rows: list[list[AllowedList | None]] = []
+        rows: list[list[AllowedOutputs | None]] = []
         for i, (example, of_document) in enumerate(zip(examples, allowed, strict=True)):
-            each = f"a list, with one list or None for each of {len(example.prompts)} prompts"
+            each = (
+                f"a list, with one list, pattern or None for each of {len(example.prompts)} prompts"
+            )
             of_document = sequences.items(of_document, f"allowed[{i}]", each)
             if len(of_document) != len(example.prompts):
                 raise UserError(f"allowed[{i}] must be {each}, but has {len(of_document)}")
-            row: list[AllowedList | None] = []
+            row: list[AllowedOutputs | None] = []
             for j, texts in enumerate(of_document):
-                if texts is None:
-                    row.append(None)
+                if texts is None or isinstance(texts, Regex | JsonSchema):
+                    row.append(texts)
                     continue
                 where = f"allowed[{i}][{j}]"
-                names = sequences.texts_or_ids(texts, where, "a list of texts, or None")
+                names = sequences.texts_or_ids(texts, where, "a list of texts, a pattern, or None")
                 key = (names, limits[i][j])
                 if key not in lists:
                     lists[key] = self.allowed(

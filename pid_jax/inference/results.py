@@ -142,10 +142,11 @@ class OutputReader:
             selected = outputs.tokens[index][:length].tolist()
             tokens = self._tokens(selected, stops, finished)
             read = None if self.tokenizer is None else self._read(tokens)
-            text = allowed.texts.get(tuple(tokens)) if allowed and finished else None
+            texts = allowed.texts if isinstance(allowed, AllowedList) else {}
+            text = texts.get(tuple(tokens)) if finished else None
             if text is None and read is not None:
                 text = _settled(read, stops, finished)
-                if not finished and allowed is not None and allowed.texts:
+                if not finished and isinstance(allowed, AllowedList) and texts:
                     text = self._agreed(text, tokens, allowed)
             reason: FinishReason | None = None
             if finished:

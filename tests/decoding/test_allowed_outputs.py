@@ -11,6 +11,7 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from pid_jax.decoding.allowed_outputs import (
     DEAD_END,
     UNCONSTRAINED,
+    PrefixForest,
     admissible,
     allowed_tokens,
     compile_forest,
@@ -27,6 +28,13 @@ step = jax.jit(next_node)
 
 STRING = st.lists(st.integers(2, VOCAB - 1), max_size=3).map(lambda body: [*body, END])
 LISTS = st.lists(st.lists(STRING, min_size=1, max_size=6), min_size=1, max_size=4)
+
+
+@jax.jit
+def constrained(
+    logits: jax.Array, unprocessed: jax.Array, forest: PrefixForest, node: jax.Array
+) -> jax.Array:
+    return constrain(logits, unprocessed, allowed_tokens(forest, node, logits.shape[-1]))
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,7 +128,7 @@ def test_constrained_logits_are_those_of_transformers():
 
     processor = PrefixConstrainedLogitsProcessor(may_follow, num_beams=1)
     expected = processor(torch.zeros((2, 0)).long(), torch.tensor(logits)).numpy()
-    found = jax.jit(constrain)(jnp.asarray(logits), jnp.asarray(logits), forest, jnp.array(roots))
+    found = constrained(jnp.asarray(logits), jnp.asarray(logits), forest, jnp.array(roots))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -131,7 +139,7 @@ def test_rules_that_bar_all_that_is_allowed_yield():
     one_left = unprocessed.at[2].set(-jnp.inf)
     node = jnp.array([root, root, UNCONSTRAINED])
     rows = jnp.stack([none_left, one_left, none_left])
-    found = jax.jit(constrain)(rows, jnp.broadcast_to(unprocessed, rows.shape), forest, node)
+    found = constrained(rows, jnp.broadcast_to(unprocessed, rows.shape), forest, node)
     inf = np.inf
     expected = [[-inf, -inf, 2, 3, -inf, -inf], [-inf, -inf, -inf, 3, -inf, -inf], none_left]
     np.testing.assert_array_equal(found, expected)

@@ -10,7 +10,7 @@ from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import BatchShape, collate
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import beam_search
-from pid_jax.decoding.automata import Automata
+from pid_jax.decoding.automata import Automata, Position
 from pid_jax.decoding.compaction import Gather, gather_documents, gather_prompts
 from pid_jax.decoding.decode import decode
 from pid_jax.decoding.decoding_options import DecodingOptions
@@ -47,7 +47,7 @@ def start(
 ) -> tuple[EncodedDocuments, State]:
     encoded = encode(model.model, model.params, BATCH.documents, BATCH.document_mask)
     limits = np.broadcast_to(np.int32(max_new_tokens), active.shape)
-    inputs = (encoded, BATCH.prompts, BATCH.prompt_mask, active, limits, None, None)
+    inputs = (encoded, BATCH.prompts, BATCH.prompt_mask, active, limits, Position(), None)
     options = options_of(model, search)
     state: State = jit_prefill(model.model, model.params, *inputs, options, length=LENGTH)
     return encoded, state
