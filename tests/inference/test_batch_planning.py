@@ -162,6 +162,6 @@ def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() 
         return fits(*arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(planning, "_fits", counting)
+        patched.setattr(batch_planning, "_fits", counting)
         BatchPlanner().plan(ragged(3000), Limits(4096), new_tokens=16)
     assert compared < 20 * 3000
