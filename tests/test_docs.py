@@ -128,6 +128,9 @@ def test_the_api_reference_has_every_public_name() -> None:
     assert set(pid_jax.__all__) <= shown
     for name in shown - set(pid_jax.__all__):
         assert inspect.ismodule(importlib.import_module(f"pid_jax.{name}"))
+    # Functions and modules of one name: the page names the functions in full.
+    for name in pid_jax.metrics.__all__:
+        assert f"::: pid_jax.metrics.{name}.{name}\n" in page
 
 
 def test_every_page_is_in_the_navigation() -> None:
