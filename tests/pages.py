@@ -23,6 +23,6 @@ def lines(page: Path) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of every shell line that runs a Python program of this project."""
+    """The words of every shell line that runs a program of this project."""
     words = [shlex.split(line, comments=True) for line in lines(page)]
-    return [command for command in words if command[:1] == ["python"]]
+    return [command for command in words if command[:1] in (["python"], ["pid-jax"])]
