@@ -51,7 +51,7 @@ class Task(Protocol):
         """
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Scores predictions[example id][subtask id]. One that is missing is a UserError."""
+        """Scores `predictions[example id][subtask id]`. A missing prediction is a UserError."""
 
 
 def scoring_option(default: T) -> T:
