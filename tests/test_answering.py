@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax import answering
-from pid_jax.answering import Counts, answer_lines, answered
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
+from pid_jax.evaluation.predictions import answered
 from pid_jax.outputs import Generation, TokenLogprob
+from pid_jax.prediction import answering
+from pid_jax.prediction.answering import Counts, answer_lines
 from pid_jax.tasks import jsonl
 from tests.questions import question, text_of
 

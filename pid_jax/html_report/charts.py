@@ -97,7 +97,7 @@ def histogram(
     step = tidy_step(int(values.max() - values.min()) + 1, BINS - 1)
     first = int(values.min()) // step
     counts = np.bincount(values // step - first)
-    # The bar of the lengths a, ..., b begins half a number before a: a single one is centred.
+    # The bar of the lengths a, ..., b starts half a number before a: a single one is centred.
     axes = _Axes(
         low=first * step - 0.5,
         high=(first + len(counts)) * step - 0.5,

@@ -69,8 +69,8 @@ def _prompts_to_show(compared: ComparedExample) -> list[Compared]:
     telling = [
         one for one in compared.subtasks if not one.differs and one.said != one.negative_target
     ]
-    kept = set(map(id, [*differing, *telling][:MOST_PROMPTS]))
-    return [one for one in compared.subtasks if id(one) in kept]
+    shown = set(map(id, [*differing, *telling][:MOST_PROMPTS]))
+    return [one for one in compared.subtasks if id(one) in shown]
 
 
 def _table(shown: list[Compared]) -> Markup:
@@ -110,7 +110,7 @@ def _text(text: str, most: int) -> Markup:
 
 
 def _cut(text: str, most: int) -> Markup:
-    """The text, or its beginning and its end, and how much was left out between them."""
+    """The text, or its start and its end, and the length of the part between them."""
     if len(text) <= most:
         return joined([text])
     left_out = element("span", f" [{len(text) - most:,} characters] ", class_="muted")

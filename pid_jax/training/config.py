@@ -20,11 +20,13 @@ __all__ = [
     "get",
     "leaves",
     "load",
+    "of_run",
     "read_argument",
     "read_saved",
     "to_json",
     "under",
     "with_optimizer_from_python",
+    "with_overrides",
 ]
 
 OPTIMIZER_FROM_PYTHON = "train(optimizer=...)"
@@ -197,9 +199,33 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     config, file = config_files.run(path)
     _check_keys(config, str(file))
+    return with_overrides(config, overrides, path)
+
+
+def of_run(workdir: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The configuration of a training run, for other work than to go on with it.
+
+    Keys that the run's version did not have yet get their defaults, and so does an optimizer that
+    came from Python.
+    """
+    file = Path(workdir) / "config.json"
+    saved, config = read_saved(file), default().unlock()
+    if saved["optimizer"].get("name") == OPTIMIZER_FROM_PYTHON:
+        del saved["optimizer"]
+    for section in OPEN_SECTIONS:
+        get(config, section.rpartition(".")[0])[section.rpartition(".")[2]] = ConfigDict()
+    try:
+        config.update(saved)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: {error}: name a config file with --config") from error
+    return with_overrides(config, overrides, file)
+
+
+def with_overrides(config: ConfigDict, overrides: Sequence[str], name: str | Path) -> ConfigDict:
+    """Applies `--config.a.b=value` overrides to a configuration, which `name` names in errors."""
     known = dict(leaves(config))
     for override in overrides:
-        _check_override(override, known, path)
+        _check_override(override, known, name)
 
     values = flags.FlagValues()
     argv = ["config", *overrides]
@@ -215,7 +241,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         rest = values(argv)
     except flags.Error as error:
-        raise UserError(f"{error} (in {path} the key has another type)") from error
+        raise UserError(f"{error} (in {name} the key has another type)") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: overrides look like --config.key=value")
     config.lock()
