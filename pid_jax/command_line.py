@@ -91,7 +91,7 @@ def _argument(field: "dataclasses.Field[Any]", text: str, otherwise: str) -> dic
     if field.type == int | None:
         return {"type": int, "metavar": "N", "help": text}
     if default == ():
-        text += " May be given more than once."
+        text += " May be repeated."
         item: dict[str, Any] = {"type": str, "metavar": "TEXT"}
         if field.type == Sequence[int]:
             item = {"type": int, "metavar": "ID"}
@@ -149,14 +149,14 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the task, as config.data.options has it; may be given more than once",
+        help="an option of the task, as config.data.options has it; may be repeated",
     )
 
 
-def task_options(given: Iterable[str]) -> dict[str, Any]:
+def task_options(texts: Iterable[str]) -> dict[str, Any]:
     """The values of --option: Python literals where they are such, texts otherwise."""
     options: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not name.isidentifier() or not equals:
             raise UserError(f"--option={text}: expected NAME=VALUE")

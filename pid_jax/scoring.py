@@ -76,7 +76,7 @@ def scored(
     lengths: Lengths | None = None,
     run: Run | None = None,
 ) -> Evaluation:
-    """Scores `answers` with `task`. Unless `lengths` are given, they are counted in words."""
+    """Scores `answers` with `task`. By default `lengths` are counted in words."""
     predictions = {
         example.id: {
             subtask.id: answer.text

@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 
 def answer(examples: Sequence[Example]) -> list[list[Generation]]:
-    """Shows which examples were answered together, as rounding would."""
+    """Shows which examples were answered in one call, as rounding would."""
     first = examples[0].id
     return [
         [Generation(f"{first} {e.id} {s.id}", [], -1 / len(e.document)) for s in e.subtasks]
@@ -221,10 +221,10 @@ def test_earlier_answers_are_dropped_wherever_they_stand(keys: list[str]) -> Non
     keys += [key for key in ("id", "prompt") if key not in keys]
     subtask = ", ".join(f'"{key}": "{key}, }}]"' for key in keys)
     text = f'{{"id": "a", "document": "d", "subtasks": [{{{subtask}}}]}}'
-    kept = ", ".join(f'"{k}": "{k}, }}]"' for k in keys if k in ("id", "prompt", "x"))
+    others = ", ".join(f'"{k}": "{k}, }}]"' for k in keys if k in ("id", "prompt", "x"))
     said = '"prediction": "y", "score": -0.5'
     assert answered(text, [Generation("y", [], -0.5)]) == (
-        f'{{"id": "a", "document": "d", "subtasks": [{{{kept}, {said}}}]}}'
+        f'{{"id": "a", "document": "d", "subtasks": [{{{others}, {said}}}]}}'
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Scores answers on a task, and prints the scores with the version of the data and the rules that
-they follow. The answers are those of a checkpoint to every prompt, or given predictions:
+they follow. The answers are those of a checkpoint to every prompt, or the predictions in a file:
 
   PROGRAM --config=configs/quickstart.py --checkpoint=WORKDIR --output=OUTPUT
   PROGRAM --config=multiwoz:24,scratch --checkpoint=WORKDIR --output=OUTPUT \\
@@ -35,8 +35,8 @@ Writes OUTPUT/metrics.json (scores, rules, versions, and with a checkpoint the s
 OUTPUT/predictions.jsonl (every document with its predictions) and OUTPUT/report.html (both for
 reading, in one file, with charts and the worst examples).
 
-The data is that of the config file, any key of which can be overridden as shown. Without --config
-it is that of the training run in WORKDIR. --task, --path and --option are short for
+The config file defines the data, and the command line overrides any of its keys as shown. Without
+--config the training run in WORKDIR defines them. --task, --path and --option are short for
 --config.data.task, --config.data.path and --config.data.options.NAME. The path may be a data set
 that `pid-jax prepare` made.
 
@@ -155,11 +155,11 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
         config = configuration.with_overrides(configuration.default(), overrides, "the defaults")
     else:
         raise UserError("--predictions needs --task=NAME or --config=FILE: what do they answer?")
-    given = {**config.data.options.to_dict(), **task_options(options.option)}
+    task_args = {**config.data.options.to_dict(), **task_options(options.option)}
     with config.unlocked():
         config.data.task = options.task or config.data.task
         config.data.path = options.path or config.data.path
-        config.data.options = ConfigDict(given)
+        config.data.options = ConfigDict(task_args)
     return config
 
 

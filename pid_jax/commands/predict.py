@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
     from pid_jax.generation_defaults import check_alone
 
     fields = [field.name for field in dataclasses.fields(GenerationOptions)]
-    given = {name: getattr(options, name) for name in fields}
-    generation = {name: value for name, value in given.items() if value is not None}
+    values = {name: getattr(options, name) for name in fields}
+    generation = {name: value for name, value in values.items() if value is not None}
     try:
         with user_errors():
             for name, value in generation.items():

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax prepare")
         "--split",
         action="append",
         choices=tasks.SPLITS,
-        help="only this split, which must be there; may be given more than once",
+        help="only this split, which must be there; may be repeated",
     )
     add_task_options(parser)
     options = parser.parse_args(argv)

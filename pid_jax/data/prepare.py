@@ -57,8 +57,8 @@ def prepare(
 
     directory = folder / _next_version(present)
     with new_directory(directory) as building:
-        found, left_out = _open_splits(task, source, splits)
-        prepared.write(building, directory.name, origin, found, left_out)
+        present_splits, left_out = _open_splits(task, source, splits)
+        prepared.write(building, directory.name, origin, present_splits, left_out)
     [data] = [data for data in prepared.versions(folder) if data.directory == directory]
     for split, reason in left_out.items():
         log.warning("left out: %s (%s)", split, reason)
@@ -69,7 +69,7 @@ def _open_splits(
     task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
 ) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
     """Those that are there, with their examples, and those that are not, with the reason."""
-    found: dict[str, Iterable[Example]] = {}
+    present_splits: dict[str, Iterable[Example]] = {}
     left_out = {}
     for split in splits or tasks.SPLITS:
         try:
@@ -82,10 +82,10 @@ def _open_splits(
             continue
         if first is None:
             raise UserError(f"task {task.name}: the split {split!r} has no examples")
-        found[split] = _with_progress(chain([first], examples), split)
-    if not found:
+        present_splits[split] = _with_progress(chain([first], examples), split)
+    if not present_splits:
         raise UserError("; ".join(left_out.values()))
-    return found, left_out
+    return present_splits, left_out
 
 
 def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:

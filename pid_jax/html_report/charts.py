@@ -12,7 +12,7 @@ from pid_jax.html_report.markup import Markup, element
 BINS = 25
 """A histogram has at most so many bars."""
 
-# In the histogram's own units, of which there are as many as CSS pixels on a phone.
+# In the histogram's own units: as many as a phone has CSS pixels.
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42
 

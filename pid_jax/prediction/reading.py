@@ -57,13 +57,13 @@ def line_check(settings: Settings) -> LineCheck | None:
         )
         config = huggingface.read_config(directory)
         tokenizer = huggingface.load_tokenizer(directory)
-        own = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)
+        defaults = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)
     except UserError:
         return None
     if tokenizer is None:
         return None
     inputs = Inputs(config, tokenizer)
-    given = {name: value for name, value in settings.generation.items() if name != "method"}
-    options = own.options_with(given, held_to_lists=True)
+    chosen = {name: value for name, value in settings.generation.items() if name != "method"}
+    options = defaults.options_with(chosen, held_to_lists=True)
     inputs.check_new_tokens(options.max_new_tokens)
     return LineCheck(settings, inputs, options)

@@ -349,9 +349,9 @@ def read_saved(file: Path) -> dict[str, Any]:
 
 def _check_keys(config: ConfigDict, file: str) -> None:
     expected = {key for key, _ in leaves(default()) if not under(key, OPEN_SECTIONS)}
-    found = {key for key, _ in leaves(config) if not under(key, OPEN_SECTIONS)}
-    missing = sorted(expected - found)
-    unknown = sorted(found - expected)
+    present = {key for key, _ in leaves(config) if not under(key, OPEN_SECTIONS)}
+    missing = sorted(expected - present)
+    unknown = sorted(present - expected)
     if missing or unknown:
         parts = [f"no key {key}" for key in missing] + [f"unknown key {key}" for key in unknown]
         raise UserError(

@@ -60,8 +60,8 @@ def find(config: str | Path) -> tuple[Path, str]:
     this project's files from any working directory. Raises UserError, with the names that exist,
     for anything else.
     """
-    given, _, argument = str(config).partition(":")
-    path = Path(given)
+    place, _, argument = str(config).partition(":")
+    path = Path(place)
     if path.is_file():
         return path, argument
     name = path.stem if path.suffix == ".py" else path.name
@@ -72,7 +72,7 @@ def find(config: str | Path) -> tuple[Path, str]:
             if (folder / f"{name}.py").is_file() and not name.startswith("_"):
                 return folder / f"{name}.py", argument
     raise UserError(
-        f"config file {given} does not exist. Give the path of a Python file with get_config(), or "
+        f"config file {place} does not exist. Give the path of a Python file with get_config(), or "
         f"one of the names {', '.join(names())}"
     )
 

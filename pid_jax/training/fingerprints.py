@@ -1,4 +1,4 @@
-"""What a run has read, kept with it: so that it never goes on with something else unnoticed.
+"""What a run has read, saved with it, so that a later command with other data is refused.
 
 `<workdir>/data.json` tells examples by their texts, whatever file, archive or prepared data set
 they are read from, and the model's description and tokenizer by their files.
@@ -77,7 +77,7 @@ def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: b
     """Raises UserError where the run has read something else before, unless `other_data`.
 
     Nothing is known of runs of earlier versions. Other validation data that the configuration
-    asks for is no reason: it changes no training step.
+    names is no reason: it changes no training step.
     """
     before = _before(workdir)
     different = [
@@ -132,7 +132,7 @@ def _before(workdir: Path) -> dict[str, Any]:
 
 
 def write(workdir: Path, read: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps what the run reads from now on."""
+    """Saves what the run reads from now on."""
     with replacing(workdir / FILE) as file:
         file.write_text(json.dumps(read, indent=2) + "\n", encoding="utf-8")
 

@@ -168,7 +168,7 @@ def _digest(text: str) -> str:
 
 def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """optax's functions from a learning rate to an optimizer, by name."""
-    found = {}
+    factories = {}
     for prefix, module in (("", optax), ("contrib.", optax.contrib)):
         for name, function in vars(module).items():
             whole = prefix + name
@@ -179,8 +179,8 @@ def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
                 and whole not in _OTHER_INTERFACES
                 and not whole.startswith(_OTHER_PARAMETERS)
             ):
-                found[whole] = function
-    return dict(sorted(found.items()))
+                factories[whole] = function
+    return dict(sorted(factories.items()))
 
 
 def _parameters(factory: Callable[..., Any]) -> list[str]:
@@ -207,9 +207,9 @@ def _of_optax(config: ConfigDict, rate: Schedule) -> optax.GradientTransformatio
     try:
         made = factory(learning_rate=peak if constant else rate, **{**ours, **args})
     except (TypeError, ValueError) as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "none"
+        listed = ", ".join(f"{name}={value!r}" for name, value in args.items()) or "none"
         raise UserError(
-            f"optax.{options.name} does not take config.optimizer.args ({given}): {error}"
+            f"optax.{options.name} does not take config.optimizer.args ({listed}): {error}"
         ) from error
     if constant and peak:
         return optax.chain(made, optax.scale_by_schedule(lambda step: rate(step) / peak))

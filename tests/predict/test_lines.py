@@ -1,4 +1,4 @@
-"""Bad lines, stops and what is kept of the answers: no document is lost, none is answered twice."""
+"""Bad lines and stops: no document is lost, none is answered twice."""
 
 import functools
 import gzip
@@ -231,7 +231,7 @@ def test_what_takes_too_much_memory_together_is_answered_one_by_one(
     ) -> Any:
         if len(documents) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return [[Generation(text, [], 0.0) for text in asked] for asked in prompts]
+        return [[Generation(text, [], 0.0) for text in row] for row in prompts]
 
     monkeypatch.setattr(Model, "generate", generate)
     lines = run(no_model, questions, tmp_path / "out.jsonl")

@@ -44,7 +44,7 @@ def test_learning_rates_are_those_worked_out_by_hand(schedule, final, expected):
     config = options(learning_rate=2.0, warmup_steps=10, schedule=schedule, final_fraction=final)
     config.train.steps = 110
     rate = optimizer.learning_rate(config)
-    # The rate of update u is asked for when u - 1 updates are done.
+    # The argument is the number of updates before.
     actual = [float(rate(jnp.asarray(update - 1))) for update in (1, 5, 10, 60, 110)]
     np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
