@@ -44,7 +44,7 @@ class Settings:
 
     @property
     def method(self) -> Any:
-        """ "pid" or "pie"."""
+        """The method, "pid" or "pie"."""
         return self.generation["method"]
 
     @property

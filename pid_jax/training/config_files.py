@@ -17,7 +17,11 @@ from ml_collections import ConfigDict
 from pid_jax.errors import UserError
 
 _PACKAGE = Path(__file__).parent.parent
-FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+_CHECKOUT = _PACKAGE.parent
+FOLDERS = (
+    _PACKAGE / "configs",
+    *([_CHECKOUT / "configs"] if (_CHECKOUT / "train.py").is_file() else []),
+)
 """An installed package has the configs inside it, a checkout beside it."""
 
 FORMER_NAMES = {
