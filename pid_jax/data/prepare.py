@@ -1,6 +1,5 @@
-"""Makes a data set that is read at random of a task's source: `python -m pid_jax.data.prepare`."""
+"""A data set with random access, made of a task's source; also `python -m pid_jax.data.prepare`."""
 
-import argparse
 import logging
 import os
 import sys
@@ -14,30 +13,11 @@ from tqdm import tqdm
 
 from pid_jax import tasks
 from pid_jax.atomic_file import new_directory
-from pid_jax.command_line import add_task_options, task_options, user_errors
 from pid_jax.data import prepared
 from pid_jax.data.examples import Example
 from pid_jax.data.prepared import Origin, PreparedData
 from pid_jax.errors import MissingData, UserError
 
-DESCRIPTION = """\
-Reads a task's source once, checks it from end to end, and writes its examples as a data set of
-tensorflow_datasets (ArrayRecord; TensorFlow is not needed), which train.py and eval.py read at
-random:
-
-  python -m pid_jax.data.prepare --task=multiwoz24 --source=MULTIWOZ2.4.zip --data_dir=prepared
-  python train.py --config=configs/multiwoz24_scratch.py --workdir=runs/multiwoz24 \\
-      --config.data.path=prepared
-
-The data set is DATA_DIR/TASK/VERSION. A version appears once it is complete and on disk, and is
-never changed: of a source that has changed, or with other options, or where pid_jax has come to
-read more of it, the next one is made; where there is one of the same, it is checked and kept.
-Stopped or killed, the same command starts over. Splits that the source lacks are named and left
-out.
-"""
-EXIT_STATUS = """\
-exit status: 0 the data set is there; 2 a mistake in the command or the data; 130 stopped by Ctrl-C.
-"""
 SECONDS_BETWEEN_REPORTS = 5.0
 
 log = logging.getLogger("pid_jax.data.prepare")  # also where it runs as __main__
@@ -77,8 +57,8 @@ def prepare(
 
     directory = folder / _next_version(present)
     with new_directory(directory) as building:
-        found, left_out = _open_splits(task, source, splits)
-        prepared.write(building, directory.name, origin, found, left_out)
+        present_splits, left_out = _open_splits(task, source, splits)
+        prepared.write(building, directory.name, origin, present_splits, left_out)
     [data] = [data for data in prepared.versions(folder) if data.directory == directory]
     for split, reason in left_out.items():
         log.warning("left out: %s (%s)", split, reason)
@@ -89,7 +69,7 @@ def _open_splits(
     task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
 ) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
     """Those that are there, with their examples, and those that are not, with the reason."""
-    found: dict[str, Iterable[Example]] = {}
+    present_splits: dict[str, Iterable[Example]] = {}
     left_out = {}
     for split in splits or tasks.SPLITS:
         try:
@@ -102,14 +82,14 @@ def _open_splits(
             continue
         if first is None:
             raise UserError(f"task {task.name}: the split {split!r} has no examples")
-        found[split] = _with_progress(chain([first], examples), split)
-    if not found:
+        present_splits[split] = _with_progress(chain([first], examples), split)
+    if not present_splits:
         raise UserError("; ".join(left_out.values()))
-    return found, left_out
+    return present_splits, left_out
 
 
 def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:
-    """Says on standard error how far it is: a bar on a terminal, elsewhere a line now and then."""
+    """Shows a bar on a terminal, and logs a line every few seconds elsewhere."""
     count = 0
     started = reported = time.monotonic()
     with tqdm(desc=split, unit=" examples", disable=not sys.stderr.isatty()) as bar:
@@ -172,52 +152,10 @@ def _next_version(present: Sequence[PreparedData]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pid_jax.data.prepare",
-        description=DESCRIPTION,
-        epilog=EXIT_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--task", required=True, help=f"one of {', '.join(tasks.names())}, or your own"
-    )
-    parser.add_argument(
-        "--source", metavar="PATH", help="the files as they were downloaded, if the task reads any"
-    )
-    parser.add_argument(
-        "--data_dir",
-        required=True,
-        metavar="DIRECTORY",
-        type=Path,
-        help="where data sets are; made if missing",
-    )
-    parser.add_argument(
-        "--split",
-        action="append",
-        choices=tasks.SPLITS,
-        help="only this split, which must be there; may be given more than once",
-    )
-    add_task_options(parser)
-    options = parser.parse_args(arguments)
+    """The command `pid-jax prepare`."""
+    from pid_jax.commands import prepare as command
 
-    package_log = logging.getLogger("pid_jax")
-    package_log.setLevel(logging.INFO)
-    package_log.addHandler(logging.StreamHandler())
-    package_log.propagate = False  # absl, imported on the way, would write the lines again
-    with user_errors():
-        try:
-            data = prepare(
-                options.task,
-                options.source,
-                options.data_dir,
-                options=task_options(options.option),
-                splits=options.split,
-            )
-        except KeyboardInterrupt:
-            print("stopped: nothing was kept", file=sys.stderr)
-            sys.exit(130)
-    print(f"{data.directory}: {', '.join(data.splits)}")
+    command.main(arguments, program="python -m pid_jax.data.prepare")
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ class RequestReader:
 
 
 def too_long(
-    config: Config, example: TokenizedExample, new_tokens: Sequence[int], method: Method
+    config: Config, example: TokenizedExample, new_tokens: Sequence[int], method: str
 ) -> Iterator[tuple[int, Literal["document", "prompt"], str]]:
     """The texts that a model has no positions for: the prompt, which of the two, and why.
 

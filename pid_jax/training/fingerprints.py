@@ -1,4 +1,4 @@
-"""What a run has read, kept with it: so that it never goes on with something else unnoticed.
+"""What a run has read, saved with it, so that a later command with other data is refused.
 
 `<workdir>/data.json` tells examples by their texts, whatever file, archive or prepared data set
 they are read from, and the model's description and tokenizer by their files.
@@ -20,6 +20,7 @@ from pid_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 FILE = "data.json"
+OPTIMIZER = "optimizer"
 
 
 class Examples(Iterable[Example]):
@@ -76,15 +77,9 @@ def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: b
     """Raises UserError where the run has read something else before, unless `other_data`.
 
     Nothing is known of runs of earlier versions. Other validation data that the configuration
-    asks for is no reason: it changes no training step.
+    names is no reason: it changes no training step.
     """
-    file = workdir / FILE
-    if not file.exists():
-        return
-    try:
-        before = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): remove it to go on") from error
+    before = _before(workdir)
     different = [
         f"the {name} was {_described(earlier)}, is {_described(now)}"
         for name, now in read.items()
@@ -101,8 +96,43 @@ def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: b
         log.warning("%s: the run goes on with the latter", sentence)
 
 
+def check_optimizer(workdir: Path, now: Mapping[str, str]) -> None:
+    """Raises UserError where the checkpoint has the state of another optimizer.
+
+    Logs a warning where the state is the same, but the update computes something else.
+    """
+    before = _before(workdir).get(OPTIMIZER)
+    if not isinstance(before, Mapping):
+        return
+    if before.get("state", now["state"]) != now["state"]:
+        raise UserError(
+            f"{workdir} holds a run with another optimizer, whose state does not fit this one's. "
+            "Use another --workdir, or the optimizer of before to go on"
+        )
+    if before.get("update", now.get("update")) != now.get("update"):
+        log.warning(
+            "%s: the update of the optimizer was %s, is %s (another version of JAX or optax can "
+            "change this, too): the run goes on with the latter",
+            workdir,
+            str(before.get("update"))[:12],
+            str(now.get("update"))[:12],
+        )
+
+
+def _before(workdir: Path) -> dict[str, Any]:
+    """What `write` wrote; nothing for runs of earlier versions."""
+    file = workdir / FILE
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}): remove it to go on") from error
+    return content if isinstance(content, dict) else {}
+
+
 def write(workdir: Path, read: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keeps what the run reads from now on."""
+    """Saves what the run reads from now on."""
     with replacing(workdir / FILE) as file:
         file.write_text(json.dumps(read, indent=2) + "\n", encoding="utf-8")
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -31,8 +32,9 @@ from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import CompiledFunction, Programs
-from pid_jax.training import assembly, fingerprints, optimizer, step
+from pid_jax.training import assembly, fingerprints, step
 from pid_jax.training import config as configuration
+from pid_jax.training import optimizer as optimizers
 from pid_jax.training.metrics_writer import MetricsWriter
 from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted, StopSignals
@@ -44,21 +46,32 @@ class Diverged(Exception):
     """The loss or the parameters are no longer finite. Nothing of that was saved."""
 
 
-def train(config: ConfigDict, workdir: str | Path, *, other_data: bool = False) -> int:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    other_data: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
+) -> int:
     """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
-    other_data: go on although the data is not what the run has read so far. Returns the last
+    other_data: go on although the data is not what the run has read so far. optimizer: replaces
+    that of `config.optimizer`, with its clipping, weight decay and schedule. The metrics then have
+    no learning rate, and the run goes on only with an optimizer of the same state. Returns the last
     step. Raises UserError for what the user can mend, a full disk and another process that trains
     in `workdir` among it, Diverged where the loss is not finite, Interrupted (after saving) on
     SIGTERM or Ctrl-C.
     """
+    if optimizer is not None:
+        optimizers.check_given(optimizer)
+        config = configuration.with_optimizer_from_python(config)
     workdir = Path(workdir)
     with in_one_sentence(workdir, lambda: _what_stands(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
         with directory_lock.writing(
             workdir, "another train.py is at work there: wait for it, or use another --workdir"
         ):
-            return _train(config, workdir, other_data)
+            return _train(config, workdir, other_data, optimizer)
 
 
 def _what_stands(workdir: Path) -> str:
@@ -69,7 +82,12 @@ def _what_stands(workdir: Path) -> str:
     return f"nothing was saved yet. {again}"
 
 
-def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    other_data: bool,
+    given: optax.GradientTransformation | None,
+) -> int:
     if (workdir / CONFIG).exists() and not contents.is_run(workdir):
         raise UserError(
             f"{workdir / CONFIG} is not a training run's and would be lost: use another --workdir"
@@ -85,23 +103,29 @@ def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
 
     materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
     model, batches, held_out = materials.model, materials.batches, materials.held_out
-    read = materials.read
-    update = optimizer.build(config)
-    places = step.state_shardings(mesh, model, update)
+    update = optimizers.build(config) if given is None else given
+    schedule = optimizers.learning_rate(config) if given is None else None
+    about = optimizers.fingerprint(
+        update, models.abstract_params(model), of_update=given is not None
+    )
+    if start:
+        fingerprints.check_optimizer(workdir, about)
+    read = {**materials.read, fingerprints.OPTIMIZER: about}
+    shardings = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
-    train_step, evaluation_step = _programs(config, mesh, model, update, places)
+    train_step, evaluation_step = _programs(config, mesh, model, update, schedule, shardings)
     with RunCheckpoints(
         workdir,
         keep_last=config.checkpoint.keep_last,
         best_metric=config.checkpoint.best_metric,
     ) as checkpoints:
         if start:
-            abstract = _abstract_state(model, update, places)
+            abstract = _abstract_state(model, update, shardings)
             state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
             log.info("resumed after step %d", start)
         else:
-            state = _first_state(config, model, materials.params, update, places)
-        del materials  # pretrained parameters would be held beside the state
+            state = _first_state(config, model, materials.params, update, shardings)
+        del materials  # frees pretrained parameters, which the state has a copy of
         log.info("%s, %s", _describe_model(model, state), _describe_mesh(mesh))
 
         number, saved, last = start, start, config.train.steps
@@ -189,7 +213,7 @@ def evaluate(
     rows: jax.sharding.NamedSharding,
     stop: StopSignals | None,
 ) -> dict[str, float] | None:
-    """Teacher-forced figures over all of `batches`; None when `stop` was asked to meanwhile.
+    """Teacher-forced figures over all of `batches`; None after a signal to `stop`.
 
     loss (nats per target token), token_accuracy, exact_match (share of targets that greedy
     decoding yields) and joint_exact_match (share of documents of which it yields every target).
@@ -276,7 +300,12 @@ def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[
 
 
 def _programs(
-    config: ConfigDict, mesh: Mesh, model: EncoderDecoder, update: Any, places: step.TrainState
+    config: ConfigDict,
+    mesh: Mesh,
+    model: EncoderDecoder,
+    update: optax.GradientTransformation,
+    schedule: optimizers.Schedule | None,
+    shardings: step.TrainState,
 ) -> tuple[CompiledFunction, CompiledFunction]:
     """The training step, which takes over its state's memory, and the evaluation of a batch."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -284,7 +313,7 @@ def _programs(
         step.train_step,
         model=model,
         optimizer=update,
-        schedule=optimizer.learning_rate(config),
+        schedule=schedule,
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
     )
@@ -295,15 +324,15 @@ def _programs(
         train_step,
         constant_shapes=1,
         donate_argnums=0,
-        in_shardings=(places, rows),
-        out_shardings=(places, whole),
+        in_shardings=(shardings, rows),
+        out_shardings=(shardings, whole),
     )
     evaluation_program = CompiledFunction(
         programs,
         "evaluation",
         functools.partial(step.evaluation_step, model=model),
         constant_shapes=1,
-        in_shardings=(places.params, rows),
+        in_shardings=(shardings.params, rows),
         out_shardings=whole,
     )
     return step_program, evaluation_program
@@ -328,7 +357,7 @@ def _check_same_run(workdir: Path, config: ConfigDict) -> None:
     changed = {
         key: f"config.{key} was {json.dumps(before)}, is {json.dumps(now)}"
         for key, (before, now) in configuration.differences(
-            json.loads(file.read_text(encoding="utf-8")), json.loads(configuration.to_json(config))
+            configuration.read_saved(file), json.loads(configuration.to_json(config))
         ).items()
         if not configuration.under(key, configuration.WITHOUT_EFFECT_ON_TRAINING)
     }
@@ -351,7 +380,7 @@ def _first_state(
     model: EncoderDecoder,
     params: Params | None,
     update: Any,
-    places: step.TrainState,
+    shardings: step.TrainState,
 ) -> step.TrainState:
     """The state before step 1: from `params`, or from new ones where that is None."""
     seed = config.seed
@@ -359,21 +388,23 @@ def _first_state(
         key = jax.random.fold_in(jax.random.key(seed), 1)
         make = jax.jit(
             lambda key: step.initial_state(models.init_params(model, key), update, seed),
-            out_shardings=places,
+            out_shardings=shardings,
         )
         return make(key)
-    make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=places)
-    return make(jax.device_put(params, places.params))
+    make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=shardings)
+    return make(jax.device_put(params, shardings.params))
 
 
-def _abstract_state(model: EncoderDecoder, update: Any, places: step.TrainState) -> step.TrainState:
+def _abstract_state(
+    model: EncoderDecoder, update: Any, shardings: step.TrainState
+) -> step.TrainState:
     shapes = jax.eval_shape(
         lambda: step.initial_state(models.init_params(model, jax.random.key(0)), update, 0)
     )
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        places,
+        shardings,
     )
 
 

@@ -56,28 +56,35 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: in
 def state_shardings(
     mesh: Mesh, model: EncoderDecoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Where each array of the state lies: a moment lies where its parameter does."""
+    """The sharding of each array of the state. A moment has that of its parameter."""
     replicated = sharding.replicated(mesh)
     params = models.abstract_params(model)
     param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
 
-    def beside(leaf: Any, param: Any, place: NamedSharding) -> NamedSharding:
+    def beside(leaf: Any, param: Any, place: NamedSharding) -> Any:
+        if masked(leaf):  # muon has a state for some parameters only
+            return leaf
         # Adafactor's factored moments have other axes than their parameter, and are small.
         return place if leaf.shape == param.shape else replicated
 
-    return TrainState(
-        step=replicated,
-        params=param_shardings,
-        opt_state=optax.tree_map_params(
+    def masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    state = jax.eval_shape(optimizer.init, params)
+    try:
+        opt_state = optax.tree_map_params(
             optimizer,
             beside,
-            jax.eval_shape(optimizer.init, params),
+            state,
             params,
             param_shardings,
             transform_non_params=lambda _: replicated,
-        ),
-        key=replicated,
-    )
+            is_leaf=masked,
+        )
+    except ValueError:
+        # One parameter has several arrays in the state, of other shapes: sm3 has one per axis.
+        opt_state = jax.tree.map(lambda _: replicated, state)
+    return TrainState(step=replicated, params=param_shardings, opt_state=opt_state, key=replicated)
 
 
 def train_step(
@@ -86,14 +93,15 @@ def train_step(
     *,
     model: EncoderDecoder,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    schedule: Schedule | None,
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update. The metrics are those of the parameters before it.
 
     `finite` is 1.0 when the loss, the gradient's norm and the new parameters' norm are all
-    finite: otherwise the returned state must not be used.
+    finite: otherwise the returned state must not be used. Without a `schedule` there is no
+    `learning_rate` among them.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -120,9 +128,10 @@ def train_step(
         "subtasks": metrics.subtasks.astype(jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
-        "learning_rate": schedule(state.step),
         "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
     }
+    if schedule is not None:
+        report["learning_rate"] = schedule(state.step)
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, report
 
