@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms are modules and packages of pid_jax, and the programs beside it.
 FLOORS = (
     ("errors",),
-    ("directory_lock", "disk_errors", "json_spans", "json_text"),
+    ("backends", "directory_lock", "disk_errors", "json_spans", "json_text"),
     ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
     ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),
