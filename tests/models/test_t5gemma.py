@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.model import PidModel
-from pid_jax.models import gemma_layers, t5gemma
+from pid_jax.models import t5gemma
 from pid_jax.models.positions import Rotation
+from pid_jax.models.t5gemma.configuration import FULL, SLIDING
 from tests import transformers_models
 from tests.models import parity
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
@@ -236,7 +237,7 @@ def test_a_config_survives_being_written(decoder, tied):
     assert models.config_from_hf(config.to_hf()) == config
     # What only transformers' defaults, or older versions' keys, say:
     assert config.encoder.attn_logit_softcapping == 50
-    assert config.encoder.layer_types == (gemma_layers.SLIDING, gemma_layers.FULL)
+    assert config.encoder.layer_types == (SLIDING, FULL)
     assert config.decoder.full_rotation in (Rotation(500), Rotation(1e4, 4), Rotation(1e4))
     assert (config.decoder_start_token_id, config.eos_token_id) == (
         decoder.get("bos_token_id", 2),
