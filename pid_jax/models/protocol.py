@@ -154,10 +154,6 @@ class TensorPath(NamedTuple):
     """Torch stores the kernels of its linear layers `[out, in]`, this package `[in, out]`."""
 
 
-TensorPlace = TensorPath
-"""Its name in earlier versions."""
-
-
 @dataclasses.dataclass(frozen=True)
 class About:
     """What users are told of a family."""
@@ -189,7 +185,7 @@ class Family:
     ignored: frozenset[str]
     """Tensors of published checkpoints that no computation reads."""
     rename: Callable[[str], str | None] = lambda name: name
-    """The name in `tensors` or `aliases` of a checkpoint's tensor; None where it is left out."""
+    """The name in `tensors` or `aliases` of a checkpoint's tensor. None where it is left out."""
     unreadable_tokens: Callable[[Any], Mapping[int, str]] = lambda config: {}
     """For a configuration, token ids that stand for more than text, and why to refuse each."""
     defaults: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(

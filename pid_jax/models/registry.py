@@ -26,7 +26,7 @@ _FAMILIES = (
 
 
 def supported() -> tuple[Family, ...]:
-    """The registry: every family that can be built, with what there is to say about it."""
+    """The registry: every family that can be built."""
     return _FAMILIES
 
 
@@ -53,7 +53,7 @@ def table() -> str:
 
 
 def family_of(model_type: str) -> Family:
-    """The family that reads this `model_type`; raises `UserError` listing those there are."""
+    """The family that reads this `model_type`. Raises `UserError` with all that there are."""
     for family in _FAMILIES:
         if model_type in family.model_types:
             return family
@@ -62,7 +62,7 @@ def family_of(model_type: str) -> Family:
 
 
 def why_unreadable(config: Config, tokens: Collection[int]) -> tuple[int, str] | None:
-    """The first of these tokens that a model cannot read, and what there is to say of it."""
+    """The first of these tokens that a model cannot read, and why."""
     unreadable = family_of(config.model_type).unreadable_tokens(config)
     lowest, highest = min(tokens, default=0), max(tokens, default=0)
     if lowest >= 0 and highest < config.vocab_size and unreadable.keys().isdisjoint(tokens):
@@ -76,7 +76,7 @@ def why_unreadable(config: Config, tokens: Collection[int]) -> tuple[int, str] |
 
 
 def config_from_hf(config: Mapping[str, Any]) -> Config:
-    """Reads the content of a `config.json`; raises `UserError` naming what is not supported."""
+    """Reads the content of a `config.json`. Raises `UserError` with what is not supported."""
     if "model_type" not in config:
         listed = ", ".join(model_types())
         raise UserError(f'config.json: "model_type" is missing; supported: {listed}')

@@ -19,7 +19,7 @@ from tests.backends.written_out import BATCH, CAP, HEADS, SCALE, arrays, written
 )
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeypatch):
-    """Blocks whose windows are cut off at either end, hold all, and fill no whole number."""
+    """Windows are cut off at either end or contain all keys. The last block is not full."""
     monkeypatch.setattr(documents, "CPU_BLOCK", block)
     monkeypatch.setattr(documents, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
     monkeypatch.setattr(

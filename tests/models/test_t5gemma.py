@@ -167,10 +167,10 @@ def test_9b_2b_has_the_shapes_that_transformers_gives_it():
     expected = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     model = models.build({"model_type": "t5gemma", **written})
     shapes = flatten_dict(models.abstract_params(model))
-    places = t5gemma.FAMILY.tensors(model.config)
+    paths = t5gemma.FAMILY.tensors(model.config)
     ours = {
         name: shapes[path].shape[::-1] if transposed else shapes[path].shape
-        for name, (path, transposed) in places.items()
+        for name, (path, transposed) in paths.items()
     }
     del expected["lm_head.out_proj.weight"]  # tied
     assert ours == expected

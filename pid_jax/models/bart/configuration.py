@@ -15,7 +15,7 @@ from pid_jax.models.layers import ACTIVATIONS
 
 @dataclasses.dataclass(frozen=True)
 class BartLikeConfig:
-    """The values of a `config.json` that shape the computation; a family sets its defaults.
+    """The values of a `config.json` that shape the computation. A family sets its defaults.
 
     Fields have the names of their keys but for those in `KEYS`.
     """
@@ -51,7 +51,7 @@ class BartLikeConfig:
     architecture: ClassVar[str]
     """The class of transformers that builds it."""
     norm_first: ClassVar[bool]
-    """Whether a layer normalises what its parts read, or else what they and it add up to."""
+    """Whether a layer normalises before each of its parts, or else after it."""
     embedding_norm: ClassVar[bool]
     """Whether embeddings are normalised before the first layer."""
     final_norm: ClassVar[bool]
@@ -79,7 +79,7 @@ class BartLikeConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "BartLikeConfig":
-        """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
+        """Reads a `config.json`. Raises `UserError` for what is not supported, by its key."""
         config = config_reading.without_aliases(config, cls.ALIASES)
         defaults: dict[str, Any] = {"model_type": config["model_type"]}
         if "forced_bos_token_id" not in config and config.get("force_bos_token_to_be_generated"):
@@ -108,7 +108,7 @@ class BartLikeConfig:
         }
 
     def with_tensors(self, names: Collection[str]) -> "BartLikeConfig":
-        """The configuration that fits a checkpoint holding these tensors.
+        """The configuration that fits a checkpoint with these tensors.
 
         A checkpoint with `lm_head.weight` is untied, whatever its `config.json` says.
         """

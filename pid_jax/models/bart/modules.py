@@ -98,7 +98,7 @@ class BartFeedForward(nn.Module):
 
 
 class BartLayer(nn.Module):
-    """What layers of encoders and decoders have in common: parts added to what they read."""
+    """The residual connections and norms of a layer, of the encoder or the decoder."""
 
     config: BartLikeConfig
     dtype: DTypeLike
@@ -117,7 +117,7 @@ class BartLayer(nn.Module):
         part: Float[Array, "B L D"],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
-        """What the next part is given after this one."""
+        """The residual connection: what the next part reads."""
         x = x + self.dropout(part, deterministic)
         return x if self.config.norm_first else norm(x)
 
@@ -181,13 +181,13 @@ class BartDecoderLayer(BartLayer):
 
 
 class BartStack(nn.Module):
-    """What encoder and decoder have in common: what stands before and after the layers."""
+    """What is before and after the layers of an encoder or a decoder."""
 
     config: BartLikeConfig
     dtype: DTypeLike
 
     def set_up(self, positions: int) -> None:
-        """Makes what is common to both; positions: the most tokens there may be."""
+        """Makes the modules of both stacks. positions: the most tokens there may be."""
         config = self.config
         if config.sinusoidal:
             self.positions = SinusoidalPositions(positions, config.d_model, self.dtype)
@@ -221,14 +221,14 @@ class BartStack(nn.Module):
         after: Float[Array, "B L D"],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
-        """What a layer made of x, or in training now and then x (Fan et al., arXiv 1909.11556)."""
+        """The layer's output, or in training at times x (Fan et al., arXiv 1909.11556)."""
         if deterministic or not rate:
             return after
         return jnp.where(jax.random.bernoulli(self.make_rng("dropout"), rate), x, after)
 
 
 class BartEncoder(BartStack):
-    """Reads documents; each token's position is counted from its document's first."""
+    """Reads documents. Positions count the tokens of a document, without padding."""
 
     def setup(self) -> None:
         config = self.config
@@ -247,7 +247,7 @@ class BartEncoder(BartStack):
 
 
 class BartDecoder(BartStack):
-    """Reads prompts and writes answers, with the document at hand."""
+    """Reads prompts and targets, and attends to the document."""
 
     def setup(self) -> None:
         config = self.config
@@ -284,7 +284,7 @@ class BartDecoder(BartStack):
 
 
 class BartLike(EncoderDecoderModel):
-    """The families' module."""
+    """The model of BART, mBART and PEGASUS, and LED's but for its encoder."""
 
     config: BartLikeConfig
     encoder_type: ClassVar[type[nn.Module]] = BartEncoder
@@ -310,6 +310,6 @@ class BartLike(EncoderDecoderModel):
         return self.shared(tokens) * self.config.embedding_scale
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        # A buffer of the checkpoint, not trained: hence no gradient.
+        # A buffer of the checkpoint that training does not change.
         bias = jax.lax.stop_gradient(self.final_logits_bias[0].astype(jnp.float32))
         return super().logits(hidden) + bias

@@ -17,7 +17,7 @@ class LEDConfig(BartLikeConfig):
     attention_window: tuple[int, ...] = ()
     """Per encoder layer, how many neighbours a token sees, half of them on either side."""
     global_attention_tokens: int = 1
-    """The tokens at a document's start that see all others and are seen by all; 0 for none.
+    """The number of tokens at a document's start that see all others and that all others see.
 
     A key of this package alone: transformers takes a `global_attention_mask` with each call, and
     without one no token is global. The first token is what LED was fine-tuned with.
@@ -41,12 +41,12 @@ class LEDConfig(BartLikeConfig):
 
     @property
     def embedding_scale(self) -> float:
-        """LED never scales, whatever its `config.json` has of BART's."""
+        """LED never scales embeddings, even where its `config.json` has BART's key for it."""
         return 1.0
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "LEDConfig":
-        """Reads a `config.json`; raises `UserError` for what is not supported, by its key."""
+        """Reads a `config.json`. Raises `UserError` for what is not supported, by its key."""
         rest = {key: value for key, value in config.items() if key != "attention_window"}
         read = super().from_hf(rest)
         assert isinstance(read, cls)

@@ -25,7 +25,7 @@ from pid_jax.models.led.configuration import LEDConfig
 
 
 class LEDAttention(BartAttention):
-    """Attention within a window; global tokens attend by projections of their own."""
+    """Attention within a window. Global tokens attend by projections of their own."""
 
     radius: int
     global_tokens: int
@@ -72,6 +72,8 @@ class LEDAttention(BartAttention):
 
 
 class LEDEncoderLayer(BartEncoderLayer):
+    """BART's layer with attention within a window."""
+
     config: LEDConfig
     radius: int
 
@@ -89,6 +91,8 @@ class LEDEncoderLayer(BartEncoderLayer):
 
 
 class LEDEncoder(BartEncoder):
+    """BART's encoder, with a window for each layer."""
+
     config: LEDConfig
 
     def setup(self) -> None:
@@ -100,7 +104,7 @@ class LEDEncoder(BartEncoder):
 
 
 class LED(BartLike):
-    """The family's module."""
+    """The model of LED."""
 
     config: LEDConfig
     encoder_type: ClassVar[type[nn.Module]] = LEDEncoder

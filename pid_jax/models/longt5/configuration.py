@@ -27,7 +27,7 @@ class LongT5Config(T5LikeConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "LongT5Config":
-        """Reads a `config.json`; raises `UserError` for an unsupported value, by its key."""
+        """Reads a `config.json`. Raises `UserError` for an unsupported value, by its key."""
         read = cls.read(config, {}, scales=True)
         config_reading.check_supported(
             "encoder_attention_type", read.encoder_attention_type, ATTENTION_NAMES

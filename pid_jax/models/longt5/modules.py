@@ -28,7 +28,7 @@ from pid_jax.models.t5.modules import (
 
 
 class LongT5Biases(NamedTuple):
-    """Relative position biases, by distance; all layers share them."""
+    """Relative position biases, by distance. All layers share them."""
 
     near: Float[Array, "H near"]
     """For tokens at distances -radius ... radius."""
@@ -37,14 +37,14 @@ class LongT5Biases(NamedTuple):
 
 
 class LongT5LocalAttention(T5Attention):
-    """T5Attention to the tokens at most `local_radius` away."""
+    """Attention to the tokens at most `local_radius` away."""
 
     config: LongT5Config
 
     def everywhere(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Float[Array, "H far"] | None
     ) -> Everywhere | None:
-        """What else is seen."""
+        """The keys and values that every query sees: none."""
         del x, mask, bias
         return None
 
@@ -74,7 +74,10 @@ class LongT5LocalAttention(T5Attention):
 
 
 class LongT5GlobalAttention(LongT5LocalAttention):
-    """Local attention, and attention to the sums of blocks, of `global_block_size` tokens each."""
+    """Local attention, and attention to the sums of blocks of `global_block_size` tokens.
+
+    LongT5's transient-global attention.
+    """
 
     def setup(self) -> None:
         super().setup()
@@ -85,8 +88,8 @@ class LongT5GlobalAttention(LongT5LocalAttention):
     ) -> Everywhere:
         """The blocks' keys and values, by the projections that tokens have.
 
-        A document's last tokens, too few for a block, belong to the block before. Where there
-        are too few for any, nothing is seen.
+        A document's last tokens, too few for a block, belong to the block before. In a document
+        too short for a block no query sees any.
         """
         size = self.config.global_block_size
         batch, length, width = x.shape
@@ -109,11 +112,13 @@ class LongT5GlobalAttention(LongT5LocalAttention):
 
 
 def blocks_of(length: int, size: int) -> int:
-    """How many whole blocks there are in so many tokens, or 1, which then is masked."""
+    """The number of whole blocks in a document, or 1, which then is masked."""
     return max(length // size, 1)
 
 
 class LongT5Encoder(nn.Module):
+    """T5's encoder with local attention, and with attention to blocks if transient-global."""
+
     config: LongT5Config
     dtype: DTypeLike
 
@@ -149,7 +154,7 @@ class LongT5Encoder(nn.Module):
 
 
 class LongT5(T5Like):
-    """The family's module."""
+    """The model of LongT5."""
 
     config: LongT5Config
     encoder_type: ClassVar[type[nn.Module]] = LongT5Encoder

@@ -29,8 +29,8 @@ class T5LikeConfig:
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float = 1.0
     feed_forward_proj: str = "relu"
-    """The activation, after `gated-` where the feed-forward is gated: what the two below say, but
-    that `gated-gelu` means `gelu_new`. Where they are given they have the last word."""
+    """The activation, after `gated-` where the feed-forward is gated. `gated-gelu` means
+    `gelu_new`. The two fields below override it."""
     dense_act_fn: str = "relu"
     is_gated_act: bool = False
     tie_word_embeddings: bool = True
@@ -65,7 +65,7 @@ class T5LikeConfig:
         """Reads a `config.json`, whose own `tie_word_embeddings` decides until weights are seen.
 
         defaults: what an absent key means where that is not the field's own default. scales:
-        whether the model type ever scales the decoder's output before the head; then
+        whether the model type ever scales the decoder's output before the head. If so,
         `scale_decoder_outputs` says whether it does, or, where that is absent, the output is
         scaled unless `tie_word_embeddings` is false. Raises `UserError` for a missing or
         unsupported value, by its key.
@@ -87,7 +87,7 @@ class T5LikeConfig:
         if not scales:
             config["scale_decoder_outputs"] = False
         for key in ("is_gated_act", "scale_decoder_outputs"):
-            if key in config and config[key] is None:  # not absent: transformers takes it as given
+            if key in config and config[key] is None:  # transformers takes null as false
                 config[key] = False
 
         read = config_reading.read_fields(cls, config, defaults)
@@ -127,7 +127,7 @@ class T5LikeConfig:
         }
 
     def with_tensors(self: ConfigT, names: Collection[str]) -> ConfigT:
-        """The configuration that fits a checkpoint holding these tensors.
+        """The configuration that fits a checkpoint with these tensors.
 
         A checkpoint with `lm_head.weight` is untied, whatever its `config.json` says.
         """
@@ -152,7 +152,7 @@ class T5Config(T5LikeConfig):
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "T5Config":
-        """Reads a `config.json`; raises `UserError` for an unsupported value, by its key."""
+        """Reads a `config.json`. Raises `UserError` for an unsupported value, by its key."""
         model_type = config["model_type"]
         defaults: dict[str, Any] = {}
         if model_type != "t5":

@@ -29,7 +29,7 @@ from pid_jax.models.t5.configuration import T5Config, T5LikeConfig
 
 
 class T5Attention(nn.Module):
-    """Multi-head attention in T5's manner: no biases, no scaling of the scores."""
+    """Multi-head attention without biases and without scaling of the scores."""
 
     config: T5LikeConfig
     dtype: DTypeLike
@@ -66,7 +66,7 @@ class T5Attention(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Self-attention of an encoder.
 
-        bias: `Float["H distances"]` where deterministic, else `Float["1 H S S"]`; a family with
+        bias: `Float["H distances"]` where deterministic, else `Float["1 H S S"]`. A family with
         another attention in its encoder overrides this and says what it takes.
         """
         if not deterministic:
@@ -151,6 +151,8 @@ class T5EncoderLayer(nn.Module):
 
 
 class T5Encoder(nn.Module):
+    """Reads the embeddings of documents."""
+
     config: T5Config
     dtype: DTypeLike
 
@@ -216,6 +218,8 @@ class T5DecoderLayer(nn.Module):
 
 
 class T5Decoder(nn.Module):
+    """Reads prompts and targets, and attends to the document."""
+
     config: T5LikeConfig
     dtype: DTypeLike
 
@@ -265,7 +269,7 @@ class T5Decoder(nn.Module):
 
 
 class T5Like(EncoderDecoderModel):
-    """A family's module but for its encoder."""
+    """The model of T5 and LongT5 but for its encoder."""
 
     config: T5LikeConfig
     encoder_type: ClassVar[type[nn.Module]]
@@ -287,7 +291,7 @@ class T5Like(EncoderDecoderModel):
 
 
 class T5(T5Like):
-    """The family's module."""
+    """The model of T5, mT5 and UMT5."""
 
     config: T5Config
     encoder_type: ClassVar[type[nn.Module]] = T5Encoder

@@ -118,16 +118,16 @@ def read_stack(
     return read
 
 
-def read_rotation(given: object, key: str, theta: object) -> Rotation:
-    """Reads rotary positions; `theta` is for where `given` has no `rope_theta` of its own."""
-    given = {} if given is None else given
-    if not isinstance(given, Mapping):
-        raise UserError(f'config.json: "{key}" must be of type dict, but is {given!r}')
-    kind = given.get("rope_type", given.get("type", "default"))
+def read_rotation(parameters: object, key: str, theta: object) -> Rotation:
+    """Reads rotary positions. theta: where they have no `rope_theta`."""
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, Mapping):
+        raise UserError(f'config.json: "{key}" must be of type dict, but is {parameters!r}')
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
     config_reading.check_supported(f"{key}.rope_type", kind, ["default", "linear"])
     values = {
-        "rope_theta": given.get("rope_theta", theta),
-        "factor": given.get("factor") if kind == "linear" else 1.0,
+        "rope_theta": parameters.get("rope_theta", theta),
+        "factor": parameters.get("factor") if kind == "linear" else 1.0,
     }
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -251,7 +251,7 @@ class T5GemmaConfig:
         }
 
     def with_tensors(self, names: Collection[str]) -> "T5GemmaConfig":
-        """The configuration that fits a checkpoint holding these tensors.
+        """The configuration that fits a checkpoint with these tensors.
 
         A checkpoint with a head of its own is untied, whatever its `config.json` says.
         """

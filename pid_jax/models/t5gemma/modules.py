@@ -1,7 +1,7 @@
 """T5Gemma's modules, most of them T5Gemma 2's too.
 
 Gemma Team, arXiv 2408.00118 (Gemma 2: norms before and after each part, windows in every other
-layer, soft-capping) and 2503.19786 (Gemma 3: norms of queries and keys in place of capping); Zhang
+layer, soft-capping) and 2503.19786 (Gemma 3: norms of queries and keys instead of capping); Zhang
 et al., arXiv 2504.06225 (T5Gemma).
 """
 
@@ -47,13 +47,13 @@ def embedding(config: GemmaStackConfig, dtype: DTypeLike) -> nn.Embed:
 
 
 def embed(table: nn.Embed, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-    """The embeddings of tokens, scaled."""
+    """The scaled embeddings of tokens."""
     embedded = table(tokens)
     return embedded * jnp.asarray(table.features**0.5, embedded.dtype)  # rounded as weights are
 
 
 class GemmaAttention(nn.Module):
-    """GemmaAttention whose queries share keys and values in groups, with rotary positions."""
+    """Attention whose queries share keys and values in groups, with rotary positions."""
 
     config: GemmaStackConfig
     rotation: Rotation
@@ -78,7 +78,7 @@ class GemmaAttention(nn.Module):
     def project(
         self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None = None
     ) -> KeyValue:
-        """Keys and values of what is attended to; where it has positions, keys are rotated."""
+        """Keys and values of what is attended to. Where it has positions, keys are rotated."""
         heads = self.config.num_key_value_heads
         key = split_heads(self.key(x), heads)
         if self.query_key_norms:
@@ -94,7 +94,7 @@ class GemmaAttention(nn.Module):
         sources: list[Source],
         deterministic: bool,
     ) -> Float[Array, "B L D"]:
-        """What the queries of x see in the sources; positions: None where none are rotated."""
+        """What the queries of x see in the sources. positions: None where none are rotated."""
         attended = attend(
             self._queries(x, positions),
             sources,
@@ -161,7 +161,7 @@ class GemmaEncoderLayer(nn.Module):
     config: GemmaStackConfig
     rotation: Rotation
     reach: tuple[int, int] | None
-    """How many tokens before and after itself a token sees; None for all."""
+    """How many tokens before and after itself a token sees. None for all."""
     rates: DropoutRates
     dtype: DTypeLike
     query_key_norms: bool = False
@@ -261,7 +261,7 @@ def visible(
 
 
 class GemmaDecoder(nn.Module):
-    """Reads prompts and writes answers, in layers of a family's own."""
+    """Reads prompts and targets, in layers of a family's own type."""
 
     layer_type: type[nn.Module]
     config: GemmaStackConfig
@@ -305,7 +305,7 @@ class GemmaDecoder(nn.Module):
 
 
 def bounded(logits: Float[Array, "*batch V"], config: GemmaStackConfig) -> Float[Array, "*batch V"]:
-    """Logits after the soft-capping that the configuration asks for, if any."""
+    """Logits after soft-capping, if the configuration has any."""
     bound = config.final_logit_softcapping
     return logits if bound is None else capped(logits, bound)
 
@@ -331,8 +331,8 @@ class T5GemmaDecoderLayer(nn.Module):
         self.feed_forward_post_norm = norm(config, dtype)
         self.dropout = nn.Dropout(self.rates.hidden)
 
-    def project_document(self, encoder_output: Float[Array, "B S E"]) -> KeyValue:
-        """The document's keys, which have no position, and values."""
+    def project_document(self, encoder_output: Float[Array, "B S _"]) -> KeyValue:
+        """Keys, without positions, and values. The encoder may be of another width."""
         return self.cross_attention.project(encoder_output)
 
     def __call__(
@@ -357,7 +357,7 @@ class T5GemmaDecoderLayer(nn.Module):
 
 
 class T5Gemma(EncoderDecoderModel):
-    """The family's module."""
+    """The model of T5Gemma."""
 
     config: T5GemmaConfig
     table: ClassVar[str] = "decoder_embedding"

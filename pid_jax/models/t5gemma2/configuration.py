@@ -70,7 +70,7 @@ class T5Gemma2Config:
             "decoder": config_reading.section(config, "decoder"),
         }
         stacks = {}
-        for (key, part), place in zip(
+        for (key, part), section in zip(
             parts.items(), ("encoder.text_config", "decoder"), strict=True
         ):
             defaults = {
@@ -78,7 +78,7 @@ class T5Gemma2Config:
                 "max_position_embeddings": 131072,
             }
             pattern = part.get("sliding_window_pattern", 6)
-            read = read_stack(part, place, defaults, _rotations(part, place), pattern)
+            read = read_stack(part, section, defaults, _rotations(part, section), pattern)
             # transformers caps no attention of this family, whatever config.json says.
             stacks[key] = dataclasses.replace(read, attn_logit_softcapping=None)
         for name in ("vocab_size", "hidden_size"):
@@ -89,8 +89,8 @@ class T5Gemma2Config:
                     f"but are {sizes[0]} and {sizes[1]}"
                 )
         for name in ("is_encoder_decoder", "tie_word_embeddings"):
-            given = config.get(name)
-            config_reading.check_supported(name, True if given is None else given, [True])
+            value = config.get(name)
+            config_reading.check_supported(name, True if value is None else value, [True])
         others = {key: value for key, value in config.items() if key not in stacks}
         others |= {name: of_encoder.get(name) for name in ("boi_token_index", "eoi_token_index")}
         others |= special_token_ids(config, parts["decoder"])

@@ -30,7 +30,7 @@ from pid_jax.models.t5gemma2.configuration import T5Gemma2Config
 
 
 class T5Gemma2DecoderLayer(nn.Module):
-    """GemmaAttention to earlier tokens and the document at once, and feed-forward."""
+    """Attention to earlier tokens and the document at once, and feed-forward."""
 
     config: GemmaStackConfig
     rotation: Rotation
@@ -72,7 +72,7 @@ class T5Gemma2DecoderLayer(nn.Module):
 
 
 class T5Gemma2(EncoderDecoderModel):
-    """The family's module."""
+    """The model of T5Gemma 2."""
 
     config: T5Gemma2Config
 
