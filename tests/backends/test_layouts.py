@@ -23,7 +23,7 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.lists(st.integers(1, 3), max_size=3),
     queries=st.integers(1, 12),
@@ -43,7 +43,7 @@ def test_products_are_those_of_the_formulas(batch, queries, keys, width):
 
 
 @by_layout
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     rows=st.lists(st.integers(1, 3), max_size=2),
     tokens=st.integers(1, 5),
@@ -89,16 +89,18 @@ def test_a_cache_is_padded_written_and_cut(layout, rows, tokens, empty, new, dat
     np.testing.assert_array_equal(written.key, layout.from_heads(jnp.asarray(each)))
 
 
+SAME_MODULES = {"longt5, local", "mbart", "pegasus", "led, one global token"}
+"""Variants that compute attention as another one does."""
 DOCUMENTS = np.array([[2 + (7 * i) % 90 for i in range(70)], [2 + i for i in range(70)]])
 LENGTHS = np.array([[70], [41]])
 PROMPTS = np.array([[[3, 4, 5], [6, 7, 8]], [[9, 10, 11], [12, 13, 14]]])
-STEPS = 3
+STEPS = 2
 
 
 def decoded(model, params):
     """Logits of each token of a greedy decoding, by the key/value cache; and the document's keys.
 
-    The second half of the slots is written row by row.
+    One step writes the cache row by row, the other all rows at once.
     """
     batch, prompts, length = PROMPTS.shape
     documents, mask = jnp.asarray(DOCUMENTS), jnp.arange(70) < LENGTHS
@@ -129,7 +131,7 @@ def decoded(model, params):
     return jnp.concatenate(all_logits, axis=2), encoded.cross_attention
 
 
-@pytest.mark.parametrize("family", VARIANTS)
+@pytest.mark.parametrize("family", sorted(VARIANTS.keys() - SAME_MODULES))
 def test_a_model_gives_the_same_in_another_layout(family, monkeypatch):
     model = models.build(VARIANTS[family])
     random = np.random.default_rng(0)

@@ -18,7 +18,7 @@ def operands(seed, rows, inputs, outputs, dtype=jnp.float32):
     return x, kernel, kernel.T
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     rows=st.lists(st.integers(1, 9), max_size=3),

@@ -28,7 +28,7 @@ def logits_of(seed, shape, ties, barred):
     return jnp.asarray(values, jnp.float32)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(logits=LOGITS, count=st.integers(1, 20), group=st.integers(1, 20))
 def test_the_largest_are_those_of_a_sort(logits, count, group):
     count = min(count, logits.shape[-1])
@@ -45,7 +45,7 @@ def test_the_likeliest_is_the_first_of_the_largest(logits):
     np.testing.assert_array_equal(selection.likeliest(logits), selection.likeliest_plainly(logits))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(logits=LOGITS, k=st.integers(1, 400))
 def test_top_k_is_that_of_a_sort(logits, k):
     np.testing.assert_array_equal(
@@ -53,7 +53,7 @@ def test_top_k_is_that_of_a_sort(logits, k):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(logits=LOGITS, p=st.floats(0, 1, width=32))
 def test_top_p_is_that_of_a_sort(logits, p):
     """The two add probabilities in different orders: where a sum is within rounding of 1 - p,
