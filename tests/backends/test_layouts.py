@@ -98,9 +98,9 @@ STEPS = 2
 
 
 def decoded(model, params):
-    """Logits of each token of a greedy decoding, by the key/value cache; and the document's keys.
+    """Logits of each token of a greedy decoding, and the document's keys.
 
-    One step writes the cache row by row, the other all rows at once.
+    Every other write to the key/value cache is row by row.
     """
     batch, prompts, length = PROMPTS.shape
     documents, mask = jnp.asarray(DOCUMENTS), jnp.arange(70) < LENGTHS
@@ -124,8 +124,8 @@ def decoded(model, params):
         logits, present = decode(logits.argmax(-1), slot, Past(cache, filled))
         starts = jnp.full((batch, prompts), slot)
         cache = tuple(
-            old.write(new, jnp.int32(slot)) if step % 2 else old.write_each(new, starts)
-            for old, new in zip(cache, present, strict=True)
+            old.write(new, jnp.int32(slot)) if i % 2 else old.write_each(new, starts)
+            for i, (old, new) in enumerate(zip(cache, present, strict=True), start=step)
         )
         all_logits.append(logits)
     return jnp.concatenate(all_logits, axis=2), encoded.cross_attention
