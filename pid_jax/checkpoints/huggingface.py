@@ -23,7 +23,7 @@ from pid_jax.atomic_file import filling
 from pid_jax.checkpoints import contents, finite, generation_config
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
-from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPlace
+from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params, TensorPath
 
 log = logging.getLogger(__name__)
 
@@ -388,7 +388,7 @@ def _write_config(
 
 
 def _split(
-    places: Mapping[str, TensorPlace], flat: Mapping[tuple[str, ...], jax.Array]
+    places: Mapping[str, TensorPath], flat: Mapping[tuple[str, ...], jax.Array]
 ) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
@@ -405,7 +405,7 @@ def _split(
 def _write_shard(
     path: Path,
     names: list[str],
-    places: Mapping[str, TensorPlace],
+    places: Mapping[str, TensorPath],
     flat: Mapping[tuple[str, ...], jax.Array],
 ) -> None:
     from safetensors.numpy import save_file

@@ -86,11 +86,7 @@ def _read_last_tokens(
         slot[None, None],
         Past(cache, of_every_beam(prompts.filled(slot))),
     )
-    cache = jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=4),
-        cache,
-        present,
-    )
+    cache = tuple(old.write(new, slot) for old, new in zip(cache, present, strict=True))
     logits = model.apply({"params": params}, hidden[:, :, -1], method="logits")
     shape = prompts.last.shape
     cache = jax.tree.map(lambda layer: layer.reshape(*shape, *layer.shape[2:]), cache)

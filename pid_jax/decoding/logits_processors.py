@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends import selection
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import logits as functions
 from pid_jax.errors import UserError
@@ -314,8 +315,8 @@ class TopK:
         return cls(value)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
-        """See `logits.truncate_top_k`."""
-        return functions.truncate_top_k(logits, self.k)
+        """See `backends.selection.restrict_to_top_k`."""
+        return selection.restrict_to_top_k(logits, self.k)
 
 
 @flax.struct.dataclass
@@ -331,8 +332,8 @@ class TopP:
         return cls(float32(value, 1e-30, 1.0))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
-        """See `logits.truncate_top_p`."""
-        return functions.truncate_top_p(logits, self.p)
+        """See `backends.selection.restrict_to_top_p`."""
+        return selection.restrict_to_top_p(logits, self.p)
 
 
 @flax.struct.dataclass

@@ -23,7 +23,7 @@ Size = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """What bounds a batch, and the number of shapes."""
 
     tokens: int
@@ -41,7 +41,7 @@ class Limits:
     """What a step of decoding takes, in tokens, however few rows it has: reading the weights."""
 
     @classmethod
-    def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "Limits":
+    def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "BatchLimits":
         """Those of this process's backend.
 
         Beside the speed of an accelerator a compilation costs more: larger batches, fewer shapes,
@@ -82,7 +82,7 @@ class BatchPlanner:
     def plan(
         self,
         examples: Sequence[TokenizedExample],
-        limits: Limits,
+        limits: BatchLimits,
         *,
         new_tokens: int | None,
         num_beams: int = 1,
@@ -148,7 +148,7 @@ Cut = list[tuple[tuple[int, ...], BatchShape]]
 
 @dataclass(frozen=True)
 class _Layout:
-    limits: Limits
+    limits: BatchLimits
     room: int | None
     """Places for each output; None: as many as an example's own targets need."""
     num_beams: int
@@ -287,7 +287,7 @@ def _fits(size: Size, shape: BatchShape) -> bool:
     return all(one <= most for one, most in zip(size, _size(shape), strict=True))
 
 
-def _room(new_tokens: int, limits: Limits, compiled: Collection[BatchShape]) -> int:
+def _room(new_tokens: int, limits: BatchLimits, compiled: Collection[BatchShape]) -> int:
     """Places for the tokens of an output: a little more where that is compiled already."""
     own = _rounded(new_tokens, limits)
     rooms = [shape.target_tokens for shape in compiled if shape.target_tokens >= new_tokens]
@@ -338,7 +338,7 @@ def _merged(
         added[first] = added[:, first] = added_with(int(first))
 
 
-def _rounded(size: int, limits: Limits, multiple: int = 1) -> int:
+def _rounded(size: int, limits: BatchLimits, multiple: int = 1) -> int:
     return _coarse(bucket(size, multiple=multiple), limits.steps_per_octave)
 
 

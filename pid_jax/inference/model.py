@@ -8,7 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -23,7 +22,7 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
-from pid_jax.inference.batch_planning import Limits, PlannedBatch
+from pid_jax.inference.batch_planning import BatchLimits, PlannedBatch
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.plan import Arrangement, Plan, Planner
@@ -100,9 +99,7 @@ class PidModel:
         """Created when it is first used: it may copy the parameters."""
         with self._lock:
             if self._created is None:
-                params = self.params
-                if jax.default_backend() == "cpu":
-                    params = self.model.decoding_params(params)
+                params = self.model.decoding_params(self.params)
                 self._created = Executor(self.model, params)
             return self._created
 
@@ -392,13 +389,15 @@ class PidModel:
         )
 
 
-def _limits(arrangement: Arrangement, batch_tokens: int | None, batch_size: int | None) -> Limits:
+def _limits(
+    arrangement: Arrangement, batch_tokens: int | None, batch_size: int | None
+) -> BatchLimits:
     if batch_tokens is not None:
         batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
     if batch_size is not None:
         batch_size = arguments.integer("batch_size", batch_size, at_least=1)
     most = batch_size and batch_size * arrangement.most_examples_per_document
-    return Limits.by_default(batch_tokens, most)
+    return BatchLimits.by_default(batch_tokens, most)
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation, NotComputable
-from pid_jax.prediction.progress import Progress
+from pid_jax.prediction.progress import PredictionProgress
 from pid_jax.prediction.settings import Settings
 
 
 class Checkpoint:
     """Answers examples. `report` is filled with what was decoded."""
 
-    def __init__(self, settings: Settings, progress: Progress) -> None:
+    def __init__(self, settings: Settings, progress: PredictionProgress) -> None:
         self._settings = settings
         self._progress = progress
         self.report = DecodingReport()

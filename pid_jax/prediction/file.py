@@ -9,7 +9,7 @@ from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
 from pid_jax.prediction.answering import Counts, Output, answer_lines
 from pid_jax.prediction.checkpoint import Checkpoint
-from pid_jax.prediction.progress import Progress
+from pid_jax.prediction.progress import PredictionProgress
 from pid_jax.prediction.reading import line_check
 from pid_jax.prediction.settings import STANDARD, Settings
 from pid_jax.prediction.streams import StandardOutput, opened_input, opened_output
@@ -26,7 +26,7 @@ def predict_file(settings: Settings) -> Summary:
     counts, started = Counts(), time.perf_counter()
     with (
         opened_input(settings.input) as (file, stream, name),
-        Progress(counts, file, name) as progress,
+        PredictionProgress(counts, file, name) as progress,
     ):
 
         def report_bad_line(error: UserError) -> None:

@@ -12,7 +12,7 @@ from pid_jax.prediction.answering import Counts
 SECONDS_BETWEEN_REPORTS = 5.0
 
 
-class Progress:
+class PredictionProgress:
     """Shows a bar on a terminal, and prints a line every few seconds elsewhere."""
 
     def __init__(self, counts: Counts, stream: BinaryIO, name: str) -> None:
@@ -24,7 +24,7 @@ class Progress:
         self._reported = time.monotonic()
         self._bar: tqdm | None = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "PredictionProgress":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -31,7 +31,7 @@ class TrainState:
     """Raw key data, uint32. It never changes: step N's dropout uses `fold_in(key, N)`."""
 
 
-class Evaluation(NamedTuple):
+class BatchEvaluation(NamedTuple):
     """Sums over one batch, and which targets are right as greedy decoding would have them."""
 
     loss: Float[Array, ""]
@@ -136,14 +136,14 @@ def train_step(
     return state, report
 
 
-def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> Evaluation:
+def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
     """Teacher-forced: one forward pass says both the loss and what greedy decoding gets right."""
     logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
     chosen = jnp.argmax(logits, axis=-1)
     log_probabilities = prompt_in_decoder.token_log_probabilities(logits, batch.targets)
     right = chosen == batch.targets
     mask = batch.target_mask
-    return Evaluation(
+    return BatchEvaluation(
         loss=-jnp.sum(jnp.where(mask, log_probabilities, 0.0)),
         correct_tokens=jnp.sum((right & mask).astype(jnp.float32)),
         target_tokens=jnp.sum(mask.astype(jnp.float32)),

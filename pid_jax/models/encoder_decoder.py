@@ -10,13 +10,14 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pid_jax.models.layers import (
-    Dense,
+from pid_jax.backends.choices import chosen
+from pid_jax.backends.products import (
     multiply,
-    precision_of,
+    multiply_plainly,
     with_decoder_transposes,
     with_transposes,
 )
+from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
 
 
@@ -26,18 +27,18 @@ def token_embeddings(vocab_size: int, width: int, stddev: float, dtype: DTypeLik
     return nn.Embed(vocab_size, width, dtype=dtype, embedding_init=init)
 
 
-class TwoStacks(nn.Module):
+class EncoderDecoderModel(nn.Module):
     """A model whose `setup` makes `encoder`, `decoder` and a table of token embeddings.
 
-    Where `config.tie_word_embeddings` is False it makes `lm_head`, too.
+    `setup` makes `lm_head`, too, unless `config.tie_word_embeddings`.
     """
 
     config: Any
     dtype: DTypeLike = jnp.float32
-    """Of activations; norms, softmax and logits are float32 whatever it is."""
+    """Of activations. Norms, softmax and logits are always float32."""
 
     table: ClassVar[str] = "shared"
-    """The attribute that holds the embeddings which a tied head multiplies with."""
+    """The attribute with the embeddings that a tied head multiplies with."""
 
     def head(self, stddev: float) -> Dense:
         """A head of its own."""
@@ -50,12 +51,12 @@ class TwoStacks(nn.Module):
         )
 
     def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """What the decoder is given of tokens."""
+        """What the decoder reads."""
         embedded: Array = getattr(self, self.table)(tokens)
         return embedded
 
     def embed_documents(self, documents: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        """What the encoder is given of documents."""
+        """What the encoder reads."""
         return self.embed(documents)
 
     def encode(
@@ -102,15 +103,15 @@ class TwoStacks(nn.Module):
         if self.has_variable("params", "transposed_head"):
             transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
             return multiply(hidden, kernel, transposed)
-        return jnp.dot(
-            hidden,
-            kernel,
-            precision=precision_of(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        return multiply_plainly(hidden, kernel)
 
     def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads: see `layers.multiply`."""
+        """Adds the transposes of the kernels that each step reads, where a backend wants them.
+
+        See `backends.products.multiply`.
+        """
+        if not chosen().transposes:
+            return params
         changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
         if self.config.tie_word_embeddings:
             changed["transposed_head"] = params[self.table]["embedding"]  # the same array: no copy
