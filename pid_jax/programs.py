@@ -281,7 +281,7 @@ class CompiledFunction:
         """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""
         executable = self.trace(*shapes, label=label, **static)
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             executable.results,
             executable.compile().output_shardings,
         )

@@ -89,7 +89,7 @@ def bar_words(
     """Bars each token that would complete one of some words of several tokens.
 
     prefixes: the words without their last tokens, `ANY` before shorter ones. last: their last
-    tokens. A token beyond the vocabulary bars nothing. The other arguments are those of
+    tokens. A token beyond the vocabulary is ignored. The other arguments are those of
     `bar_repeated_ngrams`.
     """
     width = prefixes.shape[1]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pid_jax import prompt_in_decoder
+from pid_jax import arguments, prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.detokenizing import Detokenizer
@@ -294,3 +294,13 @@ def _sampling_keys(seed: int, example: TokenizedExample, copies: int) -> list[tu
             ).digest()
             keys.append((int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")))
     return keys
+
+
+def compaction(compact: Any) -> Compaction:
+    """The value of the argument `compact`. Raises `UserError` for any other."""
+    if isinstance(compact, str) and compact == "auto":
+        return "auto"
+    try:
+        return arguments.flag("compact", compact)
+    except UserError as error:
+        raise UserError(f'{error}, or "auto"') from error

@@ -282,9 +282,9 @@ class RequestReader:
         return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
 
     def _encode(
-        self, given: Text, where: str, encode: Callable[[Any, str], list[int]]
+        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
     ) -> Sequence[int]:
-        read = sequences.text_or_ids(given, where)
+        read = sequences.text_or_ids(text, where)
         if isinstance(read, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
