@@ -98,6 +98,8 @@ class RequestReader:
             lengths = [len(z) for one in examples for z in one.prompts if method == "pid"]
             options = options.limited_to(self.config.max_decoder_tokens - max(lengths, default=0))
         limits = self._limits(examples, options, max_new_tokens)
+        longest = max((n for row in limits for n in row), default=options.max_new_tokens)
+        self.check_new_tokens(longest)
         self._check_positions(examples, limits, method)
         lists = None if allowed is None else self._allowed(examples, allowed, options, limits)
         return Request(examples, method, options, limits, lists)
@@ -229,7 +231,6 @@ class RequestReader:
         self, examples: list[TokenizedExample], limits: list[list[int]], method: Method
     ) -> None:
         """Raises `UserError` for a text that the model has no positions for."""
-        self.check_new_tokens(max((limit for row in limits for limit in row), default=0))
         for i, (example, row) in enumerate(zip(examples, limits, strict=True)):
             for j, part, why in too_long(self.config, example, row, method):
                 where = f"prompts[{i}][{j}]"

@@ -74,7 +74,7 @@ def test_no_two_classes_of_models_and_backends_have_one_name() -> None:
 def test_the_idea_knows_no_family() -> None:
     """Nor do decoding, training and the commands: they read the protocol."""
     names = {folder.name for folder in families()} | set(models.model_types())
-    for part in ("prompt_in_decoder.py", "decoding", "inputs.py", "model.py", "training/loop.py"):
+    for part in ("prompt_in_decoder.py", "decoding", "inference", "training/loop.py"):
         path_of_part = ROOT / "pid_jax" / part
         for path in path_of_part.rglob("*.py") if path_of_part.is_dir() else [path_of_part]:
             constants = {
