@@ -1,4 +1,4 @@
-"""Makes a data set that is read at random of a task's source: `python -m pid_jax.data.prepare`."""
+"""Converts a task's source to a random-access data set: `python -m pid_jax.data.prepare`."""
 
 import argparse
 import logging
@@ -29,18 +29,17 @@ random:
   python train.py --config=configs/multiwoz24_scratch.py --workdir=runs/multiwoz24 \\
       --config.data.path=prepared
 
-The data set is DATA_DIR/TASK/VERSION. A version appears once it is complete and on disk, and is
-never changed: of a source that has changed, or with other options, or where pid_jax has come to
-read more of it, the next one is made; where there is one of the same, it is checked and kept.
-Stopped or killed, the same command starts over. Splits that the source lacks are named and left
-out.
+The data set is DATA_DIR/TASK/VERSION. A version appears when it is complete and never changes.
+If the source, the options or the task's reader have changed, the command writes a new version.
+Otherwise it verifies the checksums of the present version and uses it. After an interruption the
+same command starts over. The command reports splits that the source lacks and leaves them out.
 """
 EXIT_STATUS = """\
-exit status: 0 the data set is there; 2 a mistake in the command or the data; 130 stopped by Ctrl-C.
+exit status: 0 the data set is complete; 2 an error in the command or data; 130 stopped by Ctrl-C.
 """
 SECONDS_BETWEEN_REPORTS = 5.0
 
-log = logging.getLogger("pid_jax.data.prepare")  # also where it runs as __main__
+log = logging.getLogger("pid_jax.data.prepare")  # the same name when run as __main__
 
 
 def prepare(
@@ -51,9 +50,10 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     splits: Sequence[str] | None = None,
 ) -> PreparedData:
-    """Makes the data set, or finds it made. `splits`: those that must be there; None: any.
+    """Writes a new version of the data set, or returns the present one if nothing has changed.
 
-    Raises UserError for what the task's reader refuses, and for a version that is damaged.
+    splits: the splits to prepare, each required; None prepares all that the source has. Raises
+    UserError for errors in the source and for a damaged version.
     """
     options = options or {}
     task = tasks.get(task_name, **options)
@@ -70,15 +70,15 @@ def prepare(
             splits is None or set(splits) == set(data.splits)
         ):
             data.check_content()
-            log.info("%s is there already, made of the same, and as it was written", data.directory)
+            log.info("%s is up to date and its checksums match", data.directory)
             return data
     for line in _changes(present, origin):
         log.info("%s", line)
 
     directory = folder / _next_version(present)
     with new_directory(directory) as building:
-        found, left_out = _open_splits(task, source, splits)
-        prepared.write(building, directory.name, origin, found, left_out)
+        present_splits, left_out = _open_splits(task, source, splits)
+        prepared.write(building, directory.name, origin, present_splits, left_out)
     [data] = [data for data in prepared.versions(folder) if data.directory == directory]
     for split, reason in left_out.items():
         log.warning("left out: %s (%s)", split, reason)
@@ -88,8 +88,8 @@ def prepare(
 def _open_splits(
     task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
 ) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
-    """Those that are there, with their examples, and those that are not, with the reason."""
-    found: dict[str, Iterable[Example]] = {}
+    """The examples of each split that the source has, and why it lacks the others."""
+    present: dict[str, Iterable[Example]] = {}
     left_out = {}
     for split in splits or tasks.SPLITS:
         try:
@@ -102,14 +102,14 @@ def _open_splits(
             continue
         if first is None:
             raise UserError(f"task {task.name}: the split {split!r} has no examples")
-        found[split] = _with_progress(chain([first], examples), split)
-    if not found:
+        present[split] = _with_progress(chain([first], examples), split)
+    if not present:
         raise UserError("; ".join(left_out.values()))
-    return found, left_out
+    return present, left_out
 
 
 def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:
-    """Says on standard error how far it is: a bar on a terminal, elsewhere a line now and then."""
+    """Reports progress on standard error: a bar on a terminal, else a line every 5 seconds."""
     count = 0
     started = reported = time.monotonic()
     with tqdm(desc=split, unit=" examples", disable=not sys.stderr.isatty()) as bar:
@@ -124,7 +124,10 @@ def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]
 
 
 def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:
-    """The SHA-256 of every file that the source is made of, but for hidden ones."""
+    """The SHA-256 of every file of the source except hidden ones.
+
+    leaving_out: a directory inside the source to skip.
+    """
     if source is None or not str(source):
         return {}
     source = Path(source)
@@ -149,7 +152,7 @@ def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:
 
 
 def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
-    """What differs from the newest version with the same options."""
+    """Differences from the newest version with the same options, a message each."""
     for data in reversed(present):
         if data.origin.options != origin.options:
             continue
@@ -158,11 +161,11 @@ def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
         before, now = data.origin.sources, origin.sources
         for name in sorted({*before, *now}):
             if name not in now:
-                yield f"the source of {data.directory} had {name}, which is gone"
+                yield f"the source of {data.directory} had {name}, which is now missing"
             elif name not in before:
                 yield f"the source of {data.directory} had no {name}"
             elif before[name] != now[name]:
-                yield f"{name} is not what {data.directory} was made of: it has changed"
+                yield f"{name} has changed since {data.directory} was made"
         return
 
 
@@ -180,23 +183,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--task", required=True, help=f"one of {', '.join(tasks.names())}, or your own"
+        "--task", required=True, help=f"one of {', '.join(tasks.names())}, or module:Class"
     )
     parser.add_argument(
-        "--source", metavar="PATH", help="the files as they were downloaded, if the task reads any"
+        "--source", metavar="PATH", help="the downloaded files, if the task reads any"
     )
     parser.add_argument(
         "--data_dir",
         required=True,
         metavar="DIRECTORY",
         type=Path,
-        help="where data sets are; made if missing",
+        help="directory of data sets; created if missing",
     )
     parser.add_argument(
         "--split",
         action="append",
         choices=tasks.SPLITS,
-        help="only this split, which must be there; may be given more than once",
+        help="prepare only this split, and require it; may be repeated",
     )
     add_task_options(parser)
     options = parser.parse_args(arguments)
@@ -204,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     package_log = logging.getLogger("pid_jax")
     package_log.setLevel(logging.INFO)
     package_log.addHandler(logging.StreamHandler())
-    package_log.propagate = False  # absl, imported on the way, would write the lines again
+    package_log.propagate = False  # absl would write the lines a second time
     with user_errors():
         try:
             data = prepare(
@@ -215,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 splits=options.split,
             )
         except KeyboardInterrupt:
-            print("stopped: nothing was kept", file=sys.stderr)
+            print("stopped: nothing was written", file=sys.stderr)
             sys.exit(130)
     print(f"{data.directory}: {', '.join(data.splits)}")
 

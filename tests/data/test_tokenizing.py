@@ -304,7 +304,7 @@ def test_the_vocabulary_has_at_most_the_size_asked_for():
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_a_user_error():
-    with pytest.raises(UserError, match="258 tokens is too small: 259"):
+    with pytest.raises(UserError, match=r"258 tokens is too small: .* take 259"):
         train_tokenizer(TEXTS, 258)
 
 
