@@ -278,7 +278,7 @@ def test_a_release_s_state_follows_its_user_turn(tmp_path):
     }
 
 
-def test_2_4_alone_writes_guest_houses_apart(tmp_path):
+def test_2_4_alone_writes_splits_compounds(tmp_path):
     log = release_turn("Arbury Lodge guesthouse", "Bye", name="arbury lodge guesthouse")
     path = release(tmp_path, {"SNG1.json": {"log": log}})
     assert state_of(read(path)[0]) == {"hotel-name": "arbury lodge guesthouse"}

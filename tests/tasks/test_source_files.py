@@ -109,7 +109,7 @@ def test_a_member_that_leads_out_of_its_archive_is_refused(tmp_path):
 def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "data.zip"
     path.write_bytes(mutations.bomb({}, "a.json", random.Random(0)))
-    with pytest.raises(UserError, match=r"data.zip/a.json: refused, for it unpacks from 4,"):
+    with pytest.raises(UserError, match=r"data.zip/a.json: refused because it unpacks from 4,"):
         SourceFiles(path).read_bytes("a.json")
 
 
