@@ -1,4 +1,4 @@
-"""One optimizer update and one evaluation of a batch, as pure functions of the state."""
+"""The training step and the evaluation step, as pure functions of the state."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -18,27 +18,28 @@ from pid_jax.training.optimizer import Schedule
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step reads and writes, and all that a checkpoint needs beside the data's place.
+    """The state of training. A checkpoint has this state and the position of the data.
 
-    The same tree holds shapes or shardings instead of arrays where those are described.
+    The fields are arrays, or shapes or shardings in a description of the state.
     """
 
     step: Any
-    """Updates made so far, an int32 scalar."""
+    """Number of completed updates, an int32 scalar."""
     params: Any
     opt_state: Any
     key: Any
-    """Raw key data, uint32. It never changes: step N's dropout uses `fold_in(key, N)`."""
+    """Raw key data, uint32, constant. The dropout of a step uses `fold_in(key, step)`."""
 
 
-class Evaluation(NamedTuple):
-    """Sums over one batch, and which targets are right as greedy decoding would have them."""
+class BatchEvaluation(NamedTuple):
+    """Sums over one batch, and the targets that greedy decoding yields."""
 
     loss: Float[Array, ""]
+    """Summed over target tokens, in nats."""
     correct_tokens: Float[Array, ""]
     target_tokens: Float[Array, ""]
     correct: Bool[Array, "B P"]
-    """Every token of the target is the most likely one: greedy decoding yields the target."""
+    """True if every target token has the highest logit, so that greedy decoding yields it."""
     present: Bool[Array, "B P"]
     """False for absent prompts and documents."""
 
@@ -56,21 +57,21 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: in
 def state_shardings(
     mesh: Mesh, model: EncoderDecoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Where each array of the state lies: a moment lies where its parameter does."""
+    """The sharding of each array of the state. Moments have the sharding of their parameter."""
     replicated = sharding.replicated(mesh)
     params = models.abstract_params(model)
     param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
 
-    def beside(leaf: Any, param: Any, place: NamedSharding) -> NamedSharding:
+    def of_moment(leaf: Any, param: Any, of_param: NamedSharding) -> NamedSharding:
         # Adafactor's factored moments have other axes than their parameter, and are small.
-        return place if leaf.shape == param.shape else replicated
+        return of_param if leaf.shape == param.shape else replicated
 
     return TrainState(
         step=replicated,
         params=param_shardings,
         opt_state=optax.tree_map_params(
             optimizer,
-            beside,
+            of_moment,
             jax.eval_shape(optimizer.init, params),
             params,
             param_shardings,
@@ -90,10 +91,10 @@ def train_step(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update. The metrics are those of the parameters before it.
+    """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
-    `finite` is 1.0 when the loss, the gradient's norm and the new parameters' norm are all
-    finite: otherwise the returned state must not be used.
+    The metric `finite` is 1.0 if the loss, the gradient norm and the norm of the new parameters
+    are finite. Otherwise the new state must not be used.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -127,14 +128,14 @@ def train_step(
     return state, report
 
 
-def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> Evaluation:
-    """Teacher-forced: one forward pass says both the loss and what greedy decoding gets right."""
+def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
+    """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
     logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
     chosen = jnp.argmax(logits, axis=-1)
     log_probabilities = prompt_in_decoder.token_log_probabilities(logits, batch.targets)
     right = chosen == batch.targets
     mask = batch.target_mask
-    return Evaluation(
+    return BatchEvaluation(
         loss=-jnp.sum(jnp.where(mask, log_probabilities, 0.0)),
         correct_tokens=jnp.sum((right & mask).astype(jnp.float32)),
         target_tokens=jnp.sum(mask.astype(jnp.float32)),

@@ -14,7 +14,7 @@ from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
-from pid_jax.training.step import Evaluation
+from pid_jax.training.step import BatchEvaluation
 from tests.training import tiny_config
 
 
@@ -24,7 +24,7 @@ class Stop:
 
 
 def as_given(params, batch):
-    """Instead of a model: each "batch" is an (Evaluation,) to be returned."""
+    """Instead of a model: each "batch" is an (BatchEvaluation,) to be returned."""
     return lambda params, batch: batch[0]
 
 
@@ -35,7 +35,7 @@ def evaluated(batches, counts, stop=None):
 
 def batch(correct, present, loss=1.0, correct_tokens=1.0, target_tokens=2.0):
     return (
-        Evaluation(
+        BatchEvaluation(
             np.float32(loss),
             np.float32(correct_tokens),
             np.float32(target_tokens),
@@ -142,7 +142,7 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
 @pytest.mark.parametrize("content", ['{"model_type": "t5"}', '{"checkpoint": {}, "model_type": 1}'])
 def test_the_directory_of_another_model_is_refused_and_left_alone(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is not a training run's"):
+    with pytest.raises(UserError, match=r"config\.json is not that of a training run"):
         loop.train(tiny(), tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]
 
