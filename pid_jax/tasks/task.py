@@ -59,14 +59,14 @@ def scoring_option(default: T) -> T:
     return value
 
 
-def reading_options(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+def reading_options(task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that affect a task's examples, including defaults.
 
-    given: the options that created the task, returned for tasks that are no dataclass.
+    options: the options that created the task, returned for tasks that are no dataclass.
     """
     instance: Any = task  # mypy knows no Task that is a dataclass
     if not dataclasses.is_dataclass(instance):
-        return dict(given)
+        return dict(options)
     return {
         option.name: getattr(task, option.name)
         for option in dataclasses.fields(instance)
