@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from pid_jax import evaluation, scoring
     from pid_jax.atomic_file import check_writable
-    from pid_jax.compilation_cache import keep_compiled_programs
+    from pid_jax.compilation_cache import enable_compilation_cache
     from pid_jax.errors import UserError
     from pid_jax.inference.model import PidModel
     from pid_jax.training import assembly
@@ -78,7 +78,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = configuration.load(options.config, overrides)
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit={options.limit}: it must be at least 1")
-    keep_compiled_programs()
+    enable_compilation_cache()
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     check_writable(options.output)  # before the work, not after it

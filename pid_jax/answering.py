@@ -23,7 +23,7 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
     answers do. A score of minus infinity is null. `text` must be a line that
     `tasks.jsonl.parse_line` takes.
     """
-    start = json_spans.begin(text)
+    start = json_spans.skip_white_space(text)
     [subtasks] = [span for span in json_spans.members(text, start) if span.key == "subtasks"]
     pieces = []
     at = start
@@ -41,11 +41,11 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
 def _without(keys: Collection[str], text: str) -> str:
     """An object less `keys`, of which it has others, up to the bracket that closes it."""
     spans = list(json_spans.members(text, 0))
-    ends = [span.begins for span in spans[1:]] + [spans[-1].end]
+    ends = [span.item_start for span in spans[1:]] + [spans[-1].end]
     kept = [(span, end) for span, end in zip(spans, ends, strict=True) if span.key not in keys]
     last, _ = kept.pop()
-    pieces = [text[span.begins : end] for span, end in kept]
-    return "".join((text[: spans[0].begins], *pieces, text[last.begins : last.end]))
+    pieces = [text[span.item_start : end] for span, end in kept]
+    return "".join((text[: spans[0].item_start], *pieces, text[last.item_start : last.end]))
 
 
 def _said(answer: Generation) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _answer_in(subtask: Mapping[str, Any]) -> Generation:
 class Output(Protocol):
     """Where answered lines go; a `pid_jax.atomic_file.ResumableFile` is one."""
 
-    def next_kept(self) -> bytes | None:
+    def next_line(self) -> bytes | None:
         """The next line that is there already, or None."""
 
     def append(self, lines: bytes) -> None:
@@ -113,7 +113,7 @@ def answer_lines(
     while window := list(itertools.islice(lines, documents_at_once)):
         kept = 0
         for text, example in window:
-            line = output.next_kept()
+            line = output.next_line()
             if line is None:
                 break
             if not _answers(line, text):
@@ -127,7 +127,7 @@ def answer_lines(
             output.append(b"".join(_line(text, given) for (text, _), given in pairs))
             counts.documents += len(window) - kept
         counts.prompts += sum(len(example.subtasks) for _, example in window)
-    if output.next_kept() is not None:
+    if output.next_line() is not None:
         raise _changed(f"it answers more than {counts.documents} documents")
 
 

@@ -289,7 +289,7 @@ def _difference(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 class _StandardOutput:
     """Standard output, in which nothing can be resumed."""
 
-    def next_kept(self) -> None:
+    def next_line(self) -> None:
         return None
 
     def append(self, lines: bytes) -> None:

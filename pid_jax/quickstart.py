@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pid_jax.command_line import user_errors
-from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} does not exist: run eval.py first") from error
         dialogues = last_turns([json.loads(line) for line in predictions.split("\n") if line])
-        keep_compiled_programs()
+        enable_compilation_cache()
         model = PidModel.from_pretrained(options.checkpoint)
         timed = dialogues[:TIMED_DIALOGUES]
         pid = seconds_per_document(model, timed, "pid")

@@ -342,7 +342,9 @@ def test_answers_that_the_disk_has_no_room_for_are_kept_elsewhere(
         run_eval(checkpoint, out, "--limit=2")
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    sentence = f"error: cannot write {out}: No space left on device; predictions.jsonl was not made"
+    sentence = (
+        f"error: cannot write {out}: No space left on device; predictions.jsonl was not created"
+    )
     assert sentence in error
     kept = [path for path in elsewhere.rglob("*") if path.name == "predictions.jsonl"]
     assert len(kept) == room
