@@ -19,30 +19,64 @@ from pid_jax.errors import UserError
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-def checkpoint_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with --checkpoint: whatever `PidModel.from_pretrained` loads."""
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Flags are spelled with hyphens; the spelling with underscores, --data_dir, works as well.
+
+    Overrides of a configuration, --config.KEY=VALUE, are left as they are.
+    """
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_hyphens(text) for text in arguments], namespace)
+
+
+def _with_hyphens(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name.startswith("--config."):
+        return argument
+    return name.replace("_", "-") + equals + value
+
+
+def make_parser(
+    program: str,
+    description: str,
+    *,
+    usage: str | None = None,
+    epilog: str | None = None,
+    allow_abbrev: bool = False,
+) -> argparse.ArgumentParser:
+    """A parser whose help shows `description` as it is, with `program` for the word PROGRAM.
+
+    usage: what follows the program's name in the usage line; by default argparse lists the flags.
+    """
+    return _Parser(
         prog=program,
-        description=description,
+        usage=None if usage is None else f"{program} {usage}".replace("%", "%%"),
+        description=description.replace("PROGRAM", program),
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=allow_abbrev,
     )
+
+
+def add_checkpoint(parser: "argparse._ActionsContainer", *, required: bool = False) -> None:
+    """Adds --checkpoint: whatever `PidModel.from_pretrained` loads."""
     parser.add_argument(
         "--checkpoint",
-        required=True,
+        required=required,
         metavar="PATH",
         help="a training workdir (its best checkpoint), a Hugging Face directory or a hub id",
     )
-    return parser
 
 
 def add_fields(parser: "argparse._ActionsContainer", options: type, otherwise: str = "") -> None:
     """Adds an option for each field of a dataclass to a parser, or a group of one.
 
     `max_new_tokens: int = 32` makes `--max-new-tokens N`; the text below the field is its help.
-    A bool makes a pair of flags, a sequence an option that may be given again and again, one of
-    token ids with commas between, and `bool | Literal[...]` a choice between true, false and the
-    others. What is not given is None. otherwise: what comes before the field's default then, for
-    the help.
+    A bool makes a pair of flags, a sequence an option that may be repeated, a sequence of token ids
+    takes them with commas between, and `bool | Literal[...]` is a choice between true, false and
+    the others. The value of an absent option is None. otherwise: the text before the field's
+    default in the help.
     """
     documentation = _documentation(options)
     for field in dataclasses.fields(options):
@@ -57,7 +91,7 @@ def _argument(field: "dataclasses.Field[Any]", text: str, otherwise: str) -> dic
     if field.type == int | None:
         return {"type": int, "metavar": "N", "help": text}
     if default == ():
-        text += " May be given more than once."
+        text += " May be repeated."
         item: dict[str, Any] = {"type": str, "metavar": "TEXT"}
         if field.type == Sequence[int]:
             item = {"type": int, "metavar": "ID"}
@@ -109,22 +143,22 @@ def _documentation(options: type) -> dict[str, str]:
 
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --option NAME=VALUE, as often as there are options of a task to give."""
+    """Adds --option NAME=VALUE, which may be repeated: the options of a task."""
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the task, as config.data.options has it; may be given more than once",
+        help="an option of the task, as config.data.options has it; may be repeated",
     )
 
 
-def task_options(given: Iterable[str]) -> dict[str, Any]:
-    """What --option was given: values are read as Python writes them, or else are texts."""
+def task_options(texts: Iterable[str]) -> dict[str, Any]:
+    """The values of --option: Python literals where they are such, texts otherwise."""
     options: dict[str, Any] = {}
-    for text in given:
+    for text in texts:
         name, equals, value = text.partition("=")
-        if not name or not equals:
+        if not name.isidentifier() or not equals:
             raise UserError(f"--option={text}: expected NAME=VALUE")
         try:
             options[name] = ast.literal_eval(value)

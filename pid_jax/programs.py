@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from pid_jax.backends.choices import compiler_options
+
 log = logging.getLogger(__name__)
 
 CAPACITY = 64
@@ -37,11 +39,7 @@ class Compilation:
     seconds: float
 
 
-_CPU_OPTIONS = {
-    # Without it XLA copies the key/value cache in each decode step before it writes to it:
-    # T5-base, 4 prompts of 1,536 tokens: 0.91 of the time with it. False by default in jaxlib 0.10.
-    "xla_cpu_copy_insertion_use_region_analysis": True,
-}
+_CPU_OPTIONS = compiler_options("cpu")
 
 
 def _compiled(lowered: Any) -> Any:
@@ -283,7 +281,7 @@ class CompiledFunction:
         """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""
         executable = self.trace(*shapes, label=label, **static)
         return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             executable.results,
             executable.compile().output_shardings,
         )

@@ -1,6 +1,5 @@
 """The closing table of `make quickstart`: what was learnt, and what prompt-in-decoder saves."""
 
-import argparse
 import json
 import statistics
 import sys
@@ -9,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pid_jax.command_line import user_errors
+from pid_jax.command_line import make_parser, user_errors
 from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.errors import UserError
+from pid_jax.evaluation.files import METRICS, PREDICTIONS
+from pid_jax.evaluation.predictions import read_lines
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
 
@@ -41,7 +42,7 @@ def seconds_per_document(model: PidModel, lines: Sequence[dict[str, Any]], metho
             min_new_tokens=NEW_TOKENS,
             method=method,
             batch_size=BATCH_SIZE,
-            batch_tokens=sys.maxsize,  # PiE too decodes all pairs of so many documents together
+            batch_tokens=sys.maxsize,  # PiE, too, decodes all pairs of a batch of documents at once
         )
         seconds.append((time.perf_counter() - started) / len(lines))
     return statistics.median(seconds[1:])
@@ -93,7 +94,7 @@ def _dialogue_rows(line: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pid_jax.quickstart", description=__doc__)
+    parser = make_parser("python -m pid_jax.quickstart", __doc__ or "", allow_abbrev=True)
     parser.add_argument(
         "--evaluation", required=True, type=Path, help="the directory that eval.py wrote"
     )
@@ -103,11 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with user_errors():
         try:
-            metrics = json.loads((options.evaluation / "metrics.json").read_text("utf-8"))
-            predictions = (options.evaluation / "predictions.jsonl").read_text("utf-8")
+            metrics = json.loads((options.evaluation / METRICS).read_text("utf-8"))
+            lines = read_lines(options.evaluation / PREDICTIONS)
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} does not exist: run eval.py first") from error
-        dialogues = last_turns([json.loads(line) for line in predictions.split("\n") if line])
+        dialogues = last_turns(lines)
         enable_compilation_cache()
         model = PidModel.from_pretrained(options.checkpoint)
         timed = dialogues[:TIMED_DIALOGUES]

@@ -19,7 +19,7 @@ _VERSIONED = ("pid_jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was predicted for a subtask, and the natural logarithm of its probability if known."""
+    """The prediction for a subtask, and the natural logarithm of its probability if known."""
 
     text: str
     score: float | None = None
@@ -54,7 +54,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found. `answers` is nested and ordered as `examples` and their subtasks."""
+    """Answers with their scores. `answers` is nested as `examples` and their subtasks."""
 
     examples: Sequence[Example]
     answers: Sequence[Sequence[Answer]]
@@ -76,7 +76,7 @@ def scored(
     lengths: Lengths | None = None,
     run: Run | None = None,
 ) -> Evaluation:
-    """Scores `answers` with `task`. Unless `lengths` are given, they are counted in words."""
+    """Scores `answers` with `task`. By default `lengths` are counted in words."""
     predictions = {
         example.id: {
             subtask.id: answer.text
@@ -175,7 +175,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def _losses(run: Run) -> list[tuple[str, str]]:
-    """What else keeps answers from being right, if anything does."""
+    """Further reasons for wrong answers, if there are any."""
     rows = []
     if run.targets is not None and run.targets.changed:
         rows.append(("targets", str(run.targets)))
@@ -206,10 +206,10 @@ def figure(metric: str, value: float) -> str:
 
 def versions() -> dict[str, str]:
     """Of Python, this project and what it computes with."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _VERSIONED:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
             continue
-    return found
+    return installed

@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 
 # Where arrays are computed, every shape annotation becomes a check, from the first import on.
 ARRAY_MODULES = [
+    "pid_jax.backends",
     "pid_jax.data.batching",
     "pid_jax.decoding",
     "pid_jax.models",

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax import answering
-from pid_jax.answering import Counts, answer_lines, answered
 from pid_jax.atomic_file import ResumableFile, partial_path
 from pid_jax.data.examples import Example
 from pid_jax.errors import UserError
+from pid_jax.evaluation.predictions import answered
 from pid_jax.inference.results import Generation, TokenLogprob
+from pid_jax.prediction import answering
+from pid_jax.prediction.answering import Counts, answer_lines
 from pid_jax.tasks import jsonl
 from tests.questions import question, text_of
 
@@ -27,7 +28,7 @@ class Killed(BaseException):
 
 
 def answer(examples: Sequence[Example]) -> list[list[Generation]]:
-    """Shows which examples were answered together, as rounding would."""
+    """Shows which examples were answered in one call, as rounding would."""
     first = examples[0].id
     return [
         [Generation(f"{first} {e.id} {s.id}", [], -1 / len(e.document)) for s in e.subtasks]
@@ -220,10 +221,10 @@ def test_earlier_answers_are_dropped_wherever_they_stand(keys: list[str]) -> Non
     keys += [key for key in ("id", "prompt") if key not in keys]
     subtask = ", ".join(f'"{key}": "{key}, }}]"' for key in keys)
     text = f'{{"id": "a", "document": "d", "subtasks": [{{{subtask}}}]}}'
-    kept = ", ".join(f'"{k}": "{k}, }}]"' for k in keys if k in ("id", "prompt", "x"))
+    others = ", ".join(f'"{k}": "{k}, }}]"' for k in keys if k in ("id", "prompt", "x"))
     said = '"prediction": "y", "score": -0.5'
     assert answered(text, [Generation("y", [], -0.5)]) == (
-        f'{{"id": "a", "document": "d", "subtasks": [{{{kept}, {said}}}]}}'
+        f'{{"id": "a", "document": "d", "subtasks": [{{{others}, {said}}}]}}'
     )
 
 

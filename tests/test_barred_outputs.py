@@ -98,7 +98,14 @@ def test_words_are_not_completed(pair: tuple[Any, PidModel], way: dict[str, Any]
 def test_other_words_compile_nothing(pair: tuple[Any, PidModel]) -> None:
     _, ours = pair
     options = {"max_new_tokens": 12, "compact": False}
-    ours.generate(DOCUMENTS, PROMPTS, bad_words_ids=[[3, 4]], suppress_tokens=[5], **options)
+    ours.generate(
+        DOCUMENTS,
+        PROMPTS,
+        bad_words_ids=[[3, 4]],
+        suppress_tokens=[5],
+        begin_suppress_tokens=[6, 7],
+        **options,
+    )
     compiled = len(ours.programs.compilations)
     ours.generate(
         DOCUMENTS,

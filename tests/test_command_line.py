@@ -9,7 +9,13 @@ from typing import Literal
 
 import pytest
 
-from pid_jax.command_line import add_fields, add_task_options, task_options, user_errors
+from pid_jax.command_line import (
+    add_fields,
+    add_task_options,
+    make_parser,
+    task_options,
+    user_errors,
+)
 from pid_jax.errors import UserError
 
 
@@ -36,6 +42,20 @@ def test_any_text_can_be_printed(monkeypatch: pytest.MonkeyPatch, encoding: str)
     sys.stderr.flush()
     shown = [line.encode(encoding, "backslashreplace") for line in ("a → 猫 \udc80", "error: ไม่มี")]
     assert written.getvalue().splitlines() == shown
+
+
+def test_flags_have_hyphens_and_the_spelling_with_underscores_works_too() -> None:
+    parser = make_parser("program", "PROGRAM reads 100% of DATA_DIR.", usage="--data-dir=PATH 5%")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--other-data", action="store_true")
+    for flags in (["--data-dir=a_b", "--other-data"], ["--data_dir", "a_b", "--other_data"]):
+        assert vars(parser.parse_args(flags)) == {"data_dir": "a_b", "other_data": True}
+    # Keys of a configuration are spelled as they are.
+    _, rest = parser.parse_known_args(["--config.data.batch_size=3", "--data_dir=x"])
+    assert rest == ["--config.data.batch_size=3"]
+    text = parser.format_help()
+    assert "usage: program --data-dir=PATH 5%" in text
+    assert "program reads 100% of DATA_DIR." in text
 
 
 def test_a_fault_of_the_code_keeps_its_traceback() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPT = """
@@ -50,7 +51,13 @@ streamed = []
 for partial in split.stream(documents, prompts, max_new_tokens=5):
     if partial.done:
         streamed.append(partial.generation.tokens)
-json.dump([found, engines, used, batches, programs, late, streamed], sys.stdout)
+scoring = PidModel(model, params)
+targets = [[[3, 4], [5]] for _ in documents]
+scores = [scoring.score(documents, prompts, targets), split.score(documents, prompts, targets)]
+scored_on = sorted(scoring._executor._decoders)
+json.dump(
+    [found, engines, used, batches, programs, late, streamed, scores, scored_on], sys.stdout
+)
 """
 
 
@@ -89,6 +96,13 @@ def test_parameters_that_were_placed_stay_where_they_are(seen):
     assert (seen[1]["placed"], seen[2]["placed"]) == (1, [[2]])
     assert (seen[1]["split"], seen[2]["split"]) == (1, [[0, 1, 2, 3]])
     assert sorted(seen[6]) == sorted(tokens for row in seen[0]["split"] for tokens in row)
+
+
+def test_every_device_scores_a_batch(seen):
+    scores, scored_on = seen[7:]
+    assert scored_on == [0, 1, 2, 3]
+    assert len({score for row in scores[0] for score in row}) == 8
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
 
 
 def test_all_devices_are_warmed_up(seen):

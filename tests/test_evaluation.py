@@ -53,8 +53,8 @@ class Scripted(PidModel):
         for _ in documents:
             options["after_batch"](1, 0.25)
         return [
-            [Generation(self.answers[self.tokenizer.decode(prompt)], [7], -0.5) for prompt in asked]
-            for asked in prompts
+            [Generation(self.answers[self.tokenizer.decode(prompt)], [7], -0.5) for prompt in row]
+            for row in prompts
         ]
 
 
@@ -74,14 +74,14 @@ def test_scores_are_the_tasks_beside_those_of_always_saying_none(scripted: Scrip
     assert result.baseline.metrics["slot_accuracy"] == 0.75
 
 
-def test_answers_are_held_to_the_list_that_a_subtask_brings(text_model: PidModel) -> None:
+def test_a_subtask_with_a_list_gets_an_answer_of_that_list(text_model: PidModel) -> None:
     allowed = ("yes", "no")
-    asked = Subtask("held", "hotel-area", "yes", allowed), Subtask("free", "hotel-area", "yes")
+    subtasks = Subtask("listed", "hotel-area", "yes", allowed), Subtask("free", "hotel-area", "yes")
     result = evaluation.evaluate(
-        text_model, TwoSlots(), [Example("d", "[user] hello", asked)], limits=LIMITS
+        text_model, TwoSlots(), [Example("d", "[user] hello", subtasks)], limits=LIMITS
     )
-    [[held, free]] = result.answers
-    assert held.text in allowed
+    [[listed, free]] = result.answers
+    assert listed.text in allowed
     assert free.text not in allowed
 
 
@@ -138,9 +138,9 @@ def test_targets_that_the_tokenizer_changes_and_answers_that_were_cut_are_told(
     text_model: PidModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = TwoSlots()
-    asked = Subtask("area", "hotel-area", "none"), Subtask("stars", "hotel-stars", "a </s> b")
+    subtasks = Subtask("area", "hotel-area", "none"), Subtask("stars", "hotel-stars", "a </s> b")
     result = evaluation.evaluate(
-        text_model, task, [Example("d", "[user] hello", asked)], limits=LIMITS
+        text_model, task, [Example("d", "[user] hello", subtasks)], limits=LIMITS
     )
     assert "1 of 2 targets do not come back from the tokenizer" in caplog.text
     assert "the first is 'a </s> b' → 'a   b'" in caplog.text
@@ -275,8 +275,8 @@ def test_a_metric_that_fails_loses_no_answer(
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "error: no score today\nThe answers are not lost: " in error
-    [kept] = (tmp_path / "out").iterdir()
-    assert kept.read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
+    [saved] = (tmp_path / "out").iterdir()
+    assert saved.read_text() == (tmp_path / "whole" / "predictions.jsonl").read_text()
 
 
 def test_an_output_that_is_a_file_is_refused(
@@ -319,19 +319,19 @@ def test_an_output_that_may_not_be_written_is_refused_before_the_work(
         assert error == f"error: cannot write to {tmp_path}: Read-only file system\n"
 
 
-@pytest.mark.parametrize("room", [True, False])
-def test_answers_that_the_disk_has_no_room_for_are_kept_elsewhere(
+@pytest.mark.parametrize("space", [True, False])
+def test_answers_that_the_disk_has_no_space_for_are_saved_elsewhere(
     checkpoint: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    room: bool,
+    space: bool,
 ) -> None:
     run_eval(checkpoint, tmp_path / "whole", "--limit=2")
     write_text, out, elsewhere = Path.write_text, tmp_path / "out", tmp_path / "elsewhere"
 
     def full(path: Path, *arguments: Any, **options: Any) -> int:
-        if room and path.is_relative_to(elsewhere):
+        if space and path.is_relative_to(elsewhere):
             return write_text(path, *arguments, **options)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -346,12 +346,12 @@ def test_answers_that_the_disk_has_no_room_for_are_kept_elsewhere(
         f"error: cannot write {out}: No space left on device; predictions.jsonl was not created"
     )
     assert sentence in error
-    kept = [path for path in elsewhere.rglob("*") if path.name == "predictions.jsonl"]
-    assert len(kept) == room
-    for file in kept:
+    saved = [path for path in elsewhere.rglob("*") if path.name == "predictions.jsonl"]
+    assert len(saved) == space
+    for file in saved:
         assert f"{sentence}\nThe answers are not lost: {file} has them" in error
         assert file.read_bytes() == (tmp_path / "whole" / "predictions.jsonl").read_bytes()
-    if not room:
+    if not space:
         assert "not lost" not in error
         assert list(elsewhere.glob("pid_jax-*")) == []
 

@@ -153,7 +153,7 @@ def test_an_old_config_json_says_it_too(directory: Path, tmp_path: Path) -> None
     [
         ({"num_beams": 1}, {"length_penalty": 1.0, "early_stopping": False}),
         ({"do_sample": True}, {"num_beams": 1, "do_sample": True, "no_repeat_ngram_size": 3}),
-        ({"draft_tokens": 3}, {"num_beams": 1, "no_repeat_ngram_size": 0, "draft_tokens": 3}),
+        ({"draft_tokens": 3}, {"num_beams": 1, "no_repeat_ngram_size": 3, "draft_tokens": 3}),
         ({"max_new_tokens": 10}, {"max_new_tokens": 10, "min_new_tokens": 10}),
         ({"num_return_sequences": 4}, {"num_beams": 4, "num_return_sequences": 4}),
         ({"length_penalty": 0.5}, {"num_beams": 4, "length_penalty": 0.5}),
@@ -185,7 +185,7 @@ def test_sampling_defaults_are_those_of_transformers() -> None:
 
 def test_what_is_taken_and_what_is_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "pid_jax")
-    content = BART_LARGE_CNN | {"typical_p": 0.9, "min_p": 0.1, "epsilon_cutoff": 0.0}
+    content = BART_LARGE_CNN | {"typical_p": 0.9, "top_h": 0.1, "epsilon_cutoff": 0.0}
     content |= {"use_cache": True, "lang_to_id": {"<|en|>": 3}, "guidance_scale": None}
     defaults = of(content)
     defaults.options_with({})
@@ -194,7 +194,7 @@ def test_what_is_taken_and_what_is_not_is_said_once(caplog: pytest.LogCaptureFix
     said = [(record.levelname, record.message) for record in caplog.records]
     assert said[0] == (
         "WARNING",
-        "generation_config.json: not supported here: typical_p=0.9, min_p=0.1, "
+        "generation_config.json: not supported here: typical_p=0.9, top_h=0.1, "
         "lang_to_id={'<|en|>': 3}",
     )
     assert said[1] == ("INFO", "generation_config.json: without effect here: use_cache=True")
@@ -220,7 +220,7 @@ def test_what_is_taken_and_what_is_not_is_said_once(caplog: pytest.LogCaptureFix
         ),
         ({"bad_words_ids": [5]}, r'"bad_words_ids": bad_words_ids\[0\] must be a list'),
         ({"num_beams": 0}, '"num_beams": num_beams must be at least 1'),
-        ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "temperature": 0.0}, '"temperature": temperature must be above 0'),
         ({"do_sample": True, "top_k": -1}, '"top_k": top_k must be at least 0'),
         ({"max_length": 2.5}, '"max_length": max_new_tokens must be a whole number'),
     ],

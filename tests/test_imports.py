@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import pid_jax
+
 HEAVY = (
     "grain",
     "huggingface_hub",
@@ -21,8 +23,9 @@ HEAVY = (
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """The top-level modules that a fresh interpreter holds after `import pid_jax`."""
-    program = "import sys, pid_jax; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    """The top-level modules that a fresh interpreter has after a use of `pid_jax.PidModel`."""
+    modules = "{name.split('.')[0] for name in sys.modules}"
+    program = f"import sys, pid_jax; pid_jax.PidModel; print(*sorted({modules}))"
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     )
@@ -37,3 +40,17 @@ def test_importing_pid_jax_leaves_it_out(imported: set[str], package: str) -> No
 def test_importing_pid_jax_brings_jax(imported: set[str]) -> None:
     # Otherwise the statements above would hold of an interpreter that failed to import anything.
     assert {"jax", "flax", "pid_jax"} <= imported
+
+
+def test_jax_is_imported_on_first_use_only() -> None:
+    program = "import sys, pid_jax; assert 'jax' not in sys.modules; dir(pid_jax); pid_jax.tasks"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in pid_jax.__all__:
+        assert getattr(pid_jax, name) is not None
+        assert name in dir(pid_jax)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pid_jax.nothing
+    assert not hasattr(pid_jax, "__wrapped__")

@@ -22,7 +22,7 @@ from pid_jax.checkpoints import contents, generation_config, tensors
 from pid_jax.checkpoints.tensors import WEIGHTS, WEIGHTS_INDEX
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
-from pid_jax.models.protocol import Config, EncoderDecoder, Params, TensorPlace
+from pid_jax.models.protocol import Config, EncoderDecoder, Params, TensorPath
 
 GENERATION = generation_config.FILE
 _FORCED = ("forced_bos_token_id", "forced_eos_token_id")
@@ -246,7 +246,7 @@ def _write_config(
 
 
 def _split(
-    locations: Mapping[str, TensorPlace], flat: Mapping[tuple[str, ...], jax.Array]
+    locations: Mapping[str, TensorPath], flat: Mapping[tuple[str, ...], jax.Array]
 ) -> list[list[str]]:
     """The names of the tensors of each shard, at most `SHARD_BYTES` per shard."""
     shards: list[list[str]] = [[]]
@@ -264,7 +264,7 @@ def _split(
 def _write_shard(
     path: Path,
     names: list[str],
-    locations: Mapping[str, TensorPlace],
+    locations: Mapping[str, TensorPath],
     flat: Mapping[tuple[str, ...], jax.Array],
 ) -> None:
     from safetensors.numpy import save_file

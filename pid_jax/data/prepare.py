@@ -1,6 +1,5 @@
 """Converts a task's source to a random-access data set: `python -m pid_jax.data.prepare`."""
 
-import argparse
 import logging
 import os
 import sys
@@ -14,29 +13,11 @@ from tqdm import tqdm
 
 from pid_jax import tasks
 from pid_jax.atomic_file import new_directory
-from pid_jax.command_line import add_task_options, task_options, user_errors
 from pid_jax.data import prepared
 from pid_jax.data.examples import Example
 from pid_jax.data.prepared import Origin, PreparedData
 from pid_jax.errors import MissingData, UserError
 
-DESCRIPTION = """\
-Reads a task's source once, checks it from end to end, and writes its examples as a data set of
-tensorflow_datasets (ArrayRecord; TensorFlow is not needed), which train.py and eval.py read at
-random:
-
-  python -m pid_jax.data.prepare --task=multiwoz24 --source=MULTIWOZ2.4.zip --data_dir=prepared
-  python train.py --config=configs/multiwoz24_scratch.py --workdir=runs/multiwoz24 \\
-      --config.data.path=prepared
-
-The data set is DATA_DIR/TASK/VERSION. A version appears when it is complete and never changes.
-If the source, the options or the task's reader have changed, the command writes a new version.
-Otherwise it verifies the checksums of the present version and uses it. After an interruption the
-same command starts over. The command reports splits that the source lacks and leaves them out.
-"""
-EXIT_STATUS = """\
-exit status: 0 the data set is complete; 2 an error in the command or data; 130 stopped by Ctrl-C.
-"""
 SECONDS_BETWEEN_REPORTS = 5.0
 
 log = logging.getLogger("pid_jax.data.prepare")  # the same name when run as __main__
@@ -89,7 +70,7 @@ def _open_splits(
     task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
 ) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
     """The examples of each split that the source has, and why it lacks the others."""
-    present: dict[str, Iterable[Example]] = {}
+    present_splits: dict[str, Iterable[Example]] = {}
     left_out = {}
     for split in splits or tasks.SPLITS:
         try:
@@ -102,14 +83,14 @@ def _open_splits(
             continue
         if first is None:
             raise UserError(f"task {task.name}: the split {split!r} has no examples")
-        present[split] = _with_progress(chain([first], examples), split)
-    if not present:
+        present_splits[split] = _with_progress(chain([first], examples), split)
+    if not present_splits:
         raise UserError("; ".join(left_out.values()))
-    return present, left_out
+    return present_splits, left_out
 
 
 def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:
-    """Reports progress on standard error: a bar on a terminal, else a line every 5 seconds."""
+    """Shows a bar on a terminal, and logs a line every few seconds elsewhere."""
     count = 0
     started = reported = time.monotonic()
     with tqdm(desc=split, unit=" examples", disable=not sys.stderr.isatty()) as bar:
@@ -175,52 +156,10 @@ def _next_version(present: Sequence[PreparedData]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pid_jax.data.prepare",
-        description=DESCRIPTION,
-        epilog=EXIT_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--task", required=True, help=f"one of {', '.join(tasks.names())}, or module:Class"
-    )
-    parser.add_argument(
-        "--source", metavar="PATH", help="the downloaded files, if the task reads any"
-    )
-    parser.add_argument(
-        "--data_dir",
-        required=True,
-        metavar="DIRECTORY",
-        type=Path,
-        help="directory of data sets; created if missing",
-    )
-    parser.add_argument(
-        "--split",
-        action="append",
-        choices=tasks.SPLITS,
-        help="prepare only this split, and require it; may be repeated",
-    )
-    add_task_options(parser)
-    options = parser.parse_args(arguments)
+    """The command `pid-jax prepare`."""
+    from pid_jax.commands import prepare as command
 
-    package_log = logging.getLogger("pid_jax")
-    package_log.setLevel(logging.INFO)
-    package_log.addHandler(logging.StreamHandler())
-    package_log.propagate = False  # absl would write the lines a second time
-    with user_errors():
-        try:
-            data = prepare(
-                options.task,
-                options.source,
-                options.data_dir,
-                options=task_options(options.option),
-                splits=options.split,
-            )
-        except KeyboardInterrupt:
-            print("stopped: nothing was written", file=sys.stderr)
-            sys.exit(130)
-    print(f"{data.directory}: {', '.join(data.splits)}")
+    command.main(arguments, program="python -m pid_jax.data.prepare")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Outputs held to closed lists of allowed strings, each list a prefix tree over tokens.
+"""Allowed outputs: closed lists of strings, each list a prefix tree over tokens.
 
 Generating along a prefix tree of the allowed outputs, every other token at minus infinity, is
 how GENRE names entities (De Cao et al., "Autoregressive Entity Retrieval", arXiv 2010.00904,
@@ -40,7 +40,7 @@ class PrefixForest(NamedTuple):
     """
 
     first_edge: Int[Arr, " nodes1"]
-    """The edges of node n stand at `first_edge[n]` up to, not with, `first_edge[n + 1]`."""
+    """The edges of node n are those from `first_edge[n]` to `first_edge[n + 1]`, exclusive."""
     edge_tokens: Int[Arr, " edges"]
     """Ascending among the edges of a node. The padding at the end is at least `width` long."""
     edge_targets: Int[Arr, " edges"]
@@ -72,13 +72,13 @@ def admissible(
             f"{where} is an empty list, which admits no output: give at least one string, "
             "or None for no constraint"
         )
-    kept = []
+    admitted = []
     for string, name in zip(strings, names, strict=True):
         body = list(string[:-1] if string and string[-1] in end_token_ids else string)
         inside = next((token for token in body if token in end_token_ids), None)
         if inside is not None:
             raise UserError(
-                f"{where}: {name!r} holds the end token {inside} before its end, "
+                f"{where}: {name!r} has the end token {inside} before its end, "
                 "and an output ends there: remove it"
             )
         if len(body) >= max_new_tokens:
@@ -87,14 +87,14 @@ def admissible(
                 f"max_new_tokens={max_new_tokens}: raise max_new_tokens or leave the string out"
             )
         if len(body) >= min_new_tokens:
-            kept.append([*body, end_token_ids[0] if len(body) == len(string) else string[-1]])
-    if not kept:
+            admitted.append([*body, end_token_ids[0] if len(body) == len(string) else string[-1]])
+    if not admitted:
         longest = max(names, key=lambda name: len(strings[names.index(name)]))
         raise UserError(
             f"{where} admits no output: min_new_tokens={min_new_tokens}, but even {longest!r} "
             "has fewer tokens: lower min_new_tokens or add longer strings"
         )
-    return kept
+    return admitted
 
 
 def compile_forest(
@@ -102,11 +102,11 @@ def compile_forest(
 ) -> tuple[PrefixForest, list[int]]:
     """One forest for all lists, as NumPy arrays, and for each list the node to start from.
 
-    Strings are token ids that end with the end token and hold it nowhere else (see
-    `admissible`). Equal lists share a tree; order and repetition within a list mean nothing.
+    Strings are token ids with the end token at the end and nowhere else (see `admissible`). Equal
+    lists share a tree. Order and repetition within a list have no effect.
     """
     trees: dict[frozenset[tuple[int, ...]], int] = {}
-    of_object: dict[int, int] = {}  # the same list object is asked of prompt after prompt
+    of_object: dict[int, int] = {}  # prompts often share a list object
     tree_of_list = []
     for strings in lists:
         if id(strings) not in of_object:

@@ -1,8 +1,8 @@
 """The automata that follow each output: allowed outputs, patterns, and stop sequences.
 
 Greedy decoding, sampling, beam search and prompt lookup use them through `Automata` alone: it says
-where an output stands after a token, which tokens may come next, and whether a stop sequence is
-complete. An output stands in each automaton at one integer, so beams inherit it by one gather.
+the position of an output after a token, which tokens may come next, and whether a stop sequence is
+complete. The position in an automaton is one integer, so beams inherit it by one gather.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from pid_jax.decoding.token_automata import TokenAutomaton
 
 
 class Position(NamedTuple):
-    """Where outputs stand in the automata; None where a call has no such automaton."""
+    """The states of outputs in the automata; None where a call has no such automaton."""
 
     node: Int[Arr, "*rows"] | None = None
     """In the forest of allowed outputs."""

@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from pid_jax.backends.selection import largest
 from pid_jax.decoding import token_logprobs
-from pid_jax.decoding.logits import largest
 from pid_jax.decoding.search import BestOutputs, SearchStep, Selection
 from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.errors import UserError

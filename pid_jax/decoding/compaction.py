@@ -89,8 +89,9 @@ def count_active(finished: Bool[np.ndarray, "B P"]) -> Size:
 
 def gather_of(active: Bool[np.ndarray, "B P"], size: Size) -> Gather:
     """The active documents and prompts in their order, filled up to this size."""
-    documents = np.arange(len(active))
+    documents = np.arange(len(active), dtype=np.int32)
     if size[0] < len(active):
-        documents = np.argsort(~active.any(axis=1), kind="stable")[: size[0]]
+        documents = np.argsort(~active.any(axis=1), kind="stable")[: size[0]].astype(np.int32)
     columns = np.argsort(~active[documents], axis=1, kind="stable")[:, : size[1]]
+    columns = columns.astype(np.int32)  # as on the device, where another type is another program
     return Gather(documents, columns, np.take_along_axis(active[documents], columns, axis=1))

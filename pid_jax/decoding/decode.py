@@ -1,4 +1,4 @@
-"""Decoding: decode steps until every output has finished, or few enough are left to compact.
+"""Decoding: decode steps until every output has finished, or the batch can be compacted.
 
     encoded = prompt_in_decoder.encode(...)     each document once
     state = prefill(encoded, ...)               read the prompts, select a first token
@@ -31,7 +31,7 @@ def decode(
     max_steps: Int[Arr, ""],
     stop_at: tuple[Int[Arr, ""], Int[Arr, ""]],
 ) -> State:
-    """Decodes until every output has finished, `max_steps` have run, or few enough are active.
+    """Decodes until every output has finished, `max_steps` have run, or few outputs are active.
 
     max_steps: counted from the prefill, which is the first. stop_at: stop once no document has
     more active prompts than the second number, or no more documents than the first are active.
@@ -86,11 +86,7 @@ def _read_last_tokens(
         slot[None, None],
         Past(cache, of_every_beam(prompts.filled(slot))),
     )
-    cache = jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=4),
-        cache,
-        present,
-    )
+    cache = tuple(old.write(new, slot) for old, new in zip(cache, present, strict=True))
     logits = model.apply({"params": params}, hidden[:, :, -1], method="logits")
     shape = prompts.last.shape
     cache = jax.tree.map(lambda layer: layer.reshape(*shape, *layer.shape[2:]), cache)

@@ -9,7 +9,6 @@ functions to the options of a call.
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -90,7 +89,7 @@ def bar_words(
     """Bars each token that would complete one of some words of several tokens.
 
     prefixes: the words without their last tokens, `ANY` before shorter ones. last: their last
-    tokens. A token beyond the vocabulary bars nothing. The other arguments are those of
+    tokens. A token beyond the vocabulary is ignored. The other arguments are those of
     `bar_repeated_ngrams`.
     """
     width = prefixes.shape[1]
@@ -156,47 +155,6 @@ def force_first_and_last(
     return logits
 
 
-def truncate_top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:
-    """Bars all tokens that are less likely than the k-th likeliest.
-
-    Fan et al., arXiv 1805.04833, section 5.4.
-    """
-    vocab_size = logits.shape[-1]
-    likeliest, _ = jax.lax.top_k(logits.reshape(-1, vocab_size), min(k, vocab_size))
-    # Their minimum, not the last: sliced, XLA turns top_k into a whole sort, 60 times as slow.
-    threshold = likeliest.min(axis=-1).reshape(*logits.shape[:-1], 1)
-    return jnp.where(logits < threshold, -jnp.inf, logits)
-
-
-def truncate_top_p(
-    logits: Float[Array, "*rows V"], p: float | Float[Arr, ""]
-) -> Float[Array, "*rows V"]:
-    """Bars all but the fewest likeliest tokens whose probabilities sum to at least p.
-
-    At least one remains, and so does every token as likely as the least likely that remains.
-    (Holtzman et al., nucleus sampling, arXiv 1904.09751, section 3.1.)
-
-    Bisection over the 2^32 values of a float32 finds the least logit that remains. For 30 rows of
-    32,128 logits on two cores that takes 8 ms, and sorting takes 220 ms.
-    """
-    keys = _ordered_integers(logits)
-    probabilities = jax.nn.softmax(logits, axis=-1)
-
-    def halve(
-        _: Int[Array, ""], bounds: tuple[Int[Array, "*rows 1"], Int[Array, "*rows 1"]]
-    ) -> tuple[Int[Array, "*rows 1"], Int[Array, "*rows 1"]]:
-        barred, remaining = bounds
-        middle = (barred >> 1) + (remaining >> 1) + (barred & remaining & 1)
-        mass = jnp.where(keys <= middle, probabilities, 0.0).sum(axis=-1, keepdims=True)
-        too_much = mass > 1 - p
-        return jnp.where(too_much, barred, middle), jnp.where(too_much, middle, remaining)
-
-    greatest = keys.max(axis=-1, keepdims=True)
-    bounds = (jnp.full_like(greatest, jnp.iinfo(jnp.int32).min), greatest)
-    _, threshold = jax.lax.fori_loop(0, 32, halve, bounds)
-    return jnp.where(keys < threshold, -jnp.inf, logits)
-
-
 def truncate_min_p(
     logits: Float[Array, "*rows V"], min_p: float | Float[Arr, ""]
 ) -> Float[Array, "*rows V"]:
@@ -208,34 +166,6 @@ def truncate_min_p(
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def largest(
-    values: Float[Array, "*rows N"], count: int, group: int = 128
-) -> tuple[Float[Array, "*rows C"], Int[Array, "*rows C"]]:
-    """`jax.lax.top_k`, faster where `values` is long.
-
-    The `count` largest values lie in the `count` groups with the largest maxima. One pass finds
-    those maxima; what remains to be sorted is small.
-    """
-    groups = -(-values.shape[-1] // group)
-    if groups <= 2 * count:
-        best, index = jax.lax.top_k(values, count)
-        return best, index
-    rows = values.shape[:-1]
-    padding = [(0, 0)] * len(rows) + [(0, groups * group - values.shape[-1])]
-    grouped = jnp.pad(values, padding, constant_values=-jnp.inf).reshape(*rows, groups, group)
-    _, likely = jax.lax.top_k(grouped.max(axis=-1), count)
-    likely = jnp.sort(likely, axis=-1)  # so that equal values come in order of their indices
-    few = jnp.take_along_axis(grouped, likely[..., None], axis=-2).reshape(*rows, count * group)
-    best, index = jax.lax.top_k(few, count)
-    index = jnp.take_along_axis(likely, index // group, axis=-1) * group + index % group
-    return best, jnp.minimum(index, values.shape[-1] - 1)  # the padding ties with -inf
-
-
-def likeliest(logits: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
-    """The first of the likeliest tokens; `argmax` takes ten times as long on a CPU."""
-    return largest(logits, 1)[1][..., 0]
-
-
 def _at_tokens(
     logits: Float[Array, "*rows V"], tokens: Int[Array, "*rows L"], mask: Bool[Array, "*rows L"]
 ) -> Bool[Array, "*rows V"]:
@@ -245,9 +175,3 @@ def _at_tokens(
     rows = jnp.arange(tokens.shape[0])[:, None]
     marks = jnp.zeros((tokens.shape[0], vocab_size), bool).at[rows, tokens].set(True, mode="drop")
     return marks.reshape(logits.shape)
-
-
-def _ordered_integers(values: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """int32 in the order of these float32: a negative float's magnitude bits count downwards."""
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
-    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -1,8 +1,8 @@
 """Logits processors: what the options of a call change in the logits of each decode step.
 
 A logits processor is a function `(logits, context) -> logits`. The ones here are dataclasses and
-pytrees. Their numbers and tables are leaves, so that another value compiles nothing, and what is
-part of the program is a static field. Each has a class method `create(value, config)`, which makes
+pytrees. Their numbers and tables are leaves, so that another value compiles nothing. What is part
+of the program is a static field. Each has a class method `create(value, config)`, which makes
 it from the value of the option of `GenerationOptions` that names it.
 
 The page docs/adding_a_logits_processor.md adds one step by step.
@@ -16,20 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends import selection
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import logits as functions
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config, end_token_ids
 
 Leaf = Any
-"""A scalar or an array, or what stands for one in a tree: a shape, a sharding, a tracer."""
+"""A scalar or an array, or what represents one in a tree: a shape, a sharding, a tracer."""
 
 
 class LogitsContext(NamedTuple):
     """What a logits processor may read besides the logits, for R rows of each prompt.
 
     A row is a beam of beam search, or one of several positions of an output that are verified in
-    one step. Arrays with an axis of size 1 in the place of R are the same for all rows.
+    one step. An array whose axis R has size 1 is the same for all rows.
     """
 
     unprocessed: Float[Array, "B P R V"]
@@ -109,7 +110,7 @@ class RepetitionPenalty:
 
 @flax.struct.dataclass
 class NoRepeatNgram:
-    """No n-gram of prompt and output occurs twice, unless nothing else is left."""
+    """No n-gram of prompt and output occurs twice, unless every token would be barred."""
 
     size: int = flax.struct.field(pytree_node=False)
 
@@ -277,7 +278,7 @@ class BeginSuppressTokens:
         return cls(tokens, config.forced_bos_token_id is not None)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
-        """Bars the tokens in the rows that have none yet."""
+        """Bars the tokens in the rows without a token."""
         first = jnp.where(self.first_is_forced & ~context.has_prompt, 1, 0)
         is_first = context.step == first
         return jnp.where(self.tokens & is_first[..., None], -jnp.inf, logits)
@@ -314,8 +315,8 @@ class TopK:
         return cls(value)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
-        """See `logits.truncate_top_k`."""
-        return functions.truncate_top_k(logits, self.k)
+        """See `backends.selection.restrict_to_top_k`."""
+        return selection.restrict_to_top_k(logits, self.k)
 
 
 @flax.struct.dataclass
@@ -331,8 +332,8 @@ class TopP:
         return cls(float32(value, 1e-30, 1.0))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
-        """See `logits.truncate_top_p`."""
-        return functions.truncate_top_p(logits, self.p)
+        """See `backends.selection.restrict_to_top_p`."""
+        return selection.restrict_to_top_p(logits, self.p)
 
 
 @flax.struct.dataclass

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Int, UInt32
 
 from pid_jax import prompt_in_decoder
 from pid_jax.data.batching import Arr
@@ -53,9 +53,8 @@ def prefill(
     # Guesses of prompt lookup may exceed the length of the output.
     slots = length - 1 + (0 if options.lookup is None else options.lookup.draft_tokens)
 
-    def with_slots(layer: Float[Array, "B P H K L"]) -> Float[Array, "B P W H K slots"]:
-        padded = jnp.pad(layer, [(0, 0)] * 4 + [(0, slots)])[:, :, None]
-        return jnp.broadcast_to(padded, (*shape, *padded.shape[3:]))
+    def of_every_beam(leaf: Array) -> Array:
+        return jnp.broadcast_to(leaf[:, :, None], (*shape, *leaf.shape[2:]))
 
     logprobs = None
     if options.logprobs is not None:
@@ -71,7 +70,7 @@ def prefill(
         position=options.automata.start(shape, start),
         key=None if keys is None else jnp.asarray(keys),
         lookup=None if options.lookup is None else LookupCounts(zeros, zeros),
-        cache=jax.tree.map(with_slots, present),
+        cache=jax.tree.map(of_every_beam, tuple(layer.pad(slots) for layer in present)),
     )
     # All beams of a prompt are the same so far: one row of logits represents them.
     logits = model.apply({"params": params}, hidden[:, :, -1:], method="logits")

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
+from pid_jax.backends.selection import likeliest
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import token_logprobs
 from pid_jax.decoding.decoding_options import DecodingOptions, logits_context
-from pid_jax.decoding.logits import likeliest
 from pid_jax.decoding.search import Sequences
 from pid_jax.decoding.state import LookupCounts, Prompts, State
 from pid_jax.decoding.step import is_one_of
@@ -166,14 +166,10 @@ def _read(
     hidden, present = prompt_in_decoder.decode(
         model, params, encoded, tokens, jnp.ones_like(tokens, bool), positions, slots, past
     )
-
-    def write(
-        old: Float[Array, "B P 1 H K slots"], new: Float[Array, "B P H K R"]
-    ) -> Float[Array, "B P 1 H K slots"]:
-        start, all_of_them = first[..., 0, None, None], jnp.int32(count)
-        return _written(old[:, :, 0], new, start, all_of_them)[:, :, None]
-
-    cache = jax.tree.map(write, prompts.cache, present)
+    written = tuple(
+        old.write_each(new, first[..., 0]) for old, new in zip(past.layers, present, strict=True)
+    )
+    cache = jax.tree.map(lambda leaf: leaf[:, :, None], written)
     return model.apply({"params": params}, hidden, method="logits"), cache
 
 

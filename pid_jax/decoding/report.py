@@ -19,11 +19,11 @@ class DecodingReport:
     documents: int = 0
     prompts: int = 0
     tokens: int = 0
-    """Tokens chosen, end tokens included; of beam search, the best output's."""
+    """Selected tokens, end tokens included. Under beam search, those of the best outputs."""
     input_tokens: int = 0
     """Tokens of documents and prompts, start tokens included."""
     padding_tokens: int = 0
-    """Places of documents and prompts that were computed for nothing: padding."""
+    """Positions of documents and prompts that are padding."""
     decoder_calls: int = 0
     """Calls of the decoder after the one that reads the prompts."""
     row_steps: int = 0
@@ -32,7 +32,7 @@ class DecodingReport:
     """Rows not computed because prompts that had ended were dropped."""
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    """Of those drafted, how many greedy decoding would have chosen."""
+    """Drafted tokens that greedy decoding selects itself."""
 
     def add(self, other: "DecodingReport") -> None:
         """Counts what another report counts."""
@@ -49,7 +49,7 @@ class DecodingReport:
         self.padding_tokens += batch.documents.size + batch.prompts.size - tokens
 
     def add_calls(self, calls: int, rows: int, all_rows: int) -> None:
-        """Counts calls of the decoder on so many rows, of all those that the batch began with."""
+        """Counts calls of the decoder on some of the rows that the batch had at first."""
         self.decoder_calls += calls
         self.row_steps += calls * rows
         self.row_steps_saved += calls * (all_rows - rows)
@@ -71,10 +71,10 @@ class DecodingReport:
             f"{self.tokens:,} tokens in {self.decoder_calls:,} decoder calls"
         ]
         if self.padding_tokens:
-            places = self.input_tokens + self.padding_tokens
+            positions = self.input_tokens + self.padding_tokens
             lines.append(
-                f"{self.padding_tokens:,} of {places:,} places for documents and prompts were "
-                f"padding ({self.padding_tokens / places:.0%})"
+                f"{self.padding_tokens:,} of {positions:,} positions of documents and prompts were "
+                f"padding ({self.padding_tokens / positions:.0%})"
             )
         rows = self.row_steps + self.row_steps_saved
         if self.row_steps_saved:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
+from pid_jax.backends.selection import likeliest
 from pid_jax.decoding import token_logprobs
-from pid_jax.decoding.logits import likeliest
 from pid_jax.decoding.logits_processors import LogitsContext
 from pid_jax.decoding.token_logprobs import TokenLogprobs
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
+from pid_jax.backends.layouts import KeyValue
 from pid_jax.decoding.automata import Position
-from pid_jax.models.protocol import KeyValue
 
 
 class LookupCounts(NamedTuple):
@@ -36,7 +36,7 @@ class Prompts(NamedTuple):
     lookup: LookupCounts | None
     """Under prompt lookup."""
     cache: tuple[KeyValue, ...]
-    """Per layer `[B, P, W, H, K, slots]`: the prompt's slots, then one for each token read."""
+    """Per layer, with batch axes B P W: the prompt's slots, then one for each token read."""
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -47,7 +47,7 @@ class Prompts(NamedTuple):
     def filled(self, slot: Int[Array, ""] | Int[Array, "B P 1"]) -> Bool[Array, "B P slots"]:
         """The slots of the cache that have a token, if those below `slot` are written."""
         length = self.mask.shape[2]
-        slots = self.cache[0].key.shape[-1]
+        slots = self.cache[0].length()
         written = jnp.arange(length, slots) < slot
         written = jnp.broadcast_to(written, (*self.mask.shape[:2], slots - length))
         return jnp.concatenate([self.mask, written], axis=-1)

@@ -30,7 +30,7 @@ class StopAutomaton(NamedTuple):
     """int32. The last state is that of a completed stop sequence; no token leaves it."""
 
     def after(self, state: Int[Array, "*rows"], token: Int[Array, "*rows"]) -> Int[Array, "*rows"]:
-        """The states once these tokens were chosen."""
+        """The states after these tokens."""
         return jnp.asarray(self.next_state)[state, token]
 
     def stopped(self, state: Int[Array, "*rows"]) -> Bool[Array, "*rows"]:
@@ -42,13 +42,13 @@ class TokenBytes(NamedTuple):
     """The UTF-8 bytes that each token id adds to the decoded text; none for control tokens."""
 
     first: list[bytes]
-    """At the beginning of the text, where many tokenizers swallow a leading space."""
+    """At the start of the text, where many tokenizers drop a leading space."""
     following: list[bytes]
     """Anywhere else."""
     restarted: list[bytes]
     """After a token of `restarts`."""
     restarts: Bool[np.ndarray, " V"]
-    """The tokens after which text is encoded as if it began there (see `detokenizing.Joint`)."""
+    """The tokens after which text is encoded as at the start (see `detokenizing.Joint`)."""
 
     def joined(self, tokens: Sequence[int]) -> bytes:
         """The bytes of a text of these tokens."""
@@ -67,10 +67,9 @@ def compile_stops(
 ) -> StopAutomaton:
     """The automaton, as a NumPy array, that stops at the first completed of these sequences.
 
-    stops: strings, found wherever they stand in the text, and lists of token ids, found where
-    the tokens stand in just this order. tokens: from `token_bytes`; None will do if all stops
-    are token ids. Raises `UserError` for an empty stop, a token id outside the vocabulary, or a
-    string without `tokens`.
+    stops: strings, which may occur anywhere in the text, and lists of token ids, which occur as
+    consecutive tokens. tokens: from `token_bytes`, or None if all stops are token ids. Raises
+    `UserError` for an empty stop, a token id outside the vocabulary, or a string without `tokens`.
     """
     strings: list[Sequence[int]] = []
     sequences: list[Sequence[int]] = []
@@ -97,11 +96,11 @@ def compile_stops(
 def cut(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop string; all of it if there is none.
 
-    First is what is complete first, and of several that end together the longest: the result
-    does not depend on how many characters the last token held.
+    The first stop is the one that is complete first, and of several with the same end the longest.
+    The result does not depend on the length of the last token.
     """
-    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
-    return text[: min(found)[1]] if found else text
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    return text[: min(ends)[1]] if ends else text
 
 
 def contains(text: str, stops: Sequence[str]) -> bool:
@@ -119,8 +118,8 @@ def token_bytes(detokenizer: Detokenizer, vocab_size: int) -> TokenBytes:
     """What each token id adds to the text that the detokenizer makes of an output.
 
     Its tokenizer decodes by byte-level BPE (GPT-2, BART), as SentencePiece (T5, Gemma; with byte
-    fallback or without) or bytes themselves (ByT5). Ids beyond its vocabulary add nothing. Which
-    reading is right is found by decoding the whole vocabulary with each; `UserError` if none is.
+    fallback or without) or bytes themselves (ByT5). Ids beyond its vocabulary add nothing. The
+    right reading is the one with which the whole vocabulary decodes. `UserError` if there is none.
     """
     tokenizer = detokenizer.tokenizer
     ids = range(min(vocab_size, len(tokenizer)))
@@ -157,7 +156,7 @@ def token_bytes(detokenizer: Detokenizer, vocab_size: int) -> TokenBytes:
 def _search(patterns: Sequence[Sequence[int]], alphabet: int) -> Int[np.ndarray, "states alphabet"]:
     """The transitions of an automaton that looks for any of the patterns.
 
-    State 0 is the beginning; the last state is reached when a pattern is complete, and kept.
+    State 0 is the start. The last state means that a pattern is complete, and leads to itself.
     """
     children: list[dict[int, int]] = [{}]
     complete = [False]
@@ -191,9 +190,10 @@ def _search(patterns: Sequence[Sequence[int]], alphabet: int) -> Int[np.ndarray,
 def _over_text(
     search: Int[np.ndarray, "states 256"], tokens: TokenBytes | None, vocab_size: int
 ) -> Int[np.ndarray, "states1 V"]:
-    """The byte automaton's steps over whole tokens, with one state more, 0: no text as yet.
+    """The byte automaton's steps over whole tokens, with one more state, 0: no text so far.
 
-    Where text may begin anew after a token, each state comes twice: after such a token, and else.
+    Where text may restart after a token, each state exists twice: after such a token, and after
+    any other.
     """
     if tokens is None:
         nothing = [b""] * vocab_size
@@ -241,8 +241,8 @@ def _either(
 ) -> Int[np.ndarray, "reached_states V"]:
     """Both automata at once, stopped as soon as one is: the pairs of states that can occur."""
     stopped = len(one) * len(other)
-    found = np.zeros(stopped + 1, bool)
-    found[[START, stopped]] = True
+    known = np.zeros(stopped + 1, bool)
+    known[[START, stopped]] = True
     pairs, rows = [START], []
     for pair in pairs:
         after_one, after_other = one[pair // len(other)], other[pair % len(other)]
@@ -251,8 +251,8 @@ def _either(
         rows.append(row)
         reached = np.zeros(stopped + 1, bool)
         reached[row] = True
-        pairs.extend(np.flatnonzero(reached & ~found).tolist())
-        found |= reached
+        pairs.extend(np.flatnonzero(reached & ~known).tolist())
+        known |= reached
     # So that other stops make the same shape, and no new compilation.
     states = bucket(len(pairs) + 1, multiple=8)
     number = np.full(stopped + 1, states - 1, np.int32)

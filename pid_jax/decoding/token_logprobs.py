@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pid_jax.decoding.logits import largest
+from pid_jax.backends.selection import largest
 
 
 class TokenLogprobs(NamedTuple):

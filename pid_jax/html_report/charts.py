@@ -12,7 +12,7 @@ from pid_jax.html_report.markup import Markup, element
 BINS = 25
 """A histogram has at most so many bars."""
 
-# In the histogram's own units, of which there are as many as CSS pixels on a phone.
+# In the histogram's own units: as many as a phone has CSS pixels.
 WIDTH, HEIGHT = 400, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42
 
@@ -97,7 +97,7 @@ def histogram(
     step = tidy_step(int(values.max() - values.min()) + 1, BINS - 1)
     first = int(values.min()) // step
     counts = np.bincount(values // step - first)
-    # The bar of the lengths a, ..., b begins half a number before a: a single one is centred.
+    # The bar of the lengths a, ..., b starts half a number before a: a single one is centred.
     axes = _Axes(
         low=first * step - 0.5,
         high=(first + len(counts)) * step - 0.5,

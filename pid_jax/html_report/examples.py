@@ -20,21 +20,21 @@ EXAMPLE_CHARACTERS = 60_000
 def worst_examples(evaluation: Evaluation) -> Iterator[Markup]:
     """How they were chosen, and each one; one sentence where no prediction differs."""
     negative = evaluation.negative_target
-    found, total = worst(evaluation.examples, evaluation.answers, negative, most=MOST_EXAMPLES)
-    if not found:
+    compared, total = worst(evaluation.examples, evaluation.answers, negative, most=MOST_EXAMPLES)
+    if not compared:
         yield element("p", "Every prediction is a right answer, to the letter.")
         return
     empty = "" if negative is None else f' An empty prediction is taken for "{negative}".'
     yield element(
         "p",
         f"Of {len(evaluation.examples):,} examples {total:,} have a prediction that is, as a "
-        f"text, none of the right answers; {len(found):,} of them are shown. The first is the one "
-        "whose predictions share the fewest words with the right answers (F1 as SQuAD has it, the "
-        "nearest answer, mean over the example's prompts); of equal ones, the one with the lowest "
-        f"log-probability among such predictions.{empty} The task's score may count otherwise, by "
-        "the rules above.",
+        f"text, none of the right answers. {len(compared):,} of them are shown. The first is the "
+        "one whose predictions share the fewest words with the right answers (F1 as SQuAD has it, "
+        "the nearest answer, mean over the example's prompts). Equal ones are in the order of the "
+        f"lowest log-probability among such predictions.{empty} The task's score may count "
+        "otherwise, by the rules above.",
     )
-    for one in found:
+    for one in compared:
         yield _article(one)
 
 
@@ -45,7 +45,7 @@ def _article(compared: ComparedExample) -> Markup:
     hidden = len(compared.subtasks) - len(shown)
     if hidden:
         differing = compared.differing - sum(one.differs for one in shown)
-        counts += f"; {hidden:,} are not shown, of which {differing:,} differ"
+        counts += f"; {hidden:,} are not shown ({differing:,} of them differ)"
     document = element(
         "div",
         _cut(example.document, DOCUMENT_CHARACTERS),
@@ -69,8 +69,8 @@ def _prompts_to_show(compared: ComparedExample) -> list[Compared]:
     telling = [
         one for one in compared.subtasks if not one.differs and one.said != one.negative_target
     ]
-    kept = set(map(id, [*differing, *telling][:MOST_PROMPTS]))
-    return [one for one in compared.subtasks if id(one) in kept]
+    shown = set(map(id, [*differing, *telling][:MOST_PROMPTS]))
+    return [one for one in compared.subtasks if id(one) in shown]
 
 
 def _table(shown: list[Compared]) -> Markup:
@@ -110,7 +110,7 @@ def _text(text: str, most: int) -> Markup:
 
 
 def _cut(text: str, most: int) -> Markup:
-    """The text, or its beginning and its end, and how much was left out between them."""
+    """The text, or its start and its end, and the length of the part between them."""
     if len(text) <= most:
         return joined([text])
     left_out = element("span", f" [{len(text) - most:,} characters] ", class_="muted")

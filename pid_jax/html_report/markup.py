@@ -34,7 +34,7 @@ def escaped(text: str) -> Markup:
     if isinstance(text, Markup):
         return text
     text = _LINE_ENDS.sub("\n", text)
-    text = _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])), text)
+    text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])), text)
     return Markup(html.escape(_NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)))
 
 

@@ -132,11 +132,11 @@ def _table(
 def _lengths(evaluation: Evaluation) -> Iterator[Markup]:
     limits = {}
     if evaluation.run is not None:
-        given = evaluation.run.truncation.limits
+        of_run = evaluation.run.truncation.limits
         limits = {
-            "documents": given.document_tokens,
-            "prompts": given.prompt_tokens,
-            "targets": given.target_tokens,
+            "documents": of_run.document_tokens,
+            "prompts": of_run.prompt_tokens,
+            "targets": of_run.target_tokens,
         }
     unit = evaluation.lengths.unit
     figures = [

@@ -25,7 +25,7 @@ from pid_jax.decoding.decode import decode
 from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.decoding.prefill import prefill
 from pid_jax.decoding.state import State
-from pid_jax.inference.compaction_policy import CompactionPolicy, Run
+from pid_jax.inference.compaction_policy import CompactionPolicy, DecodingRun
 from pid_jax.inference.decoding_batch import DecodingBatch, Kind, Outputs, no_outputs
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import CompiledFunction, Executable, Programs
@@ -136,7 +136,7 @@ class BatchDecoder:
             batch.active[:, part],
             ~batch.active[:, part],
         )
-        limit, step, run = batch.max_steps, 1, Run()
+        limit, step, run = batch.max_steps, 1, DecodingRun()
         if every is not None or limit == 1:
             _write_outputs(batch, active, outputs)
         if every is not None and limit > 1 and not active.finished.all():

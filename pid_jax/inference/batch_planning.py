@@ -1,9 +1,9 @@
-"""Which documents are decoded together, and at which padded shapes.
+"""Which documents share a batch, and the padded shape of each batch.
 
-Each shape takes three compiled programs, and padding takes time in every batch. So a call's
-documents are put into a few classes of similar sizes, each with one shape; shapes that are
-compiled already are used again while the padding costs less than another compilation would.
-Batches of a class that documents do not fill take smaller documents in.
+Each shape takes three compiled programs, and padding takes time in every batch. The documents of a
+call form a few classes of similar sizes, each with one shape. Shapes that are compiled already are
+used again while the padding costs less than another compilation. A batch that the documents of its
+class do not fill takes smaller documents as well.
 """
 
 import math
@@ -23,7 +23,7 @@ Size = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Limits:
+class BatchLimits:
     """What bounds a batch, and the number of shapes."""
 
     tokens: int
@@ -41,7 +41,7 @@ class Limits:
     """What a step of decoding takes, in tokens, however few rows it has: reading the weights."""
 
     @classmethod
-    def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "Limits":
+    def by_default(cls, tokens: int | None = None, documents: int | None = None) -> "BatchLimits":
         """Those of this process's backend.
 
         Beside the speed of an accelerator a compilation costs more: larger batches, fewer shapes,
@@ -62,11 +62,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Examples to be decoded together, by index, and the padded shape."""
+    """The examples of a batch, by index, and its padded shape."""
 
     examples: tuple[int, ...]
     shape: BatchShape
-    """`prompts` are those decoded at once; `target_tokens` the room for outputs."""
+    """`prompts` are those decoded at once, `target_tokens` is the length of the output arrays."""
     parts: int = 1
     """Above 1 a document has more prompts than are decoded at once: its encoding serves all."""
     same_shape_after: int = 0
@@ -82,7 +82,7 @@ class BatchPlanner:
     def plan(
         self,
         examples: Sequence[TokenizedExample],
-        limits: Limits,
+        limits: BatchLimits,
         *,
         new_tokens: int | None,
         num_beams: int = 1,
@@ -92,23 +92,22 @@ class BatchPlanner:
     ) -> list[PlannedBatch]:
         """Batches of all examples that have prompts, the largest first.
 
-        new_tokens: of an output; None for the examples' own targets. num_beams: how often a prompt
-        and its output are held. devices: fewer documents than fill a batch on each are shared
-        out. compiled: shapes that need no compilation. sort: False keeps the order of the
-        documents.
-        A batch stays within `limits.tokens` unless one document alone exceeds them; prompts of a
-        document that exceed them together are decoded in parts. The largest come first: if memory
-        does not suffice, that shows at once.
+        new_tokens: of an output. None for the examples' own targets. num_beams: rows of a prompt.
+        devices: fewer documents than fill a batch on each are distributed. compiled: shapes that
+        need no compilation. sort: False maintains the order of the documents.
+        A batch has at most `limits.tokens` unless one document alone exceeds them. If the prompts
+        of one document exceed them, they are decoded in parts. The largest batches come first: if
+        memory does not suffice, that shows at once.
         """
-        asked = [index for index, example in enumerate(examples) if example.prompts]
-        if not asked:
+        prompted = [index for index, example in enumerate(examples) if example.prompts]
+        if not prompted:
             return []
-        room = None
+        output_tokens = None
         if new_tokens is not None:
-            room = _room(new_tokens, limits, compiled)
-        known = [shape for shape in compiled if room in (None, shape.target_tokens)]
-        layout = _Layout(limits, room, num_beams, math.ceil(len(asked) / devices))
-        sizes = {index: layout.size_of(examples[index]) for index in asked}
+            output_tokens = _output_length(new_tokens, limits, compiled)
+        known = [shape for shape in compiled if output_tokens in (None, shape.target_tokens)]
+        layout = _Layout(limits, output_tokens, num_beams, math.ceil(len(prompted) / devices))
+        sizes = {index: layout.size_of(examples[index]) for index in prompted}
         shapes = self._shapes(sizes, layout, known)
         cut = layout.filled(sizes, shapes) if sort else layout.in_order(sizes, shapes)
         return [
@@ -148,9 +147,9 @@ Cut = list[tuple[tuple[int, ...], BatchShape]]
 
 @dataclass(frozen=True)
 class _Layout:
-    limits: Limits
-    room: int | None
-    """Places for each output; None: as many as an example's own targets need."""
+    limits: BatchLimits
+    output_tokens: int | None
+    """The length of the output arrays. None: as long as an example's own targets."""
     num_beams: int
     share: int
     """The most documents that a device should take at once."""
@@ -158,10 +157,10 @@ class _Layout:
     def size_of(self, example: TokenizedExample) -> Size:
         """The example's own size, rounded up; of prompts, those decoded at once."""
         prompt_tokens = _rounded(1 + max(map(len, example.prompts)), self.limits)
-        room = self.room
-        if room is None:
-            room = _rounded(max(max(map(len, example.targets)), 1), self.limits)
-        each = self.num_beams * (prompt_tokens + room)
+        output_tokens = self.output_tokens
+        if output_tokens is None:
+            output_tokens = _rounded(max(max(map(len, example.targets)), 1), self.limits)
+        each = self.num_beams * (prompt_tokens + output_tokens)
         at_once = max(bucket_below(self.limits.tokens // each), 1)
         count = len(example.prompts)
         parts = math.ceil(count / at_once)
@@ -169,13 +168,13 @@ class _Layout:
             _rounded(len(example.document), self.limits, multiple=DOCUMENT_MULTIPLE),
             _rounded(math.ceil(count / parts), self.limits),
             prompt_tokens,
-            room,
+            output_tokens,
         )
 
     def tokens(self, size: Size) -> int:
         """Of one document of this size, with prompts and outputs."""
-        document_tokens, prompts, prompt_tokens, room = size
-        return document_tokens + prompts * self.num_beams * (prompt_tokens + room)
+        document_tokens, prompts, prompt_tokens, output_tokens = size
+        return document_tokens + prompts * self.num_beams * (prompt_tokens + output_tokens)
 
     def shape(self, size: Size, count: int) -> BatchShape:
         """The shape for `count` documents of this size, evenly filled."""
@@ -188,7 +187,7 @@ class _Layout:
 
     def cost(self, shape: BatchShape, count: int) -> int:
         """What batches of this shape take for `count` documents, in tokens."""
-        steps = 2 + (shape.target_tokens if self.room is not None else 0)
+        steps = 2 + (shape.target_tokens if self.output_tokens is not None else 0)
         each = shape.documents * self.tokens(_size(shape)) + steps * self.limits.tokens_per_step
         return math.ceil(count / shape.documents) * each
 
@@ -211,10 +210,10 @@ class _Layout:
         return self.limits.tokens_per_shape
 
     def classes(self, counts: Counter[Size]) -> dict[Size, Size]:
-        """Each size's class, whose own size holds all of its members.
+        """The class of each size, as a size that is no smaller than any of its members.
 
-        Classes are merged, those first that add the fewest tokens of padding, as long as keeping
-        them apart saves too little.
+        Classes are merged, those first that add the fewest tokens of padding, as long as separate
+        classes save too little.
         """
         coarser = {size: size for size in counts}
         steps = self.limits.steps_per_octave
@@ -222,7 +221,7 @@ class _Layout:
             steps //= 2
             coarser = {size: _coarser(size, steps) for size in counts}
         sizes = np.array(sorted(set(coarser.values())), np.int64)
-        number = {tuple(size): place for place, size in enumerate(sizes.tolist())}
+        number = {tuple(size): index for index, size in enumerate(sizes.tolist())}
         members = np.zeros(len(sizes), np.int64)
         for size, count in counts.items():
             members[number[coarser[size]]] += count
@@ -261,7 +260,7 @@ class _Layout:
         return cut
 
     def in_order(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
-        """Batches of documents that follow each other and have a shape that holds them all."""
+        """Batches of consecutive documents for which one of the shapes is sufficient."""
         known = sorted(set(shapes.values()), key=lambda shape: self.tokens(_size(shape)))
         cut: Cut = []
         for index, size in sizes.items():
@@ -287,20 +286,20 @@ def _fits(size: Size, shape: BatchShape) -> bool:
     return all(one <= most for one, most in zip(size, _size(shape), strict=True))
 
 
-def _room(new_tokens: int, limits: Limits, compiled: Collection[BatchShape]) -> int:
-    """Places for the tokens of an output: a little more where that is compiled already."""
+def _output_length(new_tokens: int, limits: BatchLimits, compiled: Collection[BatchShape]) -> int:
+    """The length of the output arrays: a little more where that is compiled already."""
     own = _rounded(new_tokens, limits)
-    rooms = [shape.target_tokens for shape in compiled if shape.target_tokens >= new_tokens]
-    if own not in rooms and rooms and min(rooms) <= own + max(own // 4, 8):
-        return min(rooms)
+    lengths = [shape.target_tokens for shape in compiled if shape.target_tokens >= new_tokens]
+    if own not in lengths and lengths and min(lengths) <= own + max(own // 4, 8):
+        return min(lengths)
     return own
 
 
 _MOST_CLASSES = 20
-"""However many documents there are: all of their programs are to be kept at once."""
+"""However many documents there are: all of their programs have to stay in memory."""
 
 _MOST_MERGED = 256
-"""Classes to begin with: merging compares each with each."""
+"""Classes at first: merging compares each with each."""
 
 
 def _merged(
@@ -338,13 +337,15 @@ def _merged(
         added[first] = added[:, first] = added_with(int(first))
 
 
-def _rounded(size: int, limits: Limits, multiple: int = 1) -> int:
+def _rounded(size: int, limits: BatchLimits, multiple: int = 1) -> int:
     return _coarse(bucket(size, multiple=multiple), limits.steps_per_octave)
 
 
 def _coarser(size: Size, steps: int) -> Size:
-    document_tokens, prompts, prompt_tokens, room = (_coarse(length, steps) for length in size)
-    return document_tokens, prompts, prompt_tokens, room
+    document_tokens, prompts, prompt_tokens, output_tokens = (
+        _coarse(length, steps) for length in size
+    )
+    return document_tokens, prompts, prompt_tokens, output_tokens
 
 
 def _coarse(size: int, steps: int) -> int:

@@ -18,7 +18,7 @@ from pid_jax.inference.decoding_batch import DecodingBatch, Kind
 
 
 @dataclass
-class Run:
+class DecodingRun:
     """The decode steps of one batch, with their sizes and their seconds."""
 
     sizes: list[tuple[int, Size]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Savings:
 
     def add(
         self,
-        run: Run,
+        run: DecodingRun,
         lengths: Int[np.ndarray, "B P"],
         active: Bool[np.ndarray, "B P"],
         candidates: Sequence[tuple[Hashable, Size]],
@@ -146,7 +146,7 @@ class CompactionPolicy:
     def record(
         self,
         batch: DecodingBatch,
-        run: Run,
+        run: DecodingRun,
         lengths: Int[np.ndarray, "B P"],
         active: Bool[np.ndarray, "B P"],
         compiled: Compiled,

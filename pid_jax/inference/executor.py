@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,6 @@ from pid_jax.programs import Programs
 ResultT = TypeVar("ResultT")
 Make = Callable[[PlannedBatch], DecodingBatch]
 """Makes the arrays of a planned batch, right before they go to a device."""
-
-
-class Completed(NamedTuple):
-    """A batch, its result, and the seconds since the one before it: together those that passed."""
-
-    batch: PlannedBatch
-    result: object
-    seconds: float
 
 
 class Executor(Sequence[BatchDecoder]):

@@ -1,14 +1,18 @@
-"""What a checkpoint's `generation_config.json` says, as defaults of `GenerationOptions`.
+"""A checkpoint's `generation_config.json` as defaults of `GenerationOptions`.
 
-As in transformers, a checkpoint's values hold wherever a caller gives none. In three things this
-package goes its own way. Lengths: transformers counts the whole decoder input in `max_length` and
-`min_length`. Here prompts of any length stand in the decoder, and an answer has the room that it
-has after an empty prompt: `max_new_tokens = max_length - 1` (for the start token), and so with the
-minimum; a file without either gives this package's defaults, not transformers' 20. Where the
-decoder has fewer positions, that is cut to what the longest prompt of a call leaves. Values that do
-not go with what a caller gives, such as `num_beams` with `draft_tokens`, yield to it, and a line
-in the log says so. What is not supported is named there too. A value that cannot be, such as a
-temperature of 0, is an error only once it would have an effect.
+As in transformers, the values of a checkpoint apply wherever a caller gives none. Three things
+differ.
+
+Lengths: transformers counts the whole decoder input in `max_length` and `min_length`. Here prompts
+of any length are in the decoder, and an answer may be as long as after an empty prompt:
+`max_new_tokens = max_length - 1` (for the start token), and the minimum likewise. A file without
+either gives the defaults of this package, not the 20 of transformers. Where the decoder has fewer
+positions, the length is reduced to what the longest prompt of a call leaves.
+
+Conflicts: a value of the file that excludes one of the caller, such as `num_beams` with
+`draft_tokens`, is ignored, and a line in the log says so. The log also names what is not supported.
+
+Impossible values, such as a temperature of 0, are an error only where they would have an effect.
 """
 
 import logging
@@ -37,7 +41,7 @@ _SHAPES_OUTPUTS = ("num_beams", "do_sample", "repetition_penalty", "no_repeat_ng
 
 
 class GenerationDefaults:
-    """The options that a checkpoint sets, and how they go together with those of a caller."""
+    """The options that a checkpoint sets, and how they combine with those of a caller."""
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class GenerationDefaults:
         streamed: bool = False,
         constrained: bool = False,
     ) -> GenerationOptions:
-        """The options for what a caller gives; None is as good as nothing.
+        """The options of a call. A caller's None counts as not given.
 
         streamed: for outputs that are shown as they grow, which beams are not. constrained:
         for outputs some of which are of closed lists: the file's least length does not count
@@ -82,9 +86,9 @@ class GenerationDefaults:
             )
         given = {name: read_option(name, v) for name, v in given.items() if v is not None}
         taken = {name: value for name, value in self.options.items() if name not in given}
-        impossible = {n: found for n, found in self._impossible.items() if n not in given}
-        asked = taken | dict.fromkeys(impossible)
-        left_out = _incompatible(given, asked, streamed)
+        impossible = {n: why for n, why in self._impossible.items() if n not in given}
+        of_file = taken | dict.fromkeys(impossible)
+        left_out = _incompatible(given, of_file, streamed)
         for name, (_, why) in impossible.items():
             if name not in left_out:
                 raise UserError(why)
@@ -106,42 +110,42 @@ class GenerationDefaults:
         return CheckpointOptions(**taken | given, of_checkpoint=frozenset(taken))
 
     def _translated(self, content: Mapping[str, Any], has_tokenizer: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for key in HONOURED:
             if content.get(key) is None:
                 continue
             value = _plain(key, content[key])
             name = "stop" if key == "stop_strings" else key
             try:
-                found[name] = read_option("max_new_tokens" if key in LENGTHS else name, value)
+                options[name] = read_option("max_new_tokens" if key in LENGTHS else name, value)
             except UserError as error:
                 self._impossible[name] = value, f'{FILE}: "{key}": {error}'
         for limit in ("max", "min"):
             wrong = self._impossible.pop(f"{limit}_length", None)
-            if wrong is not None and f"{limit}_new_tokens" not in found:
+            if wrong is not None and f"{limit}_new_tokens" not in options:
                 self._impossible.setdefault(f"{limit}_new_tokens", wrong)
-            length = found.pop(f"{limit}_length", None)
+            length = options.pop(f"{limit}_length", None)
             if length is not None:
                 lowest = 1 if limit == "max" else 0
-                found.setdefault(f"{limit}_new_tokens", max(length - 1, lowest))
-        if found.get("do_sample") and "top_k" not in {**found, **self._impossible}:
-            found["top_k"] = 50  # transformers' default
-        if found.get("stop") and not has_tokenizer:
+                options.setdefault(f"{limit}_new_tokens", max(length - 1, lowest))
+        if options.get("do_sample") and "top_k" not in {**options, **self._impossible}:
+            options["top_k"] = 50  # transformers' default
+        if options.get("stop") and not has_tokenizer:
             self._say(logging.WARNING, f"stop_strings of {FILE} need a tokenizer: left out")
-            del found["stop"]
+            del options["stop"]
         most = self._config.max_decoder_tokens
-        if most is not None and found.get("max_new_tokens", 0) > most:
-            found["max_new_tokens"] = most
+        if most is not None and options.get("max_new_tokens", 0) > most:
+            options["max_new_tokens"] = most
         for name in _SUPPRESSED:
-            if name in found:  # transformers looks for tokens among these, so others do no harm
-                found[name] = tuple(t for t in found[name] if t < self._config.vocab_size)
-        found = {name: value for name, value in found.items() if value != DEFAULTS[name]}
-        for name, value in found.items():
+            if name in options:  # transformers looks for tokens among these, so others do no harm
+                options[name] = tuple(t for t in options[name] if t < self._config.vocab_size)
+        options = {name: value for name, value in options.items() if value != DEFAULTS[name]}
+        for name, value in options.items():
             try:
                 check_alone(name, value)
             except UserError as error:
                 self._impossible[name] = value, f"{FILE}: {error}"
-        return {name: value for name, value in found.items() if name not in self._impossible}
+        return {name: value for name, value in options.items() if name not in self._impossible}
 
     def _name_the_rest(self, content: Mapping[str, Any]) -> None:
         known = {*generation_config.ABOUT_ITSELF, *generation_config.OF_CONFIG, *HONOURED}
@@ -211,7 +215,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def check_alone(name: str, value: Any) -> None:
-    """Raises `UserError` for an option's value that does not fit, whatever else is chosen."""
+    """Raises `UserError` for an option's value that does not fit, whatever the other options."""
     needed: dict[str, Any] = {}
     if name in SAMPLING_OPTIONS:
         needed = {"do_sample": True}

@@ -1,14 +1,12 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -23,10 +21,11 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
-from pid_jax.inference.batch_planning import Limits, PlannedBatch
+from pid_jax.inference.batch_planning import BatchLimits, PlannedBatch
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
-from pid_jax.inference.plan import Arrangement, Plan, Planner
+from pid_jax.inference.plan import Arrangement, Plan, Planner, compaction
+from pid_jax.inference.progress_bar import progress_bar
 from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
 from pid_jax.inference.results import (
     Generation,
@@ -44,7 +43,7 @@ class PidModel:
 
     Documents and prompts are text, or token ids that are used as they are. Lists, tuples, arrays,
     pandas columns and other iterables are read in their order; what is neither text nor whole
-    numbers is a `UserError` that names its place. Of text, documents get the special tokens of
+    numbers is a `UserError` that names the item. Of text, documents get the special tokens of
     the tokenizer (T5 appends `</s>`), prompts get none, and targets to be scored get the end token.
     """
 
@@ -86,8 +85,7 @@ class PidModel:
 
     @property
     def generation_config(self) -> Mapping[str, Any]:
-        """What the checkpoint says of how outputs are chosen, as it says it: `save_pretrained`
-        keeps all of it."""
+        """The content of the checkpoint's `generation_config.json`. `save_pretrained` writes it."""
         return MappingProxyType(self._generation_config)
 
     @property
@@ -100,9 +98,7 @@ class PidModel:
         """Created when it is first used: it may copy the parameters."""
         with self._lock:
             if self._created is None:
-                params = self.params
-                if jax.default_backend() == "cpu":
-                    params = self.model.decoding_params(params)
+                params = self.model.decoding_params(self.params)
                 self._created = Executor(self.model, params)
             return self._created
 
@@ -184,7 +180,7 @@ class PidModel:
         other documents of a batch nor on order or padding. Raises `UserError` for arguments that
         do not fit.
         """
-        compact = _compaction(compact)
+        compact = compaction(compact)
         chosen = self._options(
             options | {"min_new_tokens": min_new_tokens, "num_beams": num_beams},
             max_new_tokens,
@@ -198,7 +194,7 @@ class PidModel:
         report = DecodingReport() if report is None else report
         executor = self._executor
         with (
-            _progress_bar(
+            progress_bar(
                 sum(1 for example in request.examples if example.prompts), progress
             ) as bar,
             executor.compiling_ahead(plan.batches, plan.batch),
@@ -260,14 +256,13 @@ class PidModel:
             for outputs in self._executor[0].stream(batch, every):
                 for row, index in enumerate(planned.examples):
                     for column, subtask in enumerate(plan.arrangement.subtasks[index]):
-                        place = row, column
                         length = outputs.lengths[row, column, 0]
-                        finished = bool(outputs.finished[place])
-                        if complete[place] or (length == shown[place] and not finished):
+                        finished = bool(outputs.finished[row, column])
+                        if complete[row, column] or (length == shown[row, column] and not finished):
                             continue
                         document, prompt, _ = subtask
-                        check_computed(outputs.scores[place], document, prompt)
-                        shown[place], complete[place] = length, finished
+                        check_computed(outputs.scores[row, column], document, prompt)
+                        shown[row, column], complete[row, column] = length, finished
                         [generation] = self._outputs.generations(
                             outputs, row, column, request, document, prompt
                         )
@@ -294,7 +289,7 @@ class PidModel:
         `generate`, which has the same further arguments. Programs with `allowed` are not covered:
         their shapes depend on the lists. Returns the table of compiled programs.
         """
-        compact = _compaction(compact)
+        compact = compaction(compact)
         chosen = self._options(options | {"min_new_tokens": min_new_tokens}, max_new_tokens)
         document_tokens = arguments.integer("document_tokens", document_tokens, at_least=0)
         prompts = arguments.integer("prompts", prompts, at_least=1)
@@ -305,7 +300,7 @@ class PidModel:
             "", padding * document_tokens, [padding * prompt_tokens] * prompts, [()] * prompts
         )
         request = self._requests.request([example] * documents, chosen, method)
-        # A planner of its own: these batches say nothing of those to come.
+        # Its own planner: these batches do not predict those of later calls.
         planner = Planner(self.config, self.tokenizer)
         arrangement = planner.arrange(request)
         plan = planner.plan(
@@ -392,38 +387,15 @@ class PidModel:
         )
 
 
-def _limits(arrangement: Arrangement, batch_tokens: int | None, batch_size: int | None) -> Limits:
+def _limits(
+    arrangement: Arrangement, batch_tokens: int | None, batch_size: int | None
+) -> BatchLimits:
     if batch_tokens is not None:
         batch_tokens = arguments.integer("batch_tokens", batch_tokens, at_least=1)
     if batch_size is not None:
         batch_size = arguments.integer("batch_size", batch_size, at_least=1)
     most = batch_size and batch_size * arrangement.most_examples_per_document
-    return Limits.by_default(batch_tokens, most)
-
-
-@contextmanager
-def _progress_bar(documents: int, wanted: bool | None) -> Iterator[Callable[[float], None]]:
-    if wanted is None:
-        wanted = sys.stderr.isatty()
-    if not wanted:
-        yield lambda documents: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=documents, unit=" documents", bar_format=_BAR) as bar:
-        yield lambda documents: bar.update(documents) and None
-
-
-_BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} documents [{elapsed}<{remaining}, {rate_fmt}]"
-
-
-def _compaction(compact: Any) -> Compaction:
-    if isinstance(compact, str) and compact == "auto":
-        return "auto"
-    try:
-        return arguments.flag("compact", compact)
-    except UserError as error:
-        raise UserError(f'{error}, or "auto"') from error
+    return BatchLimits.by_default(batch_tokens, most)
 
 
 def _dtype(dtype: DTypeLike) -> Any:

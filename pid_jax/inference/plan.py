@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pid_jax import prompt_in_decoder
+from pid_jax import arguments, prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.detokenizing import Detokenizer
@@ -24,7 +24,7 @@ from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.decoding.patterns import JsonSchema, Regex, compile_patterns
 from pid_jax.decoding.token_automata import TokenAutomaton
 from pid_jax.errors import UserError
-from pid_jax.inference.batch_planning import BatchPlanner, Limits, PlannedBatch
+from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.inference.request import AllowedList, Request
 from pid_jax.models.protocol import Config, control_token_ids
@@ -32,7 +32,7 @@ from pid_jax.models.protocol import Config, control_token_ids
 ItemT = TypeVar("ItemT")
 
 
-class Subtask(NamedTuple):
+class PlannedSubtask(NamedTuple):
     """A prompt of a planned example, and where its output belongs."""
 
     document: int
@@ -46,7 +46,7 @@ class Arrangement:
     """The examples as they are decoded. Under "pie" each is one pair of a document and a prompt."""
 
     examples: list[TokenizedExample]
-    subtasks: list[list[Subtask]]
+    subtasks: list[list[PlannedSubtask]]
     """Of each example, one for each of its prompts."""
     options: DecodingOptions
     max_new_tokens: list[list[int]]
@@ -143,7 +143,7 @@ class Planner:
         automaton, patterns = self._patterns(request)
         compiled = options.compiled(self.config, Automata(forest, automaton, stops))
         subtasks = [
-            [Subtask(i, j, k) for j in range(len(example.prompts)) for k in range(copies)]
+            [PlannedSubtask(i, j, k) for j in range(len(example.prompts)) for k in range(copies)]
             for i, example in enumerate(examples)
         ]
         keys = None
@@ -178,7 +178,7 @@ class Planner:
         self,
         request: Request,
         arrangement: Arrangement,
-        limits: Limits,
+        limits: BatchLimits,
         *,
         devices: int,
         compiled: Collection[BatchShape] = (),
@@ -294,3 +294,13 @@ def _sampling_keys(seed: int, example: TokenizedExample, copies: int) -> list[tu
             ).digest()
             keys.append((int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")))
     return keys
+
+
+def compaction(compact: Any) -> Compaction:
+    """The value of the argument `compact`. Raises `UserError` for any other."""
+    if isinstance(compact, str) and compact == "auto":
+        return "auto"
+    try:
+        return arguments.flag("compact", compact)
+    except UserError as error:
+        raise UserError(f'{error}, or "auto"') from error

@@ -282,9 +282,9 @@ class RequestReader:
         return tokenizing.encode_target(tokenizer, text, self.config.eos_token_id)
 
     def _encode(
-        self, given: Text, where: str, encode: Callable[[Any, str], list[int]]
+        self, text: Text, where: str, encode: Callable[[Any, str], list[int]]
     ) -> Sequence[int]:
-        read = sequences.text_or_ids(given, where)
+        read = sequences.text_or_ids(text, where)
         if isinstance(read, str):
             if self.tokenizer is None:
                 raise UserError(f"{where} is text, but the model has no tokenizer: give token ids")
@@ -297,7 +297,7 @@ class RequestReader:
 
 
 def too_long(
-    config: Config, example: TokenizedExample, new_tokens: Sequence[int], method: Method
+    config: Config, example: TokenizedExample, new_tokens: Sequence[int], method: str
 ) -> Iterator[tuple[int, Literal["document", "prompt"], str]]:
     """The texts that a model has no positions for: the prompt, which of the two, and why.
 

@@ -31,12 +31,12 @@ class TokenLogprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-    """The likeliest tokens at this place and their log-probabilities, the likeliest first: as
-    many as the option `logprobs` says."""
+    """The likeliest tokens of this position and their log-probabilities, the likeliest first. The
+    option `logprobs` sets their number."""
 
 
 NOTHING_FOUND = -1e9
-"""The score of an empty output where beam search found none, as in transformers."""
+"""The score of an empty output where beam search has none, as in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,19 +249,19 @@ def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
 class NotComputable(UserError):
     """The model's numbers for a prompt are NaN or infinite."""
 
-    def __init__(self, document: int, prompt: int, place: str = "") -> None:
-        """`place` names the two otherwise than by their indices."""
+    def __init__(self, document: int, prompt: int, where: str = "") -> None:
+        """where: names the two otherwise than by their indices."""
         self.document, self.prompt = document, prompt
         super().__init__(
-            f"{place or f'documents[{document}], prompts[{prompt}]'}: the model computes NaN or "
+            f"{where or f'documents[{document}], prompts[{prompt}]'}: the model computes NaN or "
             "infinity: its weights are damaged, or lead beyond the range of their dtype (float32 "
             "may help a checkpoint that was trained in it)"
         )
 
     def named(self, document: str, prompt: str) -> "NotComputable":
         """The same with the names that a caller of commands knows."""
-        place = f"document {document!r}, prompt {prompt!r}"
-        return NotComputable(self.document, self.prompt, place)
+        where = f"document {document!r}, prompt {prompt!r}"
+        return NotComputable(self.document, self.prompt, where)
 
 
 def check_computed(scores: object, document: int, prompt: int) -> None:

@@ -1,119 +1,27 @@
 """Architecture families, by the `model_type` of a Hugging Face `config.json`."""
 
-import math
-from collections.abc import Collection, Mapping
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-from jax.typing import DTypeLike
-
-from pid_jax.errors import UserError
-from pid_jax.models import bart, led, longt5, mbart, pegasus, t5, t5gemma, t5gemma2
-from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
-
-_FAMILIES = (
-    t5.FAMILY,
-    longt5.FAMILY,
-    bart.FAMILY,
-    mbart.FAMILY,
-    pegasus.FAMILY,
-    led.FAMILY,
-    t5gemma.FAMILY,
-    t5gemma2.FAMILY,
+from pid_jax.models.registry import (
+    abstract_params,
+    build,
+    config_from_hf,
+    family_of,
+    init_params,
+    logical_axes,
+    model_types,
+    supported,
+    table,
+    why_unreadable,
 )
 
-
-def supported() -> tuple[Family, ...]:
-    """The registry: every family that can be built, with what there is to say about it."""
-    return _FAMILIES
-
-
-def model_types() -> tuple[str, ...]:
-    """Every `model_type` that can be built."""
-    return tuple(name for family in _FAMILIES for name in family.model_types)
-
-
-def table() -> str:
-    """The registry as a Markdown table, with the parameters of each family's largest checkpoint.
-
-    Those are counted by shape: no weights are needed, nor memory for them.
-    """
-    rows = ["| family | `model_type` | checkpoints | largest tried by shape | parameters |"]
-    rows.append("|---|---|---|---|---|")
-    for family in _FAMILIES:
-        about = family.about
-        shapes = jax.tree.leaves(abstract_params(build(about.dimensions)))
-        millions = sum(math.prod(leaf.shape) for leaf in shapes) / 1e6
-        count = f"{millions:,.0f} million" if millions < 1e3 else f"{millions / 1e3:.1f} billion"
-        types = ", ".join(f"`{name}`" for name in family.model_types)
-        rows.append(f"| {about.name} | {types} | {about.checkpoints} | {about.largest} | {count} |")
-    return "\n".join(rows)
-
-
-def family_of(model_type: str) -> Family:
-    """The family that reads this `model_type`; raises `UserError` listing those there are."""
-    for family in _FAMILIES:
-        if model_type in family.model_types:
-            return family
-    listed = ", ".join(model_types())
-    raise UserError(f'config.json: "model_type": {model_type!r} is unknown; supported: {listed}')
-
-
-def why_unreadable(config: Config, tokens: Collection[int]) -> tuple[int, str] | None:
-    """The first of these tokens that a model cannot read, and what there is to say of it."""
-    unreadable = family_of(config.model_type).unreadable_tokens(config)
-    lowest, highest = min(tokens, default=0), max(tokens, default=0)
-    if lowest >= 0 and highest < config.vocab_size and unreadable.keys().isdisjoint(tokens):
-        return None
-    for token in tokens:
-        if not 0 <= token < config.vocab_size:
-            return token, f"but ids go from 0 to {config.vocab_size - 1}"
-        if token in unreadable:
-            return token, unreadable[token]
-    return None
-
-
-def config_from_hf(config: Mapping[str, Any]) -> Config:
-    """Reads the content of a `config.json`; raises `UserError` naming what is not supported."""
-    if "model_type" not in config:
-        listed = ", ".join(model_types())
-        raise UserError(f'config.json: "model_type" is missing; supported: {listed}')
-    return family_of(config["model_type"]).config_from_hf(config)
-
-
-def build(config: Config | Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> EncoderDecoder:
-    """The model of a configuration, with activations in `dtype`. It holds no parameters."""
-    if isinstance(config, Mapping):
-        config = config_from_hf(config)
-    return family_of(config.model_type).module(config, jnp.dtype(dtype))
-
-
-def _everything(module: Any) -> None:
-    """Touches every parameter once, so that `init` makes it."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    mask = jnp.ones((1, 1), bool)
-    keys_and_values = module.project_cross_attention(module.encode(tokens, mask))
-    hidden, _ = module.decode(tokens, mask, tokens, tokens, keys_and_values, mask)
-    module.logits(hidden)
-
-
-def init_params(model: EncoderDecoder, key: jax.Array) -> Params:
-    """New parameters, float32, as a plain tree of nested dicts."""
-    variables = model.init(key, method=_everything)
-    return nn.unbox(variables["params"])
-
-
-def abstract_params(model: EncoderDecoder) -> Params:
-    """The shapes and dtypes of `init_params`, without making anything."""
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
-
-
-def logical_axes(model: EncoderDecoder) -> Params:
-    """For every parameter a `PartitionSpec` of logical axis names, see `pid_jax.sharding`."""
-    boxed = jax.eval_shape(
-        lambda key: model.init(key, method=_everything),
-        jax.random.key(0),
-    )
-    return nn.get_partition_spec(boxed)["params"]
+__all__ = [
+    "abstract_params",
+    "build",
+    "config_from_hf",
+    "family_of",
+    "init_params",
+    "logical_axes",
+    "model_types",
+    "supported",
+    "table",
+    "why_unreadable",
+]

@@ -21,11 +21,11 @@ def read_fields(
     """Builds the dataclass `cls` from the keys of `config` that it has fields for.
 
     A key that is absent or null takes its value from `defaults`, else the field's own
-    default. Keys without a field say nothing of the computation and are left aside. A list of
+    default. Keys without a field do not change the computation and are not read. A list of
     end tokens becomes `eos_token_id` and `other_eos_token_ids`. Raises `UserError` for a value
     of another type than the field's.
 
-    keys: those of fields that are called otherwise. within: where `config` is part of another,
+    keys: by field, where the key has another name. within: where `config` is part of another,
     its key there and a dot, for errors.
     """
     hints = get_type_hints(cls)
@@ -38,7 +38,7 @@ def read_fields(
         if key == "eos_token_id" and isinstance(value, list):
             value, *others = _end_tokens(value, within)
             values["other_eos_token_ids"] = tuple(others)
-        elif isinstance(value, list) and len(value) == 1:  # as any token may be given
+        elif isinstance(value, list) and len(value) == 1:  # any token may be written so
             value = value[0]
         expected = hints[field.name]
         if isinstance(expected, types.UnionType):  # with None, which is the absence of a value
@@ -57,13 +57,13 @@ def read_fields(
 def without_aliases(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
     """The configuration with each key under one name.
 
-    aliases: transformers' `attribute_map`, second names and what they stand for. A second name has
-    the last word there, too, unless its value is null.
+    aliases: transformers' `attribute_map`, second names and what they stand for. As there, a second
+    name overrides the first, unless its value is null.
     """
-    given = {
+    overrides = {
         name: config[alias] for alias, name in aliases.items() if config.get(alias) is not None
     }
-    return {**config, **given}
+    return {**config, **overrides}
 
 
 def _end_tokens(ids: list[Any], within: str) -> list[int]:

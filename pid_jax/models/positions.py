@@ -1,4 +1,4 @@
-"""Where tokens stand: tables of positions, rotations, biases of distances."""
+"""Positions: tables of embeddings, rotations, biases of distances."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ def rotate(
 ) -> Float[Array, "B H S K"]:
     """Turns each pair of a query's or key's numbers by an angle that its position gives.
 
-    Number i makes a pair with number i + K / 2. The product of a query and a key, both turned,
+    Number i makes a pair with number i + K / 2. The product of a turned query and a turned key
     depends on the difference of their positions alone.
     """
     half = x.shape[-1] // 2
@@ -61,7 +61,7 @@ class LearnedPositions(nn.Module):
 class SinusoidalPositions(nn.Module):
     """Sines and cosines for each position (Vaswani et al., arXiv 1706.03762, section 3.5).
 
-    A table among the parameters, as checkpoints have it, which training leaves as it is.
+    A table among the parameters, as in checkpoints. Training does not change it.
     """
 
     positions: int
@@ -89,7 +89,7 @@ def sinusoids(shape: tuple[int, ...]) -> Float[np.ndarray, "positions D"]:
 def _rows_of(
     table: Float[Array, "positions D"], rows: Int[Array, "B L"], dtype: DTypeLike
 ) -> Float[Array, "B L D"]:
-    # Guessed tokens that are never kept may stand beyond the table: they must not be NaN there.
+    # Drafts that the decoder rejects may stand beyond the table. NaN would spread from them.
     return jnp.take(table, rows, axis=0, mode="clip").astype(dtype)
 
 
@@ -98,8 +98,8 @@ def relative_position_bucket(
 ) -> Int[Array, "*any"]:
     """T5's buckets of key position minus query position (Raffel et al., arXiv 1910.10683, 2.1).
 
-    Half of the buckets hold one distance each; the others widen logarithmically up to
-    `max_distance`, and the last takes all beyond. Bidirectional: half for each direction.
+    Half of the buckets have one distance each. The others widen logarithmically up to
+    `max_distance`, and the last takes all beyond. bidirectional: half for each direction.
     """
     if bidirectional:
         buckets //= 2
@@ -117,15 +117,15 @@ def relative_position_bucket(
 
 def nearby_start(
     key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike, bias: "RelativePositionBias"
-) -> Float[Array, "buckets heads"]:
-    """Where a new table of relative position biases begins: some heads look nearby.
+) -> Float[Array, "buckets H"]:
+    """The initial table of relative position biases: some heads look nearby.
 
-    Of every four heads one starts out looking at everything, the others around the token
-    before, the next one (the token itself where there is no next), and the few before: by a
-    penalty that grows with the distance from there, as in ALiBi (Press et al., arXiv
-    2108.12409). T5 itself starts from noise of `stddev` alone; but tables move slowly in
-    training and word order has to be learnt before much else: a model of a million parameters
-    that started so had 68% of unseen dialogues right after 500 steps, from here 99%.
+    Of every four heads one looks at everything, the others around the token before, the next one
+    (the token itself where there is no next), and the few before: by a penalty that grows with the
+    distance from there, as in ALiBi (Press et al., arXiv 2108.12409). T5 itself starts from noise
+    of `stddev` alone. But tables move slowly in training, and a model learns word order before
+    much else: one of a million parameters had 68% of unseen dialogues right after 500 steps from
+    noise, 99% from this table.
     """
     farthest = bias.max_distance
     distances = jnp.arange(-farthest, farthest + 1 if bias.bidirectional else 1)
@@ -149,7 +149,7 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
     stddev: float
     starts_nearby: bool = True
-    """Whether a new table is `nearby_start`'s, or noise of `stddev` alone, as T5's are."""
+    """Whether a new table is that of `nearby_start`, or noise of `stddev` alone, as in T5."""
 
     def bucket_of(self, relative_position: Int[Array, "*any"]) -> Int[Array, "*any"]:
         """`relative_position_bucket` with this table's sizes."""
@@ -170,11 +170,11 @@ class RelativePositionBias(nn.Module):
     def __call__(
         self, query_slots: Int[Array, "#B L"], key_slots: Int[Array, "#B S"]
     ) -> Float[Array, "#B H L S"]:
-        """The bias of every query and key, by their places."""
+        """The bias of every query and key, by their slots."""
         bucket = self.bucket_of(key_slots[:, None, :] - query_slots[:, :, None])
         return self.embedding.astype(jnp.float32)[bucket].transpose(0, 3, 1, 2)
 
-    def by_distance(self, length: int) -> Float[Array, "H D"]:
+    def by_distance(self, length: int) -> Float[Array, "H distances"]:
         """The bias at distances 1 - length ... length - 1 of a key from its query."""
         bucket = self.bucket_of(jnp.arange(1 - length, length))
         return self.embedding.astype(jnp.float32)[bucket].T

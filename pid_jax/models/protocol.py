@@ -1,4 +1,4 @@
-"""What a model family must provide: the one seam between the idea and the architectures.
+"""What a model family must provide: the interface between the method and the architectures.
 
 `pid_jax.prompt_in_decoder` and `pid_jax.decoding` see a model only through this protocol.
 A family is a Flax Linen module (frozen and hashable, so that it is a static argument of
@@ -6,8 +6,17 @@ A family is a Flax Linen module (frozen and hashable, so that it is a static arg
 
     encoder_output = model.apply({"params": params}, documents, mask, method="encode")
 
-Positions, masks and cached keys and values are explicit arguments and results; nothing is
-kept in mutable collections. The prompt axis never appears: `jax.vmap` adds it.
+Positions, masks and the key/value cache are explicit arguments and results. There are no mutable
+collections. The prompt axis never appears: `jax.vmap` adds it.
+
+Letters of shapes, each with one meaning:
+
+    B documents   P prompts of a document   S document tokens   L decoder tokens   T target tokens
+    W beams   D model width   H heads   K head width   F feed-forward width   V vocabulary
+    N layers   G heads of keys and values, where H heads of queries share them   M cache slots
+
+S also stands for the tokens that an attention attends to, whatever they are. What a single file
+needs beside these, its docstring names. `_` is a size that is not named.
 """
 
 import dataclasses
@@ -18,27 +27,18 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends.layouts import KeyValue as KeyValue
+
 Params = Mapping[str, Any]
 
 
-class KeyValue(NamedTuple):
-    """The keys and values that one attention layer reads.
-
-    The axis that is attended over comes last. With the few queries of a decoding step XLA's
-    CPU products read this layout at three to five times the rate of `[B, H, S, K]`.
-    """
-
-    key: Float[Array, "B H K S"]
-    value: Float[Array, "B H K S"]
-
-
 class Past(NamedTuple):
-    """What earlier calls of `decode` left to attend to. The caller owns and writes it."""
+    """The key/value cache. The caller owns and writes it."""
 
     layers: tuple[KeyValue, ...]
-    """One per decoder layer, `[B, H, K, M]`: M slots, in order of position."""
+    """One per decoder layer, `Float["B G M K"]` in their layout: M slots, in order of position."""
     mask: Bool[Array, "B M"]
-    """True for the slots that hold a token."""
+    """True for the slots that contain a token."""
 
 
 @runtime_checkable
@@ -54,21 +54,21 @@ class Config(Protocol):
     """What else ends outputs, such as the end of a turn."""
     decoder_start_token_id: int
     forced_bos_token_id: int | None
-    """The first token of every output whose prompt is empty; None: whichever is chosen."""
+    """The first token of every output whose prompt is empty. None: not forced."""
     forced_eos_token_id: int | None
-    """The last token of every output that reaches its greatest length; None: whichever."""
+    """The last token of every output that reaches its greatest length. None: not forced."""
     dropout_rate: float
     max_document_tokens: int | None
-    """The most tokens of a document for which there are positions; None: no such limit."""
+    """The most tokens of a document for which there are positions. None: no such limit."""
     max_decoder_tokens: int | None
-    """The same of the start token, a prompt and the answer but its last token."""
+    """The same for the start token, a prompt and the answer but its last token."""
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
         ...
 
     def with_tensors(self, names: Collection[str]) -> "Config":
-        """The configuration that fits a checkpoint holding the tensors of these names."""
+        """The configuration that fits a checkpoint with the tensors of these names."""
         ...
 
 
@@ -102,13 +102,13 @@ class EncoderDecoder(Protocol):
         *,
         deterministic: bool = True,
     ) -> Float[Array, "B S D"]:
-        """The encoder's output; dropout only where `deterministic` is False."""
+        """The encoder's output, with dropout unless `deterministic`."""
         ...
 
     def project_cross_attention(
         self, encoder_output: Float[Array, "B S D"]
     ) -> tuple[KeyValue, ...]:
-        """Each decoder layer's cross-attention keys and values, in the layout decoding reads."""
+        """Each decoder layer's cross-attention keys and values: `Float["B G S K"]`, laid out."""
         ...
 
     def decode(
@@ -129,11 +129,11 @@ class EncoderDecoder(Protocol):
         token_mask: False for padding, which nothing attends to.
         positions: each token's position in its own sequence, padding not counted (for
             families with absolute positions).
-        slots: each token's place in its padded sequence, one row where all rows agree; past
-            slot j stands at `j`. Differences of slots are differences of positions, which is
+        slots: each token's index in its padded sequence, one row where all rows agree. Slot j of
+            `past` has the index j. Differences of slots are differences of positions, which is
             all that relative families need.
         Returns the last layer's normalised output and each layer's keys and values for the
-        new tokens alone, `[B, H, K, L]`, for the caller to add to `past`.
+        new tokens alone, `Float["B G L K"]` in their layout, for the caller to add to `past`.
         """
         ...
 
@@ -142,11 +142,11 @@ class EncoderDecoder(Protocol):
         ...
 
     def decoding_params(self, params: Params) -> Params:
-        """Parameters that decode faster on a CPU: the same, some repeated in another layout."""
+        """Parameters that this backend decodes fastest with: some may stand in two layouts."""
         ...
 
 
-class TensorPlace(NamedTuple):
+class TensorPath(NamedTuple):
     """Where a Hugging Face tensor stands in the parameter tree."""
 
     path: tuple[str, ...]
@@ -160,11 +160,11 @@ class About:
 
     name: str
     checkpoints: str
-    """Which published ones it is, and what of them is left out."""
+    """Which published checkpoints the family reads, and what of them is left out."""
     largest: str
     """The name of the largest of them."""
     dimensions: Mapping[str, Any]
-    """What that one's `config.json` says of its sizes: a test builds its shapes."""
+    """The sizes in the `config.json` of the largest: a test builds its shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,19 +178,19 @@ class Family:
     """Reads a `config.json` into the family's `Config`."""
     module: Callable[[Any, DTypeLike], Any]
     """Builds the Linen module, an `EncoderDecoder`, from a configuration and a dtype."""
-    tensors: Callable[[Any], dict[str, TensorPlace]]
-    """Hugging Face tensor names and where each stands, for a configuration."""
+    tensors: Callable[[Any], dict[str, TensorPath]]
+    """For a configuration, each Hugging Face tensor name and its path."""
     aliases: Mapping[str, str]
     """Second names under which a checkpoint may repeat a tensor, and the first."""
     ignored: frozenset[str]
     """Tensors of published checkpoints that no computation reads."""
     rename: Callable[[str], str | None] = lambda name: name
-    """The name in `tensors` or `aliases` of a checkpoint's tensor; None where it is left out."""
+    """The name in `tensors` or `aliases` of a checkpoint's tensor. None where it is left out."""
     unreadable_tokens: Callable[[Any], Mapping[int, str]] = lambda config: {}
     """For a configuration, token ids that stand for more than text, and why to refuse each."""
     defaults: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
-    """Tensors that a checkpoint may lack, and what makes them in a given shape."""
+    """Tensors that a checkpoint may lack, and what makes them in a shape."""
     prefix: str = ""
-    """What begins the names of most tensors, unless a checkpoint was saved without a head."""
+    """The prefix of most tensors' names, unless a checkpoint was saved without a head."""

@@ -20,6 +20,7 @@ from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import (
     Limits,
+    TokenizedExample,
     TokenizedExamples,
     Tokenizer,
     encode_target,
@@ -27,6 +28,7 @@ from pid_jax.data.tokenizing import (
 )
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
+from pid_jax.inference.request import too_long
 from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
 
@@ -198,20 +200,25 @@ def tokenize(
 
 
 def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
-    # The decoder reads the start token, but not the last target token.
-    encoder, decoder = ["document_tokens"], ["prompt_tokens", "target_tokens"]
-    if method == "pie":
-        encoder, decoder = ["document_tokens", "prompt_tokens"], ["target_tokens"]
-    for stack, names, most in (
-        ("encoder", encoder, architecture.max_document_tokens),
-        ("decoder", decoder, architecture.max_decoder_tokens),
-    ):
-        if most is not None and sum(getattr(limits, name) for name in names) > most:
-            keys = " and ".join(f"config.data.{name}={getattr(limits, name)}" for name in names)
-            raise UserError(
-                f'{keys}: the model\'s {stack} has positions for {most} tokens under "{method}". '
-                "Reduce the limits"
-            )
+    """Raises UserError, naming the keys, if an example of maximum size does not fit the model."""
+    prompts = [[0] * limits.prompt_tokens]
+    longest = TokenizedExample(
+        "", [0] * limits.document_tokens, prompts, [[0] * limits.target_tokens]
+    )
+    exceeded = next(too_long(architecture, longest, [limits.target_tokens], method), None)
+    if exceeded is None:
+        return
+    of_document = exceeded[1] == "document"
+    names = ["document_tokens"] if of_document else ["target_tokens"]
+    if (method == "pie") == of_document:
+        names = ["document_tokens", "prompt_tokens"] if of_document else ["prompt_tokens", *names]
+    keys = " and ".join(f"config.data.{name}={getattr(limits, name)}" for name in names)
+    stack = "encoder" if of_document else "decoder"
+    most = architecture.max_document_tokens if of_document else architecture.max_decoder_tokens
+    raise UserError(
+        f'{keys}: the model\'s {stack} has positions for {most} tokens under "{method}". '
+        "Reduce the limits"
+    )
 
 
 def training_batches(

@@ -1,9 +1,7 @@
 """The configuration of a run: every key with its default, and how a config file is read."""
 
 import difflib
-import importlib.util
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,30 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pid_jax.errors import UserError
+from pid_jax.training import config_files, optimizer
+from pid_jax.training.config_files import read_argument
 
-# Sections whose keys belong to somebody else (the model family, the task) and are checked there.
-OPEN_SECTIONS = ("model.architecture", "data.options")
+__all__ = [
+    "check",
+    "default",
+    "differences",
+    "get",
+    "leaves",
+    "load",
+    "of_run",
+    "read_argument",
+    "read_saved",
+    "to_json",
+    "under",
+    "with_optimizer_from_python",
+    "with_overrides",
+]
+
+OPTIMIZER_FROM_PYTHON = "train(optimizer=...)"
+"""The value of `optimizer.name` in the config.json of a run whose optimizer came from Python."""
+
+# Sections whose keys the model family, the task and the optimizer define and check.
+OPEN_SECTIONS = ("model.architecture", "data.options", "optimizer.args")
 
 # A run cannot go on from its checkpoint under another value of these.
 FIXED_BY_CHECKPOINT = (
@@ -96,16 +115,20 @@ def default() -> ConfigDict:
     config.data.document_tokens = 256
     config.data.prompt_tokens = 16
     config.data.target_tokens = 16
-    # Which end of a document is cut: dialogues keep their latest turns with "left".
+    # Which end of a document is cut: with "left", dialogues lose their first turns.
     config.data.truncation_side = "left"
     # Batches are padded to multiples of this many document tokens (a power of two): larger
     # means more padding, but fewer programs to compile.
     config.data.document_multiple = 64
 
     config.optimizer = ConfigDict()
-    # "adamw" (Loshchilov & Hutter, arXiv 1711.05101) or "adafactor" (Shazeer & Stern,
-    # arXiv 1804.04235: factored second moments, next to no memory; T5's own optimizer).
+    # An optimizer of optax by its name: "adamw" (Loshchilov & Hutter, arXiv 1711.05101),
+    # "adafactor" (Shazeer & Stern, arXiv 1804.04235: factored second moments, next to no memory;
+    # T5's own optimizer), "lion", "sgd", "contrib.muon" and so on.
     config.optimizer.name = "adamw"
+    # Further arguments of that function of optax, by name: ConfigDict({"momentum": 0.9}) here,
+    # --config.optimizer.args.momentum=0.9 on the command line.
+    config.optimizer.args = ConfigDict()
     # The peak, reached at the end of the warm-up. Adafactor with scale_by_parameter takes it
     # relative to each parameter's size: ten times AdamW's is a good start.
     config.optimizer.learning_rate = 1e-3
@@ -115,11 +138,12 @@ def default() -> ConfigDict:
     # at train.steps), or "rsqrt" (the peak times sqrt(warmup_steps / step)).
     config.optimizer.schedule = "linear"
     config.optimizer.final_fraction = 0.0
-    # Decoupled, times the learning rate, on matrices only (no norm scales, no biases).
+    # Decoupled, times the learning rate, on matrices only (no norm scales, no biases). This holds
+    # for every optimizer: the weight decay of optax's function itself is an entry of args.
     config.optimizer.weight_decay = 0.0
     # Gradients with a larger global norm are scaled down to it; 0 leaves them alone.
     config.optimizer.clip_norm = 1.0
-    # AdamW's moment decays and epsilon.
+    # AdamW's moment decays and epsilon. Other optimizers take theirs from args.
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.epsilon = 1e-8
@@ -133,7 +157,7 @@ def default() -> ConfigDict:
     config.train.dropout_rate = 0.1
     # Probability mass spread evenly over the vocabulary.
     config.train.label_smoothing = 0.0
-    # Weight of log(Z)^2, which keeps the logits' normaliser near 1 (Mesh TensorFlow; T5 used 1e-4).
+    # Weight of log(Z)^2, which holds the logits' normaliser near 1 (Mesh TensorFlow; T5 used 1e-4).
     config.train.z_loss = 0.0
     # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
     config.train.log_every_steps = 20
@@ -150,7 +174,7 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     # Steps between checkpoints; one is also written at every evaluation, and at the end.
     config.checkpoint.every_steps = 200
-    # How many of the latest checkpoints to keep, beside the best one.
+    # How many of the latest checkpoints remain, beside the best one.
     config.checkpoint.keep_last = 2
     # The validation metric that ranks checkpoints: "loss" (lowest is best),
     # "token_accuracy", "exact_match" (of targets) or "joint_exact_match" (of documents whose every
@@ -169,13 +193,39 @@ def default() -> ConfigDict:
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs a config file's `get_config()` and applies `--config.a.b=value` overrides.
 
-    `path` is a Python file, optionally with an argument for `get_config` ("file.py:argument").
-    Raises UserError for a file that cannot be run, an unknown key or a value of another type.
+    `path` is a Python file or the name of one of this project's config files, optionally with an
+    argument for `get_config`: "file.py:argument", "multiwoz:21,t5_base". Raises UserError for a
+    file that cannot be run, an unknown key or a value of another type.
     """
-    config = _run(path)
+    config, file = config_files.run(path)
+    _check_keys(config, str(file))
+    return with_overrides(config, overrides, path)
+
+
+def of_run(workdir: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The configuration of a training run, for other work than to go on with it.
+
+    Keys that the run's version did not have yet get their defaults, and so does an optimizer that
+    came from Python.
+    """
+    file = Path(workdir) / "config.json"
+    saved, config = read_saved(file), default().unlock()
+    if saved["optimizer"].get("name") == OPTIMIZER_FROM_PYTHON:
+        del saved["optimizer"]
+    for section in OPEN_SECTIONS:
+        get(config, section.rpartition(".")[0])[section.rpartition(".")[2]] = ConfigDict()
+    try:
+        config.update(saved)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: {error}: name a config file with --config") from error
+    return with_overrides(config, overrides, file)
+
+
+def with_overrides(config: ConfigDict, overrides: Sequence[str], name: str | Path) -> ConfigDict:
+    """Applies `--config.a.b=value` overrides to a configuration, which `name` names in errors."""
     known = dict(leaves(config))
     for override in overrides:
-        _check_override(override, known, path)
+        _check_override(override, known, name)
 
     values = flags.FlagValues()
     argv = ["config", *overrides]
@@ -191,7 +241,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         rest = values(argv)
     except flags.Error as error:
-        raise UserError(f"{error} (in {path} the key has another type)") from error
+        raise UserError(f"{error} (in {name} the key has another type)") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: overrides look like --config.key=value")
     config.lock()
@@ -203,7 +253,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError, naming the key, for a value outside its range."""
     _one_of(config, "method", ("pid", "pie"))
     _one_of(config, "model.dtype", ("auto", "float32", "bfloat16"))
-    _one_of(config, "optimizer.name", ("adamw", "adafactor"))
+    optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
     _one_of(config, "data.truncation_side", ("left", "right"))
     _one_of(
@@ -241,6 +291,15 @@ def check(config: ConfigDict) -> None:
     for key in ("train.dropout_rate", "train.label_smoothing"):
         if not 0 <= get(config, key) < 1:
             raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to below 1")
+
+
+def with_optimizer_from_python(config: ConfigDict) -> ConfigDict:
+    """A copy that says so: a run does not go on with a configured optimizer, or the reverse."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.optimizer.name = OPTIMIZER_FROM_PYTHON
+        changed.optimizer.args = ConfigDict()
+    return changed
 
 
 def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -281,33 +340,18 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def _run(path: str | Path) -> ConfigDict:
-    file, _, argument = str(path).partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"config file {file} does not exist")
-    # A name of its own, so that two files called config.py do not meet in sys.modules.
-    spec = importlib.util.spec_from_file_location(f"config_{uuid.uuid4().hex}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"config file {file} is not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(argument) if argument else module.get_config()
-    except (SyntaxError, AttributeError, KeyError, TypeError, ImportError, NameError) as error:
-        raise UserError(f"config file {file}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config file {file}: get_config() must return an ml_collections ConfigDict"
-        )
-    _check_keys(config, file)
-    return config
+def read_saved(file: Path) -> dict[str, Any]:
+    """The configuration in a workdir's config.json, with keys that its version did not have yet."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    content.setdefault("optimizer", {}).setdefault("args", {})
+    return content
 
 
 def _check_keys(config: ConfigDict, file: str) -> None:
     expected = {key for key, _ in leaves(default()) if not under(key, OPEN_SECTIONS)}
-    found = {key for key, _ in leaves(config) if not under(key, OPEN_SECTIONS)}
-    missing = sorted(expected - found)
-    unknown = sorted(found - expected)
+    present = {key for key, _ in leaves(config) if not under(key, OPEN_SECTIONS)}
+    missing = sorted(expected - present)
+    unknown = sorted(present - expected)
     if missing or unknown:
         parts = [f"no key {key}" for key in missing] + [f"unknown key {key}" for key in unknown]
         raise UserError(

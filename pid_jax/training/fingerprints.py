@@ -20,6 +20,7 @@ from pid_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 FILE = "data.json"
+OPTIMIZER = "optimizer"
 
 
 class Examples(Iterable[Example]):
@@ -75,16 +76,10 @@ def of_run(
 def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: bool) -> None:
     """Raises UserError if the run has read other data before, unless `other_data`.
 
-    Runs of earlier versions have no fingerprints. Validation data that differs because of the
-    configuration is allowed, because it does not affect training steps.
+    Nothing is known of runs of earlier versions. Other validation data that the configuration
+    names is no reason: it changes no training step.
     """
-    file = workdir / FILE
-    if not file.exists():
-        return
-    try:
-        before = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): delete it to continue") from error
+    before = _before(workdir)
     different = [
         f"the {name} was {_described(earlier)}, is {_described(now)}"
         for name, now in read.items()
@@ -99,6 +94,41 @@ def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: b
         )
     for sentence in different:
         log.warning("%s: the run continues with the latter", sentence)
+
+
+def check_optimizer(workdir: Path, now: Mapping[str, str]) -> None:
+    """Raises UserError if the checkpoint has the state of another optimizer.
+
+    now: fingerprint of the optimizer. Logs a warning if only the update differs.
+    """
+    before = _before(workdir).get(OPTIMIZER)
+    if not isinstance(before, Mapping):
+        return
+    if before.get("state", now["state"]) != now["state"]:
+        raise UserError(
+            f"{workdir} holds a run with another optimizer, whose state does not fit this one's. "
+            "Use another --workdir, or the earlier optimizer to continue"
+        )
+    if before.get("update", now.get("update")) != now.get("update"):
+        log.warning(
+            "%s: the update of the optimizer was %s, is %s (a new version of JAX or optax can also "
+            "change it): the run continues with the latter",
+            workdir,
+            str(before.get("update"))[:12],
+            str(now.get("update"))[:12],
+        )
+
+
+def _before(workdir: Path) -> dict[str, Any]:
+    """The content of data.json. Empty for runs of earlier versions."""
+    file = workdir / FILE
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}): delete it to continue") from error
+    return content if isinstance(content, dict) else {}
 
 
 def write(workdir: Path, read: Mapping[str, Mapping[str, Any]]) -> None:

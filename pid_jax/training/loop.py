@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,8 +30,9 @@ from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import CompiledFunction, Programs
-from pid_jax.training import assembly, fingerprints, messages, optimizer, step
+from pid_jax.training import assembly, fingerprints, messages, step
 from pid_jax.training import config as configuration
+from pid_jax.training import optimizer as optimizers
 from pid_jax.training.metrics_writer import MetricsWriter
 from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted, StopSignals
@@ -43,24 +45,40 @@ class Diverged(Exception):
     """The loss or the parameters are no longer finite. The state was not saved."""
 
 
-def train(config: ConfigDict, workdir: str | Path, *, other_data: bool = False) -> int:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    other_data: bool = False,
+    optimizer: optax.GradientTransformation | None = None,
+) -> int:
     """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
-    other_data: continue a run although its data has changed. Returns the last step. Raises
-    UserError for errors that the user can correct, including a full disk and another process that
-    trains in `workdir`, Diverged if the loss is not finite, and Interrupted (after saving) on
-    SIGTERM or Ctrl-C.
+    other_data: continue a run although its data has changed. optimizer: replaces that of
+    `config.optimizer`, including clipping, weight decay and schedule. The metrics then have no
+    learning rate, and the run can resume only with an optimizer of the same state. Returns the last
+    step. Raises UserError for errors that the user can correct, including a full disk and another
+    process that trains in `workdir`, Diverged if the loss is not finite, and Interrupted (after
+    saving) on SIGTERM or Ctrl-C.
     """
+    if optimizer is not None:
+        optimizers.check_given(optimizer)
+        config = configuration.with_optimizer_from_python(config)
     workdir = Path(workdir)
     with in_one_sentence(workdir, lambda: messages.state_of(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
         with directory_lock.writing(
             workdir, "another train.py uses it: wait for it, or use another --workdir"
         ):
-            return _train(config, workdir, other_data)
+            return _train(config, workdir, other_data, optimizer)
 
 
-def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    other_data: bool,
+    given: optax.GradientTransformation | None,
+) -> int:
     if (workdir / CONFIG).exists() and not contents.is_run(workdir):
         raise UserError(
             f"{workdir / CONFIG} is not that of a training run and would be overwritten: use "
@@ -77,11 +95,17 @@ def _train(config: ConfigDict, workdir: Path, other_data: bool) -> int:
 
     materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
     model, batches, validation = materials.model, materials.batches, materials.validation
-    read = materials.read
-    update = optimizer.build(config)
+    update = optimizers.build(config) if given is None else given
+    schedule = optimizers.learning_rate(config) if given is None else None
+    about = optimizers.fingerprint(
+        update, models.abstract_params(model), of_update=given is not None
+    )
+    if start:
+        fingerprints.check_optimizer(workdir, about)
+    read = {**materials.read, fingerprints.OPTIMIZER: about}
     shardings = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
-    train_step, evaluation_step = _programs(config, mesh, model, update, shardings)
+    train_step, evaluation_step = _programs(config, mesh, model, update, schedule, shardings)
     with RunCheckpoints(
         workdir,
         recent=config.checkpoint.keep_last,
@@ -229,7 +253,12 @@ def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[
 
 
 def _programs(
-    config: ConfigDict, mesh: Mesh, model: EncoderDecoder, update: Any, shardings: step.TrainState
+    config: ConfigDict,
+    mesh: Mesh,
+    model: EncoderDecoder,
+    update: optax.GradientTransformation,
+    schedule: optimizers.Schedule | None,
+    shardings: step.TrainState,
 ) -> tuple[CompiledFunction, CompiledFunction]:
     """The programs of the training step, which donates its state, and of an evaluation batch."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -237,7 +266,7 @@ def _programs(
         step.train_step,
         model=model,
         optimizer=update,
-        schedule=optimizer.learning_rate(config),
+        schedule=schedule,
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
     )
@@ -281,7 +310,7 @@ def _check_same_run(workdir: Path, config: ConfigDict) -> None:
     changed = {
         key: f"config.{key} was {json.dumps(before)}, is {json.dumps(now)}"
         for key, (before, now) in configuration.differences(
-            json.loads(file.read_text(encoding="utf-8")), json.loads(configuration.to_json(config))
+            configuration.read_saved(file), json.loads(configuration.to_json(config))
         ).items()
         if not configuration.under(key, configuration.WITHOUT_EFFECT_ON_TRAINING)
     }

@@ -62,23 +62,30 @@ def state_shardings(
     params = models.abstract_params(model)
     param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
 
-    def of_moment(leaf: Any, param: Any, of_param: NamedSharding) -> NamedSharding:
+    def of_moment(leaf: Any, param: Any, of_param: NamedSharding) -> Any:
+        if masked(leaf):  # muon has a state for some parameters only
+            return leaf
         # Adafactor's factored moments have other axes than their parameter, and are small.
         return of_param if leaf.shape == param.shape else replicated
 
-    return TrainState(
-        step=replicated,
-        params=param_shardings,
-        opt_state=optax.tree_map_params(
+    def masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    state = jax.eval_shape(optimizer.init, params)
+    try:
+        opt_state = optax.tree_map_params(
             optimizer,
             of_moment,
-            jax.eval_shape(optimizer.init, params),
+            state,
             params,
             param_shardings,
             transform_non_params=lambda _: replicated,
-        ),
-        key=replicated,
-    )
+            is_leaf=masked,
+        )
+    except ValueError:
+        # One parameter has several arrays in the state, of other shapes: sm3 has one per axis.
+        opt_state = jax.tree.map(lambda _: replicated, state)
+    return TrainState(step=replicated, params=param_shardings, opt_state=opt_state, key=replicated)
 
 
 def train_step(
@@ -87,14 +94,15 @@ def train_step(
     *,
     model: EncoderDecoder,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    schedule: Schedule | None,
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
     The metric `finite` is 1.0 if the loss, the gradient norm and the norm of the new parameters
-    are finite. Otherwise the new state must not be used.
+    are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
+    `learning_rate`.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -121,9 +129,10 @@ def train_step(
         "subtasks": metrics.subtasks.astype(jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
-        "learning_rate": schedule(state.step),
         "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
     }
+    if schedule is not None:
+        report["learning_rate"] = schedule(state.step)
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, report
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax import prompt_in_decoder
+from pid_jax.backends.selection import largest
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import beam_search, search
 from pid_jax.decoding.beam_search import BeamSearch
-from pid_jax.decoding.logits import largest
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from tests import transformers_models

@@ -20,6 +20,7 @@ from transformers.generation.logits_process import (
 )
 
 from pid_jax import models
+from pid_jax.backends import selection
 from pid_jax.decoding import logits as functions
 
 bar_repeated_ngrams = jax.jit(functions.bar_repeated_ngrams, static_argnames="size")
@@ -111,7 +112,7 @@ def test_rows_may_be_filled_to_different_lengths(rows):
 def test_the_k_likeliest_are_those_of_transformers(rows, k):
     expected = processed(TopKLogitsWarper(k), *rows)
     np.testing.assert_array_equal(
-        jax.jit(functions.truncate_top_k, static_argnums=1)(rows[0], k), expected
+        jax.jit(selection.restrict_to_top_k, static_argnums=1)(rows[0], k), expected
     )
 
 
@@ -122,25 +123,25 @@ def test_the_nucleus_is_that_of_transformers(rows, p, size):
     logits = random.normal(size=(2, 3, size)).astype(np.float32) * 4
     logits[0, 0, ::2] = -np.inf
     expected = processed(TopPLogitsWarper(p), logits, *(row[:2, :3] for row in rows[1:]))
-    found = jax.jit(functions.truncate_top_p)(logits, jnp.float32(p))
+    found = jax.jit(selection.restrict_to_top_p)(logits, jnp.float32(p))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_equally_likely_tokens_stay_or_go_together():
     logits = jnp.log(jnp.array([0.3, 0.1, 0.3, 0.3]))
     np.testing.assert_array_equal(
-        jnp.isfinite(functions.truncate_top_k(logits, 2)), [True, False, True, True]
+        jnp.isfinite(selection.restrict_to_top_k(logits, 2)), [True, False, True, True]
     )
     np.testing.assert_array_equal(
-        jnp.isfinite(functions.truncate_top_p(logits, 0.5)), [True, False, True, True]
+        jnp.isfinite(selection.restrict_to_top_p(logits, 0.5)), [True, False, True, True]
     )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
 def test_a_single_possible_token_always_stays(p):
     logits = jnp.full(7, -jnp.inf).at[3].set(-80.0)
-    np.testing.assert_array_equal(functions.truncate_top_p(logits, p), logits)
-    np.testing.assert_array_equal(functions.truncate_top_k(logits, 2), logits)
+    np.testing.assert_array_equal(selection.restrict_to_top_p(logits, p), logits)
+    np.testing.assert_array_equal(selection.restrict_to_top_k(logits, 2), logits)
 
 
 @pytest.mark.parametrize("ids", [[1], [4, 1]])
@@ -159,7 +160,7 @@ def all_rules(
 ) -> jax.Array:
     logits = functions.penalize_repetition(logits, history, mask, 1.3)
     logits = bar_repeated_ngrams(logits, history, mask, FILLED, size=3)
-    return functions.truncate_top_p(functions.truncate_top_k(logits / temperature, 6), 0.8)
+    return selection.restrict_to_top_p(selection.restrict_to_top_k(logits / temperature, 6), 0.8)
 
 
 @pytest.mark.parametrize("over", [lambda rule: rule, lambda rule: jax.vmap(rule, (0, 0, 0, None))])

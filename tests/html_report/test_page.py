@@ -174,7 +174,7 @@ def test_the_worst_examples_show_what_differs_and_what_says_something() -> None:
     first = articles[0]
     assert text_of(first.find(".//div[@role='region']")) == "document 90 in the north"
     assert cells(first.find(".//table")) == [["area ?", "north", "≠ south", "0.00", "-90.50"]]
-    assert "1 of 2 predictions differ; 1 are not shown, of which 0 differ" in text_of(first)
+    assert "1 of 2 predictions differ; 1 are not shown (0 of them differ)" in text_of(first)
 
 
 def test_without_a_wrong_prediction_it_says_so() -> None:
@@ -213,7 +213,7 @@ def test_the_file_stays_small_however_large_the_set() -> None:
     worst = section(ElementTree.fromstring(written), "Worst examples")
     assert f"Of {count} examples {count} have a prediction" in text_of(worst)
     assert len(worst.findall("article")) == examples.MOST_EXAMPLES
-    assert "5 are not shown, of which 5 differ" in text_of(worst)
+    assert "5 are not shown (5 of them differ)" in text_of(worst)
     assert f"[{len(long) - examples.DOCUMENT_CHARACTERS:,} characters]" in text_of(worst)
 
 

@@ -27,7 +27,7 @@ from pid_jax.decoding.compaction import (
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.inference import batch_decoder, batch_planning
-from pid_jax.inference.compaction_policy import CompactionPolicy, Run, Savings
+from pid_jax.inference.compaction_policy import CompactionPolicy, DecodingRun, Savings
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
@@ -272,7 +272,7 @@ def test_smaller_programs_are_compiled_only_where_they_repay(
 
 def test_what_a_batch_would_have_saved_is_counted_by_hand() -> None:
     """4 steps of 8 rows in 4 s: for the last two, 2 rows would have done: 12 of 32 row steps."""
-    savings, run = Savings(), Run()
+    savings, run = Savings(), DecodingRun()
     run.add((1, 8), 4, 4.0)
     lengths, active = np.array([[1, 1, 1, 2, 2, 2, 5, 5]]), np.ones((1, 8), bool)
     savings.add(run, lengths, active, [("two", (1, 2)), ("one", (1, 1))])
@@ -414,8 +414,8 @@ def test_later_shapes_are_compiled_by_other_threads(
     monkeypatch.setattr(programs, "_compiled", recorded_compile)
     sizes = [(200, 9), (90, 3), (30, 1)]
     some = Cases([[5] * size for size, _ in sizes], [[[7]] * count for _, count in sizes])
-    limits = batch_planning.Limits(4096, 1, tokens_per_shape=0)
-    monkeypatch.setattr(batch_planning.Limits, "by_default", lambda *_: limits)
+    limits = batch_planning.BatchLimits(4096, 1, tokens_per_shape=0)
+    monkeypatch.setattr(batch_planning.BatchLimits, "by_default", lambda *_: limits)
     for _ in range(2):
         answers, _ = generate(model, some, batch_size=1)
         assert len(traced) == len(compiled) == len(model.programs.compilations)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.inference import batch_planning
-from pid_jax.inference.batch_planning import BatchPlanner, Limits, PlannedBatch
+from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
 
 Drawn = list[tuple[int, list[int]]]
 
@@ -50,7 +50,7 @@ def test_batches_hold_every_example_once_within_their_limits(
     steps: int,
 ) -> None:
     examples = examples_of(drawn)
-    limits = Limits(budget, documents, steps_per_octave=steps)
+    limits = BatchLimits(budget, documents, steps_per_octave=steps)
     planner = BatchPlanner()
     batches = planner.plan(examples, limits, new_tokens=new_tokens, sort=sort, devices=devices)
     asked = [i for i, example in enumerate(examples) if example.prompts]
@@ -87,8 +87,8 @@ def ragged(count: int, seed: int = 0) -> list[TokenizedExample]:
 
 
 def test_ragged_documents_take_few_shapes() -> None:
-    on_accelerators = Limits(65536, shapes=4, tokens_per_shape=16384, steps_per_octave=2)
-    for limits, padded in ((Limits(4096), 1.5), (on_accelerators, 2.5)):
+    on_accelerators = BatchLimits(65536, shapes=4, tokens_per_shape=16384, steps_per_octave=2)
+    for limits, padded in ((BatchLimits(4096), 1.5), (on_accelerators, 2.5)):
         batches = BatchPlanner().plan(ragged(200), limits, new_tokens=16)
         assert len({batch.shape for batch in batches}) <= limits.shapes
         real = sum(
@@ -99,13 +99,17 @@ def test_ragged_documents_take_few_shapes() -> None:
 
 
 def test_one_shape_is_not_cut_into_several() -> None:
-    batches = BatchPlanner().plan(examples_of([(512, [8] * 30)] * 5), Limits(4096), new_tokens=8)
+    batches = BatchPlanner().plan(
+        examples_of([(512, [8] * 30)] * 5), BatchLimits(4096), new_tokens=8
+    )
     assert {(b.shape.document_tokens, b.shape.prompts) for b in batches} == {(512, 30)}
     assert len({batch.shape for batch in batches}) == 1
 
 
 def test_more_prompts_than_fit_are_decoded_in_parts_against_one_encoding() -> None:
-    [batch] = BatchPlanner().plan(examples_of([(500, [8] * 20_000)]), Limits(4096), new_tokens=16)
+    [batch] = BatchPlanner().plan(
+        examples_of([(500, [8] * 20_000)]), BatchLimits(4096), new_tokens=16
+    )
     assert batch.shape.documents == 1
     assert tokens(batch) <= 4096 + 512
     assert batch.parts * batch.shape.prompts >= 20_000
@@ -113,7 +117,7 @@ def test_more_prompts_than_fit_are_decoded_in_parts_against_one_encoding() -> No
 
 def test_a_larger_compiled_shape_is_used_until_its_padding_would_have_paid_for_another() -> None:
     planner = BatchPlanner()
-    limits = Limits(4096, tokens_per_compilation=3000)
+    limits = BatchLimits(4096, tokens_per_compilation=3000)
     [large] = planner.plan(examples_of([(900, [5] * 20)]), limits, new_tokens=16)
     small = examples_of([(500, [5] * 10)])
     used = [
@@ -127,7 +131,7 @@ def test_a_larger_compiled_shape_is_used_until_its_padding_would_have_paid_for_a
 
 def test_a_compiled_shape_of_one_document_does_not_serve_many() -> None:
     """Each batch reads the weights in each step: that counts as padding does."""
-    for limits in (Limits(4096), Limits(65536, steps_per_octave=2, tokens_per_step=512)):
+    for limits in (BatchLimits(4096), BatchLimits(65536, steps_per_octave=2, tokens_per_step=512)):
         limits = dataclasses.replace(limits, tokens_per_compilation=20_000)
         planner = BatchPlanner()
         [one] = planner.plan(examples_of([(60, [2, 2])]), limits, new_tokens=16)
@@ -144,7 +148,7 @@ def test_long_targets_do_not_pad_the_short_ones() -> None:
     examples = [
         TokenizedExample("", [5] * 30, [[6]] * 10, [[7] * length] * 10) for length in lengths
     ]
-    batches = BatchPlanner().plan(examples, Limits(4096), new_tokens=None)
+    batches = BatchPlanner().plan(examples, BatchLimits(4096), new_tokens=None)
     for batch in batches:
         if any(lengths[index] == 1 for index in batch.examples):
             assert batch.shape.target_tokens == 1
@@ -162,6 +166,6 @@ def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() 
         return fits(*arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(planning, "_fits", counting)
-        BatchPlanner().plan(ragged(3000), Limits(4096), new_tokens=16)
+        patched.setattr(batch_planning, "_fits", counting)
+        BatchPlanner().plan(ragged(3000), BatchLimits(4096), new_tokens=16)
     assert compared < 20 * 3000

@@ -53,9 +53,9 @@ def test_limits_that_do_not_fit_are_named(
         varied_model.generate(DOCUMENTS, PROMPTS, max_new_tokens=limits)
 
 
-def bar_odd_tokens(logits: Any, context: Any) -> Any:
-    odd = jnp.arange(logits.shape[-1]) % 2 == 1
-    return jnp.where(odd, -jnp.inf, logits)
+def bar_even_tokens(logits: Any, context: Any) -> Any:
+    even = jnp.arange(logits.shape[-1]) % 2 == 0
+    return jnp.where(even, -jnp.inf, logits)
 
 
 @flax.struct.dataclass
@@ -78,10 +78,10 @@ def test_a_function_of_the_caller_processes_logits(
     options = {"max_new_tokens": 6, **search}
     plain = varied_model.generate(DOCUMENTS, PROMPTS, **options)
     answers = varied_model.generate(
-        DOCUMENTS, PROMPTS, logits_processors=[bar_odd_tokens], **options
+        DOCUMENTS, PROMPTS, logits_processors=[bar_even_tokens], **options
     )
-    assert any(token % 2 for row in plain for one in row for token in one.tokens)
-    assert not any(token % 2 for row in answers for one in row for token in one.tokens)
+    assert any(token % 2 == 0 for row in plain for one in row for token in one.tokens)
+    assert not any(token % 2 == 0 for row in answers for one in row for token in one.tokens)
 
 
 def test_another_number_of_a_callers_processor_compiles_nothing(varied_model: PidModel) -> None:

@@ -1,4 +1,4 @@
-"""What every family is held to: transformers, on random weights.
+"""The tests that every family passes: against transformers, on random weights.
 
 A family's test file makes pairs of models and inherits the rest:
 
@@ -202,7 +202,7 @@ class Parity:
         )
         assert score == pytest.approx(expected, abs=1e-3)
 
-    def test_a_run_that_starts_from_a_checkpoint_keeps_its_architecture(self, pair, tmp_path):
+    def test_a_run_that_starts_from_a_checkpoint_has_its_architecture(self, pair, tmp_path):
         _, ours = pair
         huggingface.save_config(tmp_path, ours.config, None)
         assert huggingface.read_config(tmp_path) == ours.config

@@ -91,8 +91,8 @@ def test_a_document_scores_the_same_alone_and_in_a_batch(model):
         for document, prompts, targets in zip(DOCUMENTS, PROMPTS, TARGETS, strict=True)
         if len(document) <= max(LENGTHS)  # of one compiled shape
     ]
-    together = model.score(DOCUMENTS, PROMPTS, TARGETS, batch_tokens=1 << 20)
-    np.testing.assert_allclose(together[: len(LENGTHS)], alone, rtol=1e-6, atol=1e-5)
+    batched = model.score(DOCUMENTS, PROMPTS, TARGETS, batch_tokens=1 << 20)
+    np.testing.assert_allclose(batched[: len(LENGTHS)], alone, rtol=1e-6, atol=1e-5)
 
 
 def test_an_empty_document_scores_as_one_padding_token(model):

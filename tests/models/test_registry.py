@@ -1,4 +1,4 @@
-"""The registry of families: what it promises, and that each family stands by itself."""
+"""The registry of families, and what families may import."""
 
 import ast
 from pathlib import Path
@@ -21,32 +21,62 @@ def imported_by(path: Path) -> set[str]:
     return names
 
 
-def family_files() -> list[Path]:
-    folder = ROOT / "pid_jax" / "models"
-    return [path for path in folder.glob("*.py") if "\nFAMILY = " in path.read_text("utf-8")]
+FOLDER = ROOT / "pid_jax" / "models"
+RELATIVES = {"longt5": "t5", "led": "bart", "pegasus": "bart", "t5gemma2": "t5gemma"}
+"""The family that another one is made of."""
 
 
-@pytest.mark.parametrize("path", family_files(), ids=lambda path: path.stem)
-def test_no_familys_file_imports_anothers(path: Path) -> None:
-    others = {other.stem for other in family_files()} - {path.stem}
-    modules = {
-        name.split(".")[2] for name in imported_by(path) if name.startswith("pid_jax.models.")
-    }
-    assert not modules & others
+def families() -> list[Path]:
+    return sorted(path.parent for path in FOLDER.glob("*/__init__.py"))
 
 
-def test_every_family_has_its_file() -> None:
-    assert len(family_files()) == len(models.supported())
+@pytest.mark.parametrize("folder", families(), ids=lambda path: path.name)
+def test_a_family_imports_only_the_one_that_it_is_made_of(folder: Path) -> None:
+    others = {other.name for other in families()} - {folder.name, RELATIVES.get(folder.name)}
+    for path in folder.glob("*.py"):
+        modules = {
+            name.split(".")[2] for name in imported_by(path) if name.startswith("pid_jax.models.")
+        }
+        assert not modules & others, path
+
+
+@pytest.mark.parametrize("folder", families(), ids=lambda path: path.name)
+def test_the_files_of_a_family_say_what_is_in_them(folder: Path) -> None:
+    names = {path.name for path in folder.glob("*.py")}
+    assert names == {"__init__.py", "configuration.py", "modules.py", "huggingface.py"}
+
+
+def test_every_family_is_registered() -> None:
     types = models.model_types()
     assert len(types) == len(set(types))
+    assert {folder.name for folder in families()} <= set(types)
+
+
+def test_shared_layers_know_no_family() -> None:
+    names = {folder.name for folder in families()}
+    for path in FOLDER.glob("*.py"):
+        if path.name != "registry.py":
+            modules = {name.split(".")[2] for name in imported_by(path) if name.count(".") > 1}
+            assert not modules & names, path
+
+
+def test_no_two_classes_of_models_and_backends_have_one_name() -> None:
+    paths = [*FOLDER.rglob("*.py"), *(ROOT / "pid_jax" / "backends").rglob("*.py")]
+    classes = [
+        node.name
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(classes) == len(set(classes))
 
 
 def test_the_idea_knows_no_family() -> None:
     """Nor do decoding, training and the commands: they read the protocol."""
-    names = {path.stem for path in family_files()} | set(models.model_types())
-    for room in ("prompt_in_decoder.py", "decoding", "inputs.py", "model.py", "training/loop.py"):
-        place = ROOT / "pid_jax" / room
-        for path in place.rglob("*.py") if place.is_dir() else [place]:
+    names = {folder.name for folder in families()} | set(models.model_types())
+    for part in ("prompt_in_decoder.py", "decoding", "inputs.py", "model.py", "training/loop.py"):
+        path_of_part = ROOT / "pid_jax" / part
+        for path in path_of_part.rglob("*.py") if path_of_part.is_dir() else [path_of_part]:
             constants = {
                 node.value
                 for node in ast.walk(ast.parse(path.read_text("utf-8")))

@@ -56,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "T5 with a deep decoder": {"class": "T5", "num_decoder_layers": 3, "seed": 3},
     "T5 with few buckets and a short reach": {
         "class": "T5",
-        "seed": 3,  # another than 0 where of that no output ends early
+        "seed": 3,  # with seed 0 no output ends early
         "relative_attention_num_buckets": 8,
         "relative_attention_max_distance": 12,
         "layer_norm_epsilon": 1e-3,

@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from pid_jax.models import gemma_layers, t5gemma
+from pid_jax.models import t5gemma
 from pid_jax.models.positions import Rotation
+from pid_jax.models.t5gemma.configuration import FULL, SLIDING
 from tests import transformers_models
 from tests.models import parity
 from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
@@ -166,10 +167,10 @@ def test_9b_2b_has_the_shapes_that_transformers_gives_it():
     expected = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
     model = models.build({"model_type": "t5gemma", **written})
     shapes = flatten_dict(models.abstract_params(model))
-    places = t5gemma.FAMILY.tensors(model.config)
+    paths = t5gemma.FAMILY.tensors(model.config)
     ours = {
         name: shapes[path].shape[::-1] if transposed else shapes[path].shape
-        for name, (path, transposed) in places.items()
+        for name, (path, transposed) in paths.items()
     }
     del expected["lm_head.out_proj.weight"]  # tied
     assert ours == expected
@@ -236,7 +237,7 @@ def test_a_config_survives_being_written(decoder, tied):
     assert models.config_from_hf(config.to_hf()) == config
     # What only transformers' defaults, or older versions' keys, say:
     assert config.encoder.attn_logit_softcapping == 50
-    assert config.encoder.layer_types == (gemma_layers.SLIDING, gemma_layers.FULL)
+    assert config.encoder.layer_types == (SLIDING, FULL)
     assert config.decoder.full_rotation in (Rotation(500), Rotation(1e4, 4), Rotation(1e4))
     assert (config.decoder_start_token_id, config.eos_token_id) == (
         decoder.get("bos_token_id", 2),

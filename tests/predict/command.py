@@ -64,8 +64,8 @@ class Model:
             if after_batch is not None:
                 after_batch(part, 0.5)
         return [
-            [Generation(f"{document}, {prompt}", [], -1.5) for prompt in asked]
-            for document, asked in zip(documents, prompts, strict=True)
+            [Generation(f"{document}, {prompt}", [], -1.5) for prompt in row]
+            for document, row in zip(documents, prompts, strict=True)
         ]
 
 

@@ -1,4 +1,4 @@
-"""Bad lines, stops and what is kept of the answers: no document is lost, none is answered twice."""
+"""Bad lines and stops: no document is lost, none is answered twice."""
 
 import functools
 import gzip
@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import pytest
 
-from pid_jax import predict
 from pid_jax.atomic_file import partial_path
 from pid_jax.inference.results import Generation
 from pid_jax.predict import main
+from pid_jax.prediction import progress
 from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
 from tests.questions import question
 
@@ -177,7 +177,7 @@ def test_progress_is_reported_where_no_terminal_shows_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predict, "SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_REPORTS", 0.0)
     run(no_model, questions, tmp_path / "o")
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
@@ -231,7 +231,7 @@ def test_what_takes_too_much_memory_together_is_answered_one_by_one(
     ) -> Any:
         if len(documents) > 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return [[Generation(text, [], 0.0) for text in asked] for asked in prompts]
+        return [[Generation(text, [], 0.0) for text in row] for row in prompts]
 
     monkeypatch.setattr(Model, "generate", generate)
     lines = run(no_model, questions, tmp_path / "out.jsonl")

@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import pytest
 
-from pid_jax import models, predict
+from pid_jax import models
+from pid_jax.commands.predict import make_predict_parser
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
@@ -114,7 +115,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
 
 
 def test_options_of_decoding_that_are_not_given_are_left_to_the_checkpoint() -> None:
-    given = predict._parser().parse_args(["--checkpoint=c", "--input=i", "--output=o"])
+    given = make_predict_parser("predict").parse_args(["--checkpoint=c", "--input=i", "--output=o"])
     assert {getattr(given, field.name) for field in fields(GenerationOptions)} == {None}
 
 
@@ -322,4 +323,4 @@ def test_a_checkpoint_that_is_replaced_before_it_is_loaded_is_noticed(
     monkeypatch.setattr(PidModel, "from_pretrained", replaced_before)
     assert status_of(lambda: run(copied, questions, tmp_path / "out.jsonl")) == 2
     said = error_in(capsys.readouterr().err)
-    assert said == f"error: {copied} was replaced since this command began: give it again\n"
+    assert said == f"error: {copied} was replaced since this command started: run it again\n"

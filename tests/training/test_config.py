@@ -48,8 +48,15 @@ def test_overrides_take_the_type_of_what_they_replace(file):
 
 def test_sections_of_others_take_new_keys(file):
     config = configuration.load(
-        file, ["--config.data.options.seed=3", "--config.model.architecture.d_model=64"]
+        file,
+        [
+            "--config.data.options.seed=3",
+            "--config.model.architecture.d_model=64",
+            "--config.optimizer.args.eps_root=1e-9",
+            "--config.optimizer.args.nesterov=true",
+        ],
     )
+    assert config.optimizer.args.to_dict() == {"eps_root": 1e-9, "nesterov": True}
     assert config.data.options.to_dict() == {"seed": 3}
     assert config.model.architecture.d_model == 64
 
@@ -58,7 +65,9 @@ def test_sections_of_others_take_new_keys(file):
     ("override", "message"),
     [
         ("--config.optimizer.lerning_rate=1", "did you mean config.optimizer.learning_rate"),
-        ("--config.optimizer.lr=1", "config.optimizer has b1, b2, clip_norm, "),
+        ("--config.optimizer.lr=1", "config.optimizer has args, b1, b2, clip_norm, "),
+        ("--config.optimizer.name=adamm", "config.optimizer.name is 'adamm': choose from "),
+        ("--config.optimizer.args.beta=1", "config.optimizer.args.beta: optax.adamw has no such"),
         ("--config.nothing.lr=1", "unknown key config.nothing.lr"),
         ("--config.steps=5", "did you mean config.train.steps"),
         ("--config.train.steps=many", "config.train.steps"),
@@ -110,6 +119,33 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, content, message):
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"nowhere\.py does not exist"):
         configuration.load("nowhere.py")
+
+
+def test_an_argument_for_a_file_that_takes_none_is_refused():
+    with pytest.raises(UserError, match=r"quickstart\.py: it takes no argument, but '7' follows"):
+        configuration.load("quickstart:7")
+
+
+def test_a_config_of_this_project_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("multiwoz:24,t5_base", "configs/multiwoz.py:t5_base,24", "multiwoz24_t5_base"):
+        config = configuration.load(name, ["--config.train.steps=3"])
+        assert (config.data.task, config.train.steps) == ("multiwoz24", 3)
+        assert config.model.init == "google-t5/t5-base"
+    with pytest.raises(UserError, match=r"nowhere does not exist.*aci_bench, multiwoz, quickstart"):
+        configuration.load("nowhere")
+    (tmp_path / "quickstart.py").write_text("def get_config(): return {}")
+    with pytest.raises(UserError, match="must return an ml_collections ConfigDict"):
+        configuration.load("quickstart.py")
+
+
+def test_an_unknown_argument_is_refused_with_what_there_is():
+    with pytest.raises(UserError) as error:
+        configuration.load("multiwoz:25,t5_base")
+    assert "'25' is unknown" in str(error.value)
+    assert "RELEASE: 21, 20, 22, 23, 24; SIZE: scratch, t5_base, t5_large" in str(error.value)
+    with pytest.raises(UserError, match="two values of RELEASE"):
+        configuration.load("multiwoz:21,24")
 
 
 def test_differences_name_dotted_keys_on_both_sides():

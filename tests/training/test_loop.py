@@ -184,9 +184,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
         loop.train(config, tmp_path)
     step = int(str(error.value).split("step ")[1].split(":")[0])
     assert 5 <= step <= 9
-    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert max(kept) < step
-    assert f"step {max(kept)} in {tmp_path} is intact" in str(error.value)
+    saved = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert max(saved) < step
+    assert f"step {max(saved)} in {tmp_path} is intact" in str(error.value)
     params = PidModel.from_pretrained(tmp_path).params
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 

@@ -1,0 +1,120 @@
+"""The methods that decoding and training call, for models of an encoder and a decoder.
+
+`pid_jax.models.protocol.EncoderDecoder` says what each of them means.
+"""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pid_jax.backends.choices import chosen
+from pid_jax.backends.products import (
+    multiply,
+    multiply_plainly,
+    with_decoder_transposes,
+    with_transposes,
+)
+from pid_jax.models.layers import Dense
+from pid_jax.models.protocol import KeyValue, Params, Past
+
+
+def token_embeddings(vocab_size: int, width: int, stddev: float, dtype: DTypeLike) -> nn.Embed:
+    """A table of embeddings, drawn from a normal distribution."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(stddev), ("vocab", "embed"))
+    return nn.Embed(vocab_size, width, dtype=dtype, embedding_init=init)
+
+
+class EncoderDecoderModel(nn.Module):
+    """A model whose `setup` makes `encoder`, `decoder` and a table of token embeddings.
+
+    `setup` makes `lm_head`, too, unless `config.tie_word_embeddings`.
+    """
+
+    config: Any
+    dtype: DTypeLike = jnp.float32
+    """Of activations. Norms, softmax and logits are always float32."""
+
+    table: ClassVar[str] = "shared"
+    """The attribute with the embeddings that a tied head multiplies with."""
+
+    def head(self, stddev: float) -> Dense:
+        """A head of its own."""
+        return Dense(
+            self.config.vocab_size,
+            ("embed", "vocab"),
+            stddev,
+            self.dtype,
+            output_dtype=jnp.float32,
+        )
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """What the decoder reads."""
+        embedded: Array = getattr(self, self.table)(tokens)
+        return embedded
+
+    def embed_documents(self, documents: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        """What the encoder reads."""
+        return self.embed(documents)
+
+    def encode(
+        self,
+        documents: Int[Array, "B S"],
+        document_mask: Bool[Array, "B S"],
+        *,
+        deterministic: bool = True,
+    ) -> Float[Array, "B S D"]:
+        return self.encoder(self.embed_documents(documents), document_mask, deterministic)
+
+    def project_cross_attention(
+        self, encoder_output: Float[Array, "B S D"]
+    ) -> tuple[KeyValue, ...]:
+        return self.decoder.project_cross_attention(encoder_output)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B L"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
+        cross_attention: tuple[KeyValue, ...],
+        document_mask: Bool[Array, "B S"],
+        past: Past | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        return self.decoder(
+            self.embed(tokens),
+            token_mask,
+            positions,
+            slots,
+            cross_attention,
+            document_mask,
+            past,
+            deterministic,
+        )
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        if not self.config.tie_word_embeddings:
+            return self.lm_head(hidden)
+        kernel = getattr(self, self.table).embedding.T.astype(self.dtype)
+        if self.has_variable("params", "transposed_head"):
+            transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
+            return multiply(hidden, kernel, transposed)
+        return multiply_plainly(hidden, kernel)
+
+    def decoding_params(self, params: Params) -> Params:
+        """Adds the transposes of the kernels that each step reads, where a backend wants them.
+
+        See `backends.products.multiply`.
+        """
+        if not chosen().transposes:
+            return params
+        changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
+        if self.config.tie_word_embeddings:
+            changed["transposed_head"] = params[self.table]["embedding"]  # the same array: no copy
+        else:
+            changed["lm_head"] = with_transposes(params["lm_head"])
+        return changed

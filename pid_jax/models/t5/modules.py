@@ -1,0 +1,297 @@
+"""T5's modules: attention, feed-forward, layers, encoder, decoder and the whole model.
+
+Raffel et al., arXiv 1910.10683 (T5); Shazeer, arXiv 2002.05202 (the gated feed-forward of 1.1);
+Xue et al., arXiv 2010.11934 (mT5) and 2105.13626 (ByT5); Chung et al., arXiv 2304.09151 (UMT5,
+whose every layer has a relative position bias of its own).
+"""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pid_jax.models.attention import (
+    Source,
+    attend,
+    attend_by_blocks,
+    causal_mask,
+    key_value,
+    merge_heads,
+    split_heads,
+)
+from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.positions import RelativePositionBias
+from pid_jax.models.protocol import KeyValue, Past
+from pid_jax.models.t5.configuration import T5Config, T5LikeConfig
+
+
+class T5Attention(nn.Module):
+    """Multi-head attention without biases and without scaling of the scores."""
+
+    config: T5LikeConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        width = config.num_heads * config.d_kv
+        factor = config.initializer_factor
+        into = ("embed", "heads")
+        query_stddev = factor * (config.d_model * config.d_kv) ** -0.5
+        stddev = factor * config.d_model**-0.5
+        self.query = Dense(width, into, query_stddev, self.dtype)
+        self.key = Dense(width, into, stddev, self.dtype)
+        self.value = Dense(width, into, stddev, self.dtype)
+        self.output = Dense(config.d_model, ("heads", "embed"), factor * width**-0.5, self.dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def project(self, x: Float[Array, "B S D"]) -> KeyValue:
+        """Keys and values of what is attended to."""
+        heads = self.config.num_heads
+        return key_value(split_heads(self.key(x), heads), split_heads(self.value(x), heads))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
+    ) -> Float[Array, "B L D"]:
+        query = split_heads(self.query(x), self.config.num_heads)
+        attended = attend(
+            query, sources, dropout=lambda weights: self.dropout(weights, deterministic)
+        )
+        return self.output(merge_heads(attended))
+
+    def of_documents(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Any, deterministic: bool
+    ) -> Float[Array, "B S D"]:
+        """Self-attention of an encoder.
+
+        bias: `Float["H distances"]` where deterministic, else `Float["1 H S S"]`. A family with
+        another attention in its encoder overrides this and says what it takes.
+        """
+        if not deterministic:
+            return self(x, [Source(self.project(x), mask[:, None, :], bias)], deterministic)
+        query = split_heads(self.query(x), self.config.num_heads)
+        return self.output(merge_heads(attend_by_blocks(query, self.project(x), mask, bias)))
+
+
+class T5FeedForward(nn.Module):
+    """T5's feed-forward, gated in 1.1 and later."""
+
+    config: T5LikeConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        into = config.initializer_factor * config.d_model**-0.5
+        if config.is_gated_act:
+            self.wi_0 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
+            self.wi_1 = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
+        else:
+            self.wi = Dense(config.d_ff, ("embed", "mlp"), into, self.dtype)
+        out = config.initializer_factor * config.d_ff**-0.5
+        self.wo = Dense(config.d_model, ("mlp", "embed"), out, self.dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+        activate = ACTIVATIONS[self.config.dense_act_fn]
+        x = (
+            activate(self.wi_0(x)) * self.wi_1(x)
+            if self.config.is_gated_act
+            else activate(self.wi(x))
+        )
+        return self.wo(self.dropout(x, deterministic))
+
+
+def norm(config: T5LikeConfig, dtype: DTypeLike) -> RMSNorm:
+    """The normalisation before every part of a layer, and at the end."""
+    return RMSNorm(config.layer_norm_epsilon, dtype)
+
+
+def relative_position_bias(
+    config: T5LikeConfig, *, bidirectional: bool, starts_nearby: bool = True
+) -> RelativePositionBias:
+    """A table of the sizes that the configuration names."""
+    return RelativePositionBias(
+        config.num_heads,
+        config.relative_attention_num_buckets,
+        config.relative_attention_max_distance,
+        bidirectional,
+        config.initializer_factor * config.d_model**-0.5,
+        starts_nearby,
+    )
+
+
+class T5EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each added to what it read after normalising it."""
+
+    config: T5LikeConfig
+    dtype: DTypeLike
+    attention: type[T5Attention] = T5Attention
+
+    def setup(self) -> None:
+        self.self_attention_norm = norm(self.config, self.dtype)
+        self.self_attention = self.attention(self.config, self.dtype)
+        self.feed_forward_norm = norm(self.config, self.dtype)
+        self.feed_forward = T5FeedForward(self.config, self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        bias: Any,
+        deterministic: bool,
+    ) -> Float[Array, "B S D"]:
+        normed = self.self_attention_norm(x)
+        attended = self.self_attention.of_documents(normed, mask, bias, deterministic)
+        x = x + self.dropout(attended, deterministic)
+        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        return x + self.dropout(forwarded, deterministic)
+
+
+class T5Encoder(nn.Module):
+    """Reads the embeddings of documents."""
+
+    config: T5Config
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        self.layers = [T5EncoderLayer(config, self.dtype) for _ in range(config.num_layers)]
+        biases = config.num_layers if config.bias_in_every_layer else 1
+        self.relative_position_bias = [
+            relative_position_bias(config, bidirectional=True) for _ in range(biases)
+        ]
+        self.final_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self, x: Float[Array, "B S D"], document_mask: Bool[Array, "B S"], deterministic: bool
+    ) -> Float[Array, "B S D"]:
+        length = x.shape[1]
+        slots = jnp.arange(length)[None]
+        biases = [
+            bias.by_distance(length) if deterministic else bias(slots, slots)
+            for bias in self.relative_position_bias
+        ]
+        x = self.dropout(x, deterministic)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, document_mask, biases[i % len(biases)], deterministic)
+        return self.dropout(self.final_norm(x), deterministic)
+
+
+class T5DecoderLayer(nn.Module):
+    """Self-attention, cross-attention to the document, feed-forward."""
+
+    config: T5LikeConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        self.self_attention_norm = norm(self.config, self.dtype)
+        self.self_attention = T5Attention(self.config, self.dtype)
+        self.cross_attention_norm = norm(self.config, self.dtype)
+        self.cross_attention = T5Attention(self.config, self.dtype)
+        self.feed_forward_norm = norm(self.config, self.dtype)
+        self.feed_forward = T5FeedForward(self.config, self.dtype)
+        self.dropout = nn.Dropout(self.config.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        present_mask: Bool[Array, "B L L"],
+        present_bias: Float[Array, "#B H L L"],
+        past: Source | None,
+        document: Source,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], KeyValue]:
+        normed = self.self_attention_norm(x)
+        present = self.self_attention.project(normed)
+        sources = [Source(present, present_mask, present_bias)]
+        if past is not None:
+            sources.insert(0, past)
+        x = x + self.dropout(self.self_attention(normed, sources, deterministic), deterministic)
+        normed = self.cross_attention_norm(x)
+        x = x + self.dropout(self.cross_attention(normed, [document], deterministic), deterministic)
+        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        return x + self.dropout(forwarded, deterministic), present
+
+
+class T5Decoder(nn.Module):
+    """Reads prompts and targets, and attends to the document."""
+
+    config: T5LikeConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        self.layers = [T5DecoderLayer(config, self.dtype) for _ in range(config.num_decoder_layers)]
+        biases = config.num_decoder_layers if config.bias_in_every_layer else 1
+        self.relative_position_bias = [
+            relative_position_bias(config, bidirectional=False) for _ in range(biases)
+        ]
+        self.final_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+
+    def project_cross_attention(
+        self, encoder_output: Float[Array, "B S D"]
+    ) -> tuple[KeyValue, ...]:
+        return tuple(layer.cross_attention.project(encoder_output) for layer in self.layers)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
+        cross_attention: tuple[KeyValue, ...],
+        document_mask: Bool[Array, "B S"],
+        past: Past | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        del positions  # Distances alone are known, and those are differences of slots.
+        mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
+        biases = [bias(slots, slots) for bias in self.relative_position_bias]
+        if past is not None:
+            past_slots = jnp.arange(past.mask.shape[1])[None]
+            past_biases = [bias(slots, past_slots) for bias in self.relative_position_bias]
+        x = self.dropout(x, deterministic)
+        present = []
+        for i, layer in enumerate(self.layers):
+            shared = i % len(biases)
+            remembered = None
+            if past is not None:
+                remembered = Source(past.layers[i], past.mask[:, None, :], past_biases[shared])
+            document = Source(cross_attention[i], document_mask[:, None, :])
+            x, new = layer(x, mask, biases[shared], remembered, document, deterministic)
+            present.append(new)
+        return self.dropout(self.final_norm(x), deterministic), tuple(present)
+
+
+class T5Like(EncoderDecoderModel):
+    """The model of T5 and LongT5 but for its encoder."""
+
+    config: T5LikeConfig
+    encoder_type: ClassVar[type[nn.Module]]
+
+    def setup(self) -> None:
+        config = self.config
+        self.shared = token_embeddings(
+            config.vocab_size, config.d_model, config.initializer_factor, self.dtype
+        )
+        self.encoder = self.encoder_type(config, self.dtype)
+        self.decoder = T5Decoder(config, self.dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = self.head(config.initializer_factor * config.d_model**-0.5)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        if self.config.scale_decoder_outputs:
+            hidden = hidden * self.config.d_model**-0.5
+        return super().logits(hidden)
+
+
+class T5(T5Like):
+    """The model of T5, mT5 and UMT5."""
+
+    config: T5Config
+    encoder_type: ClassVar[type[nn.Module]] = T5Encoder

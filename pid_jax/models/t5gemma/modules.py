@@ -1,0 +1,382 @@
+"""T5Gemma's modules, most of them T5Gemma 2's too.
+
+Gemma Team, arXiv 2408.00118 (Gemma 2: norms before and after each part, windows in every other
+layer, soft-capping) and 2503.19786 (Gemma 3: norms of queries and keys instead of capping); Zhang
+et al., arXiv 2504.06225 (T5Gemma).
+"""
+
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from pid_jax.models.attention import (
+    Source,
+    attend,
+    attend_by_blocks,
+    capped,
+    causal_mask,
+    key_value,
+    merge_heads,
+    split_heads,
+    within,
+)
+from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.positions import Rotation, rotate
+from pid_jax.models.protocol import KeyValue, Past
+from pid_jax.models.t5gemma.configuration import (
+    FULL,
+    SLIDING,
+    DropoutRates,
+    GemmaStackConfig,
+    T5GemmaConfig,
+)
+
+
+def norm(config: GemmaStackConfig, dtype: DTypeLike) -> RMSNorm:
+    """A norm as every Gemma has it."""
+    return RMSNorm(config.rms_norm_eps, dtype, around_one=True)
+
+
+def embedding(config: GemmaStackConfig, dtype: DTypeLike) -> nn.Embed:
+    """The table of `embed`."""
+    return token_embeddings(config.vocab_size, config.hidden_size, config.initializer_range, dtype)
+
+
+def embed(table: nn.Embed, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """The scaled embeddings of tokens."""
+    embedded = table(tokens)
+    return embedded * jnp.asarray(table.features**0.5, embedded.dtype)  # rounded as weights are
+
+
+class GemmaAttention(nn.Module):
+    """Attention whose queries share keys and values in groups, with rotary positions."""
+
+    config: GemmaStackConfig
+    rotation: Rotation
+    rates: DropoutRates
+    dtype: DTypeLike
+    query_key_norms: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        width = config.num_attention_heads * config.head_dim
+        source_width = config.num_key_value_heads * config.head_dim
+        into, stddev = ("embed", "heads"), config.initializer_range
+        self.query = Dense(width, into, stddev, self.dtype)
+        self.key = Dense(source_width, into, stddev, self.dtype)
+        self.value = Dense(source_width, into, stddev, self.dtype)
+        self.output = Dense(config.hidden_size, ("heads", "embed"), stddev, self.dtype)
+        if self.query_key_norms:
+            self.query_norm = norm(config, self.dtype)
+            self.key_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(self.rates.attention)
+
+    def project(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None = None
+    ) -> KeyValue:
+        """Keys and values of what is attended to. Where it has positions, keys are rotated."""
+        heads = self.config.num_key_value_heads
+        key = split_heads(self.key(x), heads)
+        if self.query_key_norms:
+            key = self.key_norm(key)
+        if positions is not None:
+            key = rotate(key, positions, self.rotation)
+        return key_value(key, split_heads(self.value(x), heads))
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "#B L"] | None,
+        sources: list[Source],
+        deterministic: bool,
+    ) -> Float[Array, "B L D"]:
+        """What the queries of x see in the sources. positions: None where none are rotated."""
+        attended = attend(
+            self._queries(x, positions),
+            sources,
+            scale=self._scale,
+            dropout=lambda weights: self.dropout(weights, deterministic),
+            soft_cap=self.config.attn_logit_softcapping,
+        )
+        return self.output(merge_heads(attended))
+
+    def of_documents(
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"],
+        mask: Bool[Array, "B S"],
+        reach: tuple[int, int] | None,
+    ) -> Float[Array, "B S D"]:
+        """Self-attention of an encoder, without dropout."""
+        attended = attend_by_blocks(
+            self._queries(x, positions),
+            self.project(x, positions),
+            mask,
+            scale=self._scale,
+            soft_cap=self.config.attn_logit_softcapping,
+            reach=reach,
+        )
+        return self.output(merge_heads(attended))
+
+    @property
+    def _scale(self) -> float:
+        return float(self.config.query_pre_attn_scalar**-0.5)
+
+    def _queries(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"] | None
+    ) -> Float[Array, "B H L K"]:
+        query = split_heads(self.query(x), self.config.num_attention_heads)
+        if self.query_key_norms:
+            query = self.query_norm(query)
+        return query if positions is None else rotate(query, positions, self.rotation)
+
+
+class GemmaFeedForward(nn.Module):
+    """A feed-forward whose first product is gated by a second one."""
+
+    config: GemmaStackConfig
+    rates: DropoutRates
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        into, stddev = ("embed", "mlp"), config.initializer_range
+        self.gate = Dense(config.intermediate_size, into, stddev, self.dtype)
+        self.up = Dense(config.intermediate_size, into, stddev, self.dtype)
+        self.down = Dense(config.hidden_size, ("mlp", "embed"), stddev, self.dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+        x = ACTIVATIONS[self.config.hidden_activation](self.gate(x)) * self.up(x)
+        return self.down(self.dropout(x, deterministic))
+
+
+class GemmaEncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each between two norms and added to what it read."""
+
+    config: GemmaStackConfig
+    rotation: Rotation
+    reach: tuple[int, int] | None
+    """How many tokens before and after itself a token sees. None for all."""
+    rates: DropoutRates
+    dtype: DTypeLike
+    query_key_norms: bool = False
+
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        self.self_attention_norm = norm(config, dtype)
+        self.self_attention = GemmaAttention(
+            config, self.rotation, self.rates, dtype, self.query_key_norms
+        )
+        self.self_attention_post_norm = norm(config, dtype)
+        self.feed_forward_norm = norm(config, dtype)
+        self.feed_forward = GemmaFeedForward(config, self.rates, dtype)
+        self.feed_forward_post_norm = norm(config, dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
+    ) -> Float[Array, "B S D"]:
+        positions = jnp.arange(x.shape[1])[None]
+        normed = self.self_attention_norm(x)
+        if deterministic:
+            attended = self.self_attention.of_documents(normed, positions, mask, self.reach)
+        else:
+            seen = mask[:, None, :]
+            if self.reach is not None:
+                seen = seen & within(self.reach, positions[:, None, :] - positions[:, :, None])
+            source = Source(self.self_attention.project(normed, positions), seen)
+            attended = self.self_attention(normed, positions, [source], deterministic)
+        x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
+        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic)
+
+
+class GemmaEncoder(nn.Module):
+    """Reads the scaled embeddings of documents."""
+
+    config: GemmaStackConfig
+    reach: tuple[int, int]
+    """In layers that see a window: how many tokens before and after itself a token sees."""
+    rates: DropoutRates
+    dtype: DTypeLike
+    query_key_norms: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        self.layers = [
+            GemmaEncoderLayer(
+                config,
+                config.rotation(i),
+                self.reach if kind == SLIDING else None,
+                self.rates,
+                self.dtype,
+                self.query_key_norms,
+            )
+            for i, kind in enumerate(config.layer_types)
+        ]
+        self.final_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
+    ) -> Float[Array, "B S D"]:
+        x = self.dropout(x, deterministic)
+        for layer in self.layers:
+            x = layer(x, mask, deterministic)
+        return self.dropout(self.final_norm(x), deterministic)
+
+
+class Visible(NamedTuple):
+    """Which of a prompt's own tokens new ones see, in one type of layer."""
+
+    present: Bool[Array, "B L L"]
+    past: Bool[Array, "B L M"] | Bool[Array, "B 1 M"] | None
+
+    def sources(self, present: KeyValue, past: KeyValue | None) -> list[Source]:
+        """What a layer's self-attention reads: the past, if there is one, and the new tokens."""
+        remembered = [] if past is None else [Source(past, self.past)]
+        return [*remembered, Source(present, self.present)]
+
+
+def visible(
+    token_mask: Bool[Array, "B L"], slots: Int[Array, "#B L"], past: Past | None, window: int
+) -> dict[str, Visible]:
+    """By the type of layer. In a window a token sees itself and `window - 1` before it."""
+    reach = (window - 1, 0)
+    present = causal_mask(slots.shape[1]) & token_mask[:, None, :]
+    near = within(reach, slots[:, None, :] - slots[:, :, None])
+    if past is None:
+        return {FULL: Visible(present, None), SLIDING: Visible(present & near, None)}
+    remembered = past.mask[:, None, :]
+    near_past = within(reach, jnp.arange(past.mask.shape[1]) - slots[:, :, None])
+    return {
+        FULL: Visible(present, remembered),
+        SLIDING: Visible(present & near, remembered & near_past),
+    }
+
+
+class GemmaDecoder(nn.Module):
+    """Reads prompts and targets, in layers of a family's own type."""
+
+    layer_type: type[nn.Module]
+    config: GemmaStackConfig
+    rates: DropoutRates
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config = self.config
+        self.layers = [
+            self.layer_type(config, config.rotation(i), self.rates, self.dtype)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.final_norm = norm(config, self.dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def project_cross_attention(
+        self, encoder_output: Float[Array, "B S D"]
+    ) -> tuple[KeyValue, ...]:
+        return tuple(layer.project_document(encoder_output) for layer in self.layers)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        token_mask: Bool[Array, "B L"],
+        positions: Int[Array, "B L"],
+        slots: Int[Array, "#B L"],
+        cross_attention: tuple[KeyValue, ...],
+        document_mask: Bool[Array, "B S"],
+        past: Past | None,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
+        seen = visible(token_mask, slots, past, self.config.sliding_window)
+        x = self.dropout(x, deterministic)
+        present = []
+        for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
+            document = Source(cross_attention[i], document_mask[:, None, :])
+            remembered = None if past is None else past.layers[i]
+            x, new = layer(x, positions, seen[kind], remembered, document, deterministic)
+            present.append(new)
+        return self.dropout(self.final_norm(x), deterministic), tuple(present)
+
+
+def bounded(logits: Float[Array, "*batch V"], config: GemmaStackConfig) -> Float[Array, "*batch V"]:
+    """Logits after soft-capping, if the configuration has any."""
+    bound = config.final_logit_softcapping
+    return logits if bound is None else capped(logits, bound)
+
+
+class T5GemmaDecoderLayer(nn.Module):
+    """Self-attention, cross-attention to the document, feed-forward, each between two norms."""
+
+    config: GemmaStackConfig
+    rotation: Rotation
+    rates: DropoutRates
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        self.self_attention_norm = norm(config, dtype)
+        self.self_attention = GemmaAttention(config, self.rotation, self.rates, dtype)
+        self.self_attention_post_norm = norm(config, dtype)
+        self.cross_attention_norm = norm(config, dtype)
+        self.cross_attention = GemmaAttention(config, self.rotation, self.rates, dtype)
+        self.cross_attention_post_norm = norm(config, dtype)
+        self.feed_forward_norm = norm(config, dtype)
+        self.feed_forward = GemmaFeedForward(config, self.rates, dtype)
+        self.feed_forward_post_norm = norm(config, dtype)
+        self.dropout = nn.Dropout(self.rates.hidden)
+
+    def project_document(self, encoder_output: Float[Array, "B S _"]) -> KeyValue:
+        """Keys, without positions, and values. The encoder may be of another width."""
+        return self.cross_attention.project(encoder_output)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        seen: Visible,
+        past: KeyValue | None,
+        document: Source,
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], KeyValue]:
+        normed = self.self_attention_norm(x)
+        present = self.self_attention.project(normed, positions)
+        sources = seen.sources(present, past)
+        attended = self.self_attention(normed, positions, sources, deterministic)
+        x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
+        normed = self.cross_attention_norm(x)
+        attended = self.cross_attention(normed, None, [document], deterministic)
+        x = x + self.dropout(self.cross_attention_post_norm(attended), deterministic)
+        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
+
+
+class T5Gemma(EncoderDecoderModel):
+    """The model of T5Gemma."""
+
+    config: T5GemmaConfig
+    table: ClassVar[str] = "decoder_embedding"
+
+    def setup(self) -> None:
+        config = self.config
+        window = config.encoder.sliding_window
+        self.encoder_embedding = embedding(config.encoder, self.dtype)
+        self.encoder = GemmaEncoder(config.encoder, (window, window), config.rates, self.dtype)
+        self.decoder_embedding = embedding(config.decoder, self.dtype)
+        self.decoder = GemmaDecoder(T5GemmaDecoderLayer, config.decoder, config.rates, self.dtype)
+        if not config.tie_word_embeddings:
+            self.lm_head = self.head(config.decoder.initializer_range * config.vocab_size**-0.5)
+
+    def embed_documents(self, documents: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+        return embed(self.encoder_embedding, documents)
+
+    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return embed(self.decoder_embedding, tokens)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        return bounded(super().logits(hidden), self.config.decoder)

@@ -1,0 +1,29 @@
+"""The table of what each backend takes."""
+
+import jax
+import pytest
+
+from pid_jax import models
+from pid_jax.backends import choices
+from tests.conftest import TINY
+
+
+def test_only_a_cpu_has_options_of_the_compiler():
+    assert choices.compiler_options("cpu") == {"xla_cpu_copy_insertion_use_region_analysis": True}
+    assert choices.compiler_options("tpu") == choices.compiler_options("gpu") == {}
+    assert choices.compiler_options() == choices.compiler_options(jax.default_backend())
+
+
+def test_changing_the_options_changes_no_table():
+    choices.compiler_options("cpu").clear()
+    assert choices.compiler_options("cpu")
+
+
+@pytest.mark.parametrize(("platform", "repeated"), [("cpu", True), ("tpu", False)])
+def test_only_a_cpu_decodes_with_transposed_kernels(platform, repeated, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    model = models.build(TINY)
+    params = jax.eval_shape(model.decoding_params, models.abstract_params(model))
+    assert ("transposed_head" in params) == repeated
+    dense = params["decoder"]["layers_0"]["feed_forward"]["wi"]
+    assert ("transposed" in dense) == repeated
