@@ -66,7 +66,7 @@ def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[P
     excludes other writers, if the file system has locks. Raises UserError if writing fails.
     """
     directory = Path(directory)
-    made = not directory.exists()
+    is_new = not directory.exists()
     moved: list[str] = []
 
     def intact() -> str:
@@ -77,7 +77,7 @@ def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[P
     with ExitStack() as stack:
         stack.enter_context(in_one_sentence(directory, intact))
         directory.mkdir(parents=True, exist_ok=True)
-        if made:
+        if is_new:
             stack.callback(_remove_if_empty, directory)
         if stack.enter_context(directory_lock.writing(directory)):
             for left_behind in directory.glob(f"{_FILLING}*"):
@@ -186,7 +186,7 @@ class ResumableFile:
         self._writing = False  # if True, the reader's buffer may be outdated
         _make_parent(self._target)
         if self._target.exists() and not self._target.is_file():
-            raise UserError(f"cannot write {self._target}: it is no regular file")
+            raise UserError(f"cannot write {self._target}: it is not a regular file")
         try:
             self._writer = self.partial.open("ab", buffering=0)
             _lock(self._writer, self.partial)

@@ -204,7 +204,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in {
         "folder": "it is a directory",
-        "pipe": "it is no regular file",
+        "pipe": "it is not a regular file",
         "file/inside": "cannot write",
     }.items():
         with pytest.raises(UserError, match=message):

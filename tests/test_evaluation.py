@@ -142,7 +142,7 @@ def test_targets_that_the_tokenizer_changes_and_answers_that_were_cut_are_told(
     result = evaluation.evaluate(
         text_model, task, [Example("d", "[user] hello", subtasks)], limits=LIMITS
     )
-    assert "1 of 2 targets do not come back from the tokenizer" in caplog.text
+    assert "1 of 2 targets change when encoded and decoded" in caplog.text
     assert "the first is 'a </s> b' → 'a   b'" in caplog.text
     told = scoring.summary(result)
     assert told["targets"]["changed"] == 1
@@ -516,7 +516,7 @@ def test_predictions_are_read_however_they_were_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('{"id": "a", "id": "a", "subtasks": []}', 'line 1: the key "id" is there twice'),
+        ('{"id": "a", "id": "a", "subtasks": []}', 'line 1: the key "id" occurs twice'),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "prediction": "y"}]}', "twice"),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": 1e400}]}', "finite"),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": NaN}]}', "finite"),

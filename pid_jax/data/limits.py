@@ -95,7 +95,7 @@ class TargetReport:
     """The first target that changes, and its decoded text."""
 
     def __str__(self) -> str:
-        counts = f"{self.changed:,} of {self.targets:,} targets do not come back from the tokenizer"
+        counts = f"{self.changed:,} of {self.targets:,} targets change when encoded and decoded"
         if self.first is None:
             return counts
         before, after = self.first

@@ -138,7 +138,7 @@ def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
         if data.origin.options != origin.options:
             continue
         if data.origin.reader != origin.reader:
-            yield f"{data.directory} was made by another version of the task's reader"
+            yield f"{data.directory} was created by another version of the task's reader"
         before, now = data.origin.sources, origin.sources
         for name in sorted({*before, *now}):
             if name not in now:
@@ -146,7 +146,7 @@ def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
             elif name not in before:
                 yield f"the source of {data.directory} had no {name}"
             elif before[name] != now[name]:
-                yield f"{name} has changed since {data.directory} was made"
+                yield f"{name} has changed since {data.directory} was created"
         return
 
 

@@ -44,7 +44,9 @@ def text_or_ids(value: Any, where: str) -> str | list[int]:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where} has an unpaired surrogate, which is no character") from None
+            raise UserError(
+                f"{where} has an unpaired surrogate, which is not a character"
+            ) from None
         return str(value)  # converts NumPy's strings
     if type(value) is list and all(type(token) is int for token in value):
         return value

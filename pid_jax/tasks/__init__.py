@@ -89,6 +89,6 @@ def get(name: str, **options: Any) -> Task:
     lacking = [part for part in _PARTS if not hasattr(task, part)]
     if lacking:
         raise UserError(
-            f"{name} is no task: it has no {', '.join(lacking)} (see pid_jax.tasks.Task)"
+            f"{name} is not a task: it has no {', '.join(lacking)} (see pid_jax.tasks.Task)"
         )
     return task

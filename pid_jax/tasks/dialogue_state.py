@@ -29,8 +29,8 @@ PER_DOMAIN = "joint accuracy per domain, of turns with a value in it"
 
 def document_text(utterances: Iterable[tuple[str, str]]) -> str:
     """One line of lower-case text from (speaker, utterance) pairs, without empty utterances."""
-    said = ((speaker, " ".join(text.lower().split())) for speaker, text in utterances)
-    return " ".join(f"[{speaker}] {text}" for speaker, text in said if text)
+    lines = ((speaker, " ".join(text.lower().split())) for speaker, text in utterances)
+    return " ".join(f"[{speaker}] {text}" for speaker, text in lines if text)
 
 
 class Slot(NamedTuple):

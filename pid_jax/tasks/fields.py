@@ -29,12 +29,12 @@ class _Repeating(dict[str, Any]):
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    repeating = _Repeating(made)
+    entry = dict(pairs)
+    if len(entry) == len(pairs):
+        return entry
+    repeating = _Repeating(entry)
     keys = [key for key, _ in pairs]
-    repeating.repeated = frozenset(key for key in made if keys.count(key) > 1)
+    repeating.repeated = frozenset(key for key in entry if keys.count(key) > 1)
     return repeating
 
 
@@ -94,7 +94,7 @@ def checked(value: Any, kind: type[T], name: str, where: str) -> T:
         raise UserError(f"{where}: {name} must be {_KINDS[kind]}, got {kind_of(value)}")
     # JSON can escape an unpaired surrogate, which no tokenizer and no file can encode.
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: {name} has an unpaired surrogate, which is no character")
+        raise UserError(f"{where}: {name} has an unpaired surrogate, which is not a character")
     typed: T = value
     return typed
 
@@ -110,7 +110,7 @@ def _value(entry: Any, key: str, where: str) -> Any:
     if key not in entry:
         raise UserError(f'{where}: "{key}" is missing')
     if isinstance(entry, _Repeating) and key in entry.repeated:
-        raise UserError(f'{where}: the key "{key}" is there twice')
+        raise UserError(f'{where}: the key "{key}" occurs twice')
     return entry[key]
 
 

@@ -41,7 +41,7 @@ class JsonStream:
         keys: set[str] = set()
         for key, value in self._separated("}", self._item):
             if key in keys:
-                raise UserError(f"{self._where}: the key {key!r} is there twice")
+                raise UserError(f"{self._where}: the key {key!r} occurs twice")
             keys.add(key)
             yield key, value
 

@@ -276,7 +276,7 @@ def _dialogue_files(source: SourceFiles, split: str) -> list[str]:
     folders = sorted({str(PurePosixPath(name).parent) for name in names})
     if len(folders) > 1:
         raise UserError(
-            f"{source.path}: {folder}/{_FILES} is there more than once: {', '.join(folders)}; "
+            f"{source.path}: {folder}/{_FILES} occurs more than once: {', '.join(folders)}; "
             "name the folder that is meant"
         )
     return names
@@ -310,7 +310,7 @@ def _read_schema(source: SourceFiles, name: str, seen: set[str] | None) -> Schem
         service = field(entry, "service_name", str, where)
         where = f"{source.where(name)}, service {service}"
         if service in schema:
-            raise UserError(f"{where}: it is there twice")
+            raise UserError(f"{where}: the service occurs twice")
         slots = schema[service] = {}
         for slot in field(entry, "slots", list, where):
             full_name = _full_name(service, field(slot, "name", str, f'{where}, "slots"'))

@@ -94,7 +94,7 @@ class SourceFiles:
         wanted = " or ".join(file_names)
         if matches:
             raise UserError(
-                f"{self.path}: {wanted} is there more than once: {', '.join(matches)}; name the "
+                f"{self.path}: {wanted} occurs more than once: {', '.join(matches)}; name the "
                 "folder that is meant"
             )
         raise MissingData(f"{self.path}: there is no {wanted}; {self.contents()}")
@@ -102,9 +102,9 @@ class SourceFiles:
     def contents(self) -> str:
         """The names of the present files, for messages."""
         if not self.names:
-            return "nothing is there"
+            return "it contains no files"
         shown = ", ".join(self.names[:8])
-        return f"there are {shown}" + (", ..." if len(self.names) > 8 else "")
+        return f"it contains {shown}" + (", ..." if len(self.names) > 8 else "")
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -212,7 +212,7 @@ def _members_of_zip(path: Path) -> dict[str, _Member]:
         if info.is_dir() or not name.parts or is_system_file:
             continue
         if str(name) in members:
-            raise UserError(f"{path}: the member {info.filename!r} is there twice")
+            raise UserError(f"{path}: the member {info.filename!r} occurs twice")
         members[str(name)] = _Member(path, info.filename)
     return members
 

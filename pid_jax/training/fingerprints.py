@@ -76,8 +76,8 @@ def of_run(
 def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: bool) -> None:
     """Raises UserError if the run has read other data before, unless `other_data`.
 
-    Nothing is known of runs of earlier versions. Other validation data that the configuration
-    names is no reason: it changes no training step.
+    Runs of earlier versions have no fingerprints. Validation data that differs because of the
+    configuration is allowed, because it does not affect training steps.
     """
     before = _before(workdir)
     different = [

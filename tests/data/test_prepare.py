@@ -202,7 +202,7 @@ def test_of_another_version_of_the_reader_the_next_version_is_made(
     with caplog.at_level("INFO"):
         second = prepare.prepare("jsonl", source, data_dir)
     assert second.directory.name == "1.1.0"
-    assert "1.0.0 was made by another version of the task's reader" in caplog.text
+    assert "1.0.0 was created by another version of the task's reader" in caplog.text
     assert prepared.find(data_dir, "jsonl", second.origin.options) == second
     assert prepare.prepare("jsonl", source, data_dir) == second
 

@@ -345,7 +345,7 @@ def test_targets_that_do_not_come_back_are_counted_by_subtask():
     report = tokenized.target_report()
     assert (report.targets, report.changed) == (5, 3)
     assert str(report) == (
-        "3 of 5 targets do not come back from the tokenizer, the first is "
+        "3 of 5 targets change when encoded and decoded, the first is "
         r"'one\ntwo' → 'one two'"
     )
     kept = TokenizedExamples(

@@ -162,7 +162,7 @@ def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_pat
     loop._prepare(config, tmp_path / "run", resuming=False, other_data=False)
     for split in ("train", "validation"):
         assert (
-            f"{split}: 1 of 2 targets do not come back from the tokenizer, the first is "
+            f"{split}: 1 of 2 targets change when encoded and decoded, the first is "
             "'a </s> b' → 'a   b'" in caplog.text
         )
 
