@@ -1,1 +1,1 @@
-"""How fast pid_jax is beside its peers, and beside what the machine can do."""
+"""Benchmarks of pid_jax against other libraries and against the limits of the machine."""

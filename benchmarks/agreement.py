@@ -1,4 +1,4 @@
-"""Whether two engines chose the same tokens, and if not, how close a call it was."""
+"""Agreement of two engines: shares of equal tokens, and score gaps where they diverge."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ PAIRS = (
     ("pid_jax-pie", "ctranslate2-int8"),
     ("pid_jax-pid", "transformers-pid"),
 )
-"""Engines that are asked the same, the first by this project."""
+"""Pairs of engines with the same inputs. The first of each is this project's."""
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.1}
-"""Nats between two tokens that rounding alone may exchange."""
+"""Maximum gap in nats between two tokens that rounding can exchange."""
 EXAMINED = 256
-"""Divergences whose gap is computed: more than any workload has answers."""
+"""Maximum number of divergences whose gap is computed. No workload has more answers."""
 
 
 def compare(ours: Answers, theirs: Answers) -> dict[str, Any]:
-    """Shares of equal tokens and of equal answers, and where the others part.
+    """Shares of equal tokens and of equal answers, and the positions of first differences.
 
-    After its first difference an answer goes its own way, so `equal_tokens` counts tokens up
-    to there only. `divergences` lists `[document, prompt, step]`.
+    `equal_tokens` counts the tokens of an answer before its first difference, because later tokens
+    depend on it. `divergences` lists `[document, prompt, step]`.
     """
     divergences = []
     total = equal = answers = 0
@@ -50,9 +50,9 @@ def gaps(
     theirs: Answers,
     divergences: list[list[int]],
 ) -> list[float]:
-    """At the first `EXAMINED` divergences, log p of our token less log p of theirs, in nats.
+    """log p of our token minus log p of theirs, in nats, at the first `EXAMINED` divergences.
 
-    Both follow the tokens that were chosen alike; near 0 is a tie that rounding decides.
+    Both follow the same tokens. A gap near 0 is a tie that rounding decides.
     """
     examined = divergences[:EXAMINED]
     scores = model.score(

@@ -1,4 +1,4 @@
-"""The measurements as pictures. Needs matplotlib, imported when something is drawn."""
+"""Charts of the measurements. Needs matplotlib, imported on the first use."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ PID, PIE, INK = "#1b6ca8", "#9aa3ab", "#30363c"
 
 
 def draw_engines(entries: Sequence[Mapping[str, Any]], caption: str, path: Path) -> None:
-    """A panel per workload, a bar per engine, a tick where its method's limit lies."""
+    """Draws a panel per workload, with a bar per engine and a tick at the limit of its method."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(entries))
@@ -25,14 +25,14 @@ def draw_engines(entries: Sequence[Mapping[str, Any]], caption: str, path: Path)
         methods = [ENGINES[key].method for key in keys]
         colours = [PID if method == "pid" else PIE for method in methods]
         panel.barh(range(len(keys)), medians, color=colours, height=0.7)
-        for place, (key, median) in enumerate(zip(keys, medians, strict=True)):
+        for row, (key, median) in enumerate(zip(keys, medians, strict=True)):
             ratio = entry["engines"][key]["ratio"]
             text = f" {median:.3g} s" + ("" if ratio is None else f"  ({ratio:.3g}×)")
-            panel.text(median, place, text, va="center", fontsize=8, color=INK)
+            panel.text(median, row, text, va="center", fontsize=8, color=INK)
             if entry["engines"][key]["fraction_of_limit"] is None:
                 continue
             limit = entry["limits"][ENGINES[key].method]["total"]
-            panel.plot([limit, limit], [place - 0.35, place + 0.35], color=INK, linewidth=1.2)
+            panel.plot([limit, limit], [row - 0.35, row + 0.35], color=INK, linewidth=1.2)
         panel.set_yticks(range(len(keys)), [ENGINES[key].label for key in keys], fontsize=8)
         panel.set_xlim(0, max(medians) * 1.3)
         sizes = entry["workload"]
@@ -49,7 +49,7 @@ def draw_engines(entries: Sequence[Mapping[str, Any]], caption: str, path: Path)
 
 
 def draw_growth(growth: Mapping[str, Any], caption: str, path: Path) -> None:
-    """Seconds per document against the number of prompts, both methods and their limits."""
+    """Draws seconds per document against the number of prompts, for both methods and limits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands have in common: their options, and the JSON that they write."""
+"""Common options and output of the benchmark commands."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def parser(script: str, description: str, epilog: str) -> argparse.ArgumentParse
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts something."""
+    """The type of an option that is a positive integer."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
@@ -36,7 +36,7 @@ def positive(text: str) -> int:
 
 
 def add_repeats(to: argparse.ArgumentParser, default: int) -> None:
-    """How often each engine is timed."""
+    """Adds --repeats, the number of timed runs of each engine."""
     to.add_argument(
         "--repeats",
         type=positive,
@@ -47,7 +47,7 @@ def add_repeats(to: argparse.ArgumentParser, default: int) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """When, of which commit and on which machine something was measured."""
+    """Date, commit and machine of a measurement."""
     from benchmarks import machine
 
     return {
@@ -59,7 +59,7 @@ def origin() -> dict[str, Any]:
 
 
 def write(directory: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Writes DIRECTORY/NAME.json, whole or not at all."""
+    """Writes DIRECTORY/NAME.json atomically."""
     from pid_jax.atomic_file import replacing
 
     with replacing(directory / f"{name}.json") as path:

@@ -1,11 +1,12 @@
-"""A task whose answers stand in the document word for word, and a small model trained on it.
+"""A task whose answers are quotations of the document, and a small model trained on it.
 
 A document is a few notes, each a name and random words:
 
     note miru saba teko lifu ... . note goda pelo ... .
 
-`note goda` asks for the words of that note. No word comes twice in a document, so the word
-before says which comes next, and a model of a million parameters learns to quote in 200 steps.
+The answer to the prompt `note goda` is the words of that note. No word occurs twice in a
+document, so each word determines the next one, and a model with a million parameters learns to
+quote in 200 steps.
 """
 
 import json
@@ -22,24 +23,24 @@ from pid_jax.training import config as configuration
 
 NOTES = 4
 SHORTEST, LONGEST = 10, 25
-"""Words of a note, without its name."""
+"""Minimum and maximum number of words of a note, without its name."""
 DOCUMENTS = {"train": 8000, "validation": 64, "test": 64}
 
 _SYLLABLES = [consonant + vowel for consonant, vowel in product("bdfgklmnprst", "aeiou")]
 
 
 def words() -> list[str]:
-    """The vocabulary: 128 words of two syllables, few enough for a token each."""
+    """The vocabulary: 128 words of two syllables, each a single token."""
     pairs = [first + second for first, second in product(_SYLLABLES, repeat=2)]
     return random.Random("words").sample(pairs, 128)
 
 
 def lines(split: str) -> Iterator[dict[str, Any]]:
-    """The split's documents, with a subtask for each note, as JSON lines hold them."""
+    """The split's documents, with a subtask for each note, in the format of JSON lines."""
     chance = random.Random(f"copying {split}")
     vocabulary = words()
     for number in range(DOCUMENTS[split]):
-        # Short documents teach first, in few steps, what then works in long ones.
+        # The model learns faster from short documents, and generalises to long ones.
         training = split == "train"
         notes_here = chance.randint(1, NOTES) if training else NOTES
         shortest = 1 if training else SHORTEST
@@ -57,7 +58,7 @@ def lines(split: str) -> Iterator[dict[str, Any]]:
 
 
 def write(directory: Path) -> None:
-    """Writes train.jsonl, validation.jsonl and test.jsonl, the same each time."""
+    """Writes train.jsonl, validation.jsonl and test.jsonl, reproducibly."""
     directory.mkdir(parents=True, exist_ok=True)
     for split in DOCUMENTS:
         with replacing(directory / f"{split}.jsonl") as path, path.open("w") as file:
@@ -65,7 +66,7 @@ def write(directory: Path) -> None:
 
 
 def config(data: Path) -> ConfigDict:
-    """The run that learns to quote: the quickstart's model and optimizer, on these notes."""
+    """The configuration of the run: the quickstart's model and optimizer with this data."""
     config = configuration.default().unlock()
     config.tokenizer.vocab_size = 1024
     config.data.task = "jsonl"

@@ -1,4 +1,4 @@
-"""What drafting saves where answers are quoted: `python benchmarks/drafting.py --help`."""
+"""Speed-up of prompt lookup for quoted answers: `python benchmarks/drafting.py --help`."""
 
 import argparse
 import sys
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pid_jax.inference.model import PidModel
 
 DESCRIPTION = """\
-Trains a small model to quote notes (benchmarks/copying.py), in minutes on a CPU, then answers
-unseen documents without drafts and with them, in turn, and counts the decoder's calls.
+Trains a small model to quote notes (benchmarks/copying.py), in minutes on a CPU. Then answers
+unseen documents alternately without and with drafts (prompt lookup), and counts decoder calls.
 
   python benchmarks/drafting.py --output=runs/benchmarks
 
-WORKDIR keeps the data and the checkpoints: a stopped training goes on from there, a finished
-one is used again. OUTPUT then holds drafting.json.
+WORKDIR has the data and the checkpoints. A later call resumes an interrupted training and reuses
+a finished one. Writes OUTPUT/drafting.json.
 """
 EPILOG = """\
-exit status: 0; 1 if a draft changes a token, or if none halves the calls; 2 a mistake in the
+exit status: 0; 1 if a draft changes a token, or if none halves the calls; 2 an error in the
 command; 128 + signal number after a signal in training.
 """
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     from pid_jax.command_line import user_errors
-    from pid_jax.compilation_cache import keep_compiled_programs
+    from pid_jax.compilation_cache import enable_compilation_cache
     from pid_jax.training.stop_signals import Interrupted
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     try:
         with user_errors():
             return run(options)
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         type=command.positive,
         default=(1, 8),
         metavar="N",
-        help="documents decoded together (default: 1 8)",
+        help="documents in a batch (default: 1 8)",
     )
     command.add_repeats(parser, default=5)
     parser.add_argument(
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The benchmark that the options ask for; returns the exit status."""
+    """Runs the benchmark. Returns the exit status."""
     from benchmarks import copying
     from pid_jax.inference.model import PidModel
 
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(workdir: Path) -> int:
-    """Trains, or goes on, or finds it done; returns the number of steps."""
+    """Trains or resumes the run if it is not finished. Returns the number of steps."""
     import logging
 
     from benchmarks import copying
@@ -120,7 +120,7 @@ def measure(
     draft_tokens: Sequence[int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Times generation with each number of draft tokens, 0 being the first of them."""
+    """Times generation with each number of draft tokens, the first of them 0."""
     from benchmarks import timing
     from pid_jax.decoding.report import DecodingReport
 
@@ -175,7 +175,7 @@ def _tokens(answers: Sequence[Sequence[Any]]) -> list[list[list[int]]]:
 
 
 def passed(result: Mapping[str, Any]) -> bool:
-    """Whether no draft changed a token and one at least halved the calls, batch size by size."""
+    """Whether no draft changed a token, and for every batch size one halved the calls."""
     return all(
         all(run["same_tokens"] for run in measured["runs"])
         and min(run["calls_ratio"] for run in measured["runs"]) <= 0.5
@@ -184,7 +184,7 @@ def passed(result: Mapping[str, Any]) -> bool:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The figures, to read."""
+    """The results as a text table."""
     lines = [
         f"{result['documents']} unseen documents, {result['answers']} answers quoted from them, "
         f"by a model trained for {result['training_steps']} steps"

@@ -1,7 +1,7 @@
-"""The engines under test, each reduced to a function from token ids to token ids.
+"""The engines under test, each as a function from token ids to token ids.
 
-All of them choose greedily, take exactly `new_tokens` steps because the end token is barred,
-and return lists on the host, so that whoever times a call times all of its work.
+All decode greedily, suppress the end token to take exactly `new_tokens` steps, and return lists
+on the host, so that the time of a call includes all of its work.
 """
 
 import functools
@@ -25,23 +25,23 @@ INSTALL = "python -m pip install -r requirements-benchmarks.txt"
 
 
 class UnavailableError(Exception):
-    """Why an engine cannot run here, and what would change that."""
+    """Raised if an engine cannot run here. The message has the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A way to answer questions."""
+    """A library, a method and its configurations."""
 
     label: str
     method: Literal["pid", "pie"]
     open: Callable[["Loader"], dict[str, Answer]]
-    """Its configurations by name, of which the fastest is timed. Raises UnavailableError."""
+    """Returns its configurations by name. The fastest is timed. Raises UnavailableError."""
     precise: bool = True
-    """Whether it computes in the run's dtype, so that its tokens and its limit compare."""
+    """Whether it computes in the run's dtype, so that tokens and limits are comparable."""
 
 
 class Loader:
-    """One model size, loaded into each library once, when first asked for."""
+    """Loads one model size into each library, once and on the first use."""
 
     def __init__(self, model: str, dtype: str, cache: Path):
         self.model = model
@@ -54,7 +54,7 @@ class Loader:
 
     @functools.cached_property
     def transformers(self) -> Any:
-        """The model where JAX computes: on the CPU with all of its cores, or on the GPU."""
+        """The model on JAX's device: the CPU with all cores, or the GPU."""
         try:
             import torch
             import transformers
@@ -71,7 +71,7 @@ class Loader:
         )
 
     def ctranslate2(self, compute_type: str, inter_threads: int, intra_threads: int) -> Any:
-        """A translator; `inter_threads` batches at a time, `intra_threads` threads for each."""
+        """A translator for `inter_threads` parallel batches with `intra_threads` threads each."""
         try:
             import ctranslate2
 
@@ -93,7 +93,7 @@ class Loader:
                 inter_threads=inter_threads,
                 intra_threads=intra_threads,
             )
-            # CUDA's libraries are looked for when they are first needed.
+            # Loads CUDA's libraries, which may fail.
             translator.translate_batch([["3"]], beam_size=1, max_decoding_length=1)
         except RuntimeError as error:
             raise UnavailableError(f"CTranslate2 cannot run on this {device}: {error}") from error
@@ -101,7 +101,7 @@ class Loader:
 
 
 def torch_device() -> str:
-    """torch's name for the kind of device that JAX computes on."""
+    """torch's name of JAX's device type. Raises UnavailableError if torch lacks the device."""
     import torch
 
     backend = jax.default_backend()
@@ -135,7 +135,7 @@ def _pid_jax(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]
 
 
 def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]:
-    """With PyTorch's fused attention and with plain products: either may be the faster."""
+    """Configurations with PyTorch's fused attention and with plain matrix products."""
     model = loader.transformers
     import torch
 
@@ -153,7 +153,7 @@ def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, An
         return _by_document(questions, answers)
 
     def prompt_in_decoder(questions: Questions) -> Answers:
-        """Document by document: it broadcasts the encoder's output of one over its prompts."""
+        """One document at a time, because it broadcasts one encoder output over prompts."""
         answers = []
         for document, prompts in zip(questions.documents, questions.prompts, strict=True):
             encoded = model.get_encoder()(input_ids=torch.tensor([document], device=device))
@@ -184,7 +184,7 @@ def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, An
 
 
 def _ctranslate2(int8: bool, loader: Loader) -> dict[str, Answer]:
-    """All cores for one batch, or the rows divided among as many batches as there are cores."""
+    """Configurations with all cores for one batch, and with a batch of rows per core."""
     compute_type = loader.dtype if not int8 else "int8"
     if int8 and loader.dtype != "float32":
         compute_type = f"int8_{loader.dtype}"
@@ -215,7 +215,7 @@ def _ctranslate2(int8: bool, loader: Loader) -> dict[str, Answer]:
 
 
 def _prompts_and_documents(questions: Questions) -> list[list[int]]:
-    """What prompt in encoder reads: each prompt, then its document."""
+    """The encoder inputs of PiE: each prompt followed by its document."""
     return [
         [*prompt, *document]
         for document, prompts in zip(questions.documents, questions.prompts, strict=True)
@@ -241,4 +241,4 @@ ENGINES = {
     "pid_jax-pid": Engine("pid_jax PiD", "pid", functools.partial(_pid_jax, "pid")),
 }
 REFERENCE = "pid_jax-pid"
-"""The engine that the others' times are divided by."""
+"""The engine whose time is the unit of the ratios."""

@@ -1,4 +1,4 @@
-"""Families other than T5 beside transformers: `python benchmarks/families.py --help`."""
+"""Model families other than T5 against transformers: `python benchmarks/families.py --help`."""
 
 import argparse
 import sys
@@ -16,16 +16,16 @@ from benchmarks.workloads import VOCABULARY, WORKLOADS, Questions, questions
 
 DESCRIPTION = """\
 Times greedy decoding of BART-base and of a T5Gemma of T5-base's size, with new weights, against
-transformers: with the prompts in the encoder, and, where transformers can do that, with one
-document's encoding broadcast to its prompts in the decoder. Float32, in turn, in one run.
+transformers: with prompts in the encoder, and, where transformers supports it, with the encoder
+output of one document broadcast to its prompts in the decoder. Float32, interleaved, in one run.
 
   python -m pip install -r requirements-benchmarks.txt
   python benchmarks/families.py --output=runs/benchmarks
 
-OUTPUT then holds families.json. BART's 1,024 positions do not hold note's documents.
+Writes OUTPUT/families.json. The documents of note exceed BART's 1,024 positions.
 """
 EPILOG = """\
-exit status: 0; 1 if tokens differ from those of transformers; 2 a mistake in the command.
+exit status: 0; 1 if tokens differ from those of transformers; 2 an error in the command.
 """
 _GEMMA_STACK = {
     "vocab_size": VOCABULARY,
@@ -51,10 +51,10 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     },
     "t5gemma": {"model_type": "t5gemma", "encoder": _GEMMA_STACK, "decoder": _GEMMA_STACK},
 }
-"""T5Gemma's feed-forward is gated: 2,048 wide it has as many weights as T5-base's of 3,072."""
+"""T5Gemma's gated feed-forward of width 2,048 has as many weights as T5-base's of 3,072."""
 WORKLOAD_NAMES = ("dst", "note", "qa")
 Answer = Callable[[], list[list[int]]]
-"""The new tokens of each prompt of the one document."""
+"""Returns the new tokens of each prompt of the document."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The benchmark that the options ask for; returns the exit status."""
-    from pid_jax.compilation_cache import keep_compiled_programs
+    """Runs the benchmark. Returns the exit status."""
+    from pid_jax.compilation_cache import enable_compilation_cache
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     measured: list[dict[str, Any]] = []
     result = {
         **command.origin(),
@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> int:
             ours, theirs = load(MODELS[name], Path(directory) / name)
             for workload in options.workloads:
                 print(f"{name}, {workload}", file=sys.stderr, flush=True)
-                asked = questions(WORKLOADS[workload], seed=0)
-                record = measure(ours, theirs, asked, options.repeats)
+                inputs = questions(WORKLOADS[workload], seed=0)
+                record = measure(ours, theirs, inputs, options.repeats)
                 measured.append({"model": name, "workload": workload, **record})
                 print(table(measured[-1]), flush=True)
                 command.write(options.output, "families", result)
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def load(config: Mapping[str, Any], directory: Path) -> tuple[Any, Any]:
-    """This project's model with new weights, and transformers' with the same."""
+    """This project's model with new weights, and transformers' model with the same weights."""
     import jax
     import torch
     import transformers
@@ -107,12 +107,12 @@ def load(config: Mapping[str, Any], directory: Path) -> tuple[Any, Any]:
     return ours, theirs.eval()
 
 
-def engines(ours: Any, theirs: Any, asked: Questions) -> dict[str, Answer]:
-    """Every way to answer the questions about the one document."""
+def engines(ours: Any, theirs: Any, inputs: Questions) -> dict[str, Answer]:
+    """Every engine for the questions about one document."""
     import torch
 
-    [document], [prompts] = asked.documents, asked.prompts
-    steps = {"max_new_tokens": asked.new_tokens, "min_new_tokens": asked.new_tokens}
+    [document], [prompts] = inputs.documents, inputs.prompts
+    steps = {"max_new_tokens": inputs.new_tokens, "min_new_tokens": inputs.new_tokens}
     start = ours.config.decoder_start_token_id
 
     def pid_jax(method: str) -> Answer:
@@ -125,8 +125,9 @@ def engines(ours: Any, theirs: Any, asked: Questions) -> dict[str, Answer]:
     def transformers_pie() -> list[list[int]]:
         rows = torch.tensor([[*prompt, *document] for prompt in prompts])
         with torch.inference_mode():
-            found: list[list[int]] = theirs.generate(rows, do_sample=False, **steps)[:, 1:].tolist()
-        return found
+            tokens = theirs.generate(rows, do_sample=False, **steps)
+        answers: list[list[int]] = tokens[:, 1:].tolist()
+        return answers
 
     def transformers_pid() -> list[list[int]]:
         rows = torch.tensor([[start, *prompt] for prompt in prompts])
@@ -135,8 +136,8 @@ def engines(ours: Any, theirs: Any, asked: Questions) -> dict[str, Answer]:
             tokens = theirs.generate(
                 encoder_outputs=encoded, decoder_input_ids=rows, do_sample=False, **steps
             )
-        found: list[list[int]] = tokens[:, rows.shape[1] :].tolist()
-        return found
+        answers: list[list[int]] = tokens[:, rows.shape[1] :].tolist()
+        return answers
 
     return {
         "pid_jax PiD": pid_jax("pid"),
@@ -146,15 +147,15 @@ def engines(ours: Any, theirs: Any, asked: Questions) -> dict[str, Answer]:
     }
 
 
-def measure(ours: Any, theirs: Any, asked: Questions, repeats: int) -> dict[str, Any]:
-    """Seconds of every engine that runs, and whether tokens of the same inputs are equal."""
+def measure(ours: Any, theirs: Any, inputs: Questions, repeats: int) -> dict[str, Any]:
+    """Seconds of every available engine, and whether their tokens agree."""
     from benchmarks import timing
 
     ready, left_out = {}, {}
-    for name, answer in engines(ours, theirs, asked).items():
+    for name, answer in engines(ours, theirs, inputs).items():
         try:
             ready[name] = timing.warm_up({name: answer})
-        except (RuntimeError, ValueError, IndexError) as error:  # as each model has it
+        except (RuntimeError, ValueError, IndexError) as error:  # depends on the model
             left_out[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     timing.in_turn(ready, repeats, budget=60.0)
     answers = {name: timed.answers for name, (timed, _) in ready.items()}
@@ -170,7 +171,7 @@ def measure(ours: Any, theirs: Any, asked: Questions, repeats: int) -> dict[str,
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """The figures of one model's workload, to read."""
+    """The results of one model and workload as a text table."""
     engines = record["engines"]
     lines = [f"{record['model']}, {record['workload']}: seconds per document"]
     for name, figures in engines.items():

@@ -1,4 +1,4 @@
-"""Times pid_jax beside its peers: `python benchmarks/inference.py --help`."""
+"""Inference speed of pid_jax and other libraries: `python benchmarks/inference.py --help`."""
 
 import argparse
 import dataclasses
@@ -26,36 +26,36 @@ ENGINE_NAMES = (
 GROWTH_PROMPTS = (1, 2, 4, 8, 16, 32, 64)
 
 DESCRIPTION = """\
-Times greedy decoding with this project and with its peers, in turn, in one run, on the same
-random weights, token ids and answer lengths; compares the tokens; and sets each time against
-the least that the machine's matrix products and memory allow.
+Times greedy decoding with this project and other libraries, interleaved in one run, with the same
+random weights, token ids and answer lengths. Compares the tokens, and compares each time with the
+lower limit that follows from the machine's matrix-product rate and memory bandwidth.
 
   python -m pip install -r requirements-benchmarks.txt
   python benchmarks/inference.py --output=runs/benchmarks
   python benchmarks/inference.py --workloads qa --engines pid_jax-pid transformers-pid
-  python benchmarks/inference.py --workloads --growth        # nothing but the growth chart
+  python benchmarks/inference.py --workloads --growth        # only the growth chart
   python benchmarks/inference.py --dtype=bfloat16            # on a GPU
 
-It computes where JAX does, and has transformers and CTranslate2 compute there too. An engine
-that is not installed, or cannot run there, is left out and named. OUTPUT then holds
-inference.json and, with matplotlib, inference.png and growth.png.
+All engines use JAX's default device. Engines that are not installed or cannot run there are
+reported and left out. Writes OUTPUT/inference.json and, with matplotlib, inference.png and
+growth.png.
 
 workloads:
 """
 EPILOG = """\
-exit status: 0; 1 if engines disagree by more than rounding explains; 2 a mistake in the command.
+exit status: 0; 1 if engines disagree by more than rounding explains; 2 an error in the command.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # JAX would otherwise take most of a GPU's memory, and the peers need some.
+    # By default JAX allocates most of a GPU's memory, but the other libraries need some.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
     from pid_jax.command_line import user_errors
-    from pid_jax.compilation_cache import keep_compiled_programs
+    from pid_jax.compilation_cache import enable_compilation_cache
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     with user_errors():
         return run(options)
 
@@ -90,8 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="an engine that has spent these on a workload is run no more than 3 times "
-        "(default: 60)",
+        help="after this time on a workload, an engine runs at most 3 times (default: 60)",
     )
     parser.add_argument(
         "--dtype",
@@ -105,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         const="dst",
         choices=WORKLOADS,
         metavar="WORKLOAD",
-        help="also time both methods of pid_jax with 1 to 64 prompts (of dst, if none is named)",
+        help="also time both methods of pid_jax with 1 to 64 prompts (default: of dst)",
     )
     parser.add_argument(
         "--growth-prompts",
@@ -119,13 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="keeps the random weights, 2 GB (default: ~/.cache/pid_jax/benchmarks)",
+        help="directory of the random weights, 2 GB (default: ~/.cache/pid_jax/benchmarks)",
     )
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """The benchmark that the options ask for; returns the exit status."""
+    """Runs the benchmark. Returns the exit status."""
     import jax
 
     from benchmarks import machine, report
@@ -142,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
     }
     print(report.machine_lines(result["machine"], result["rates"]), flush=True)
 
-    def write() -> None:  # after every part: what was measured is not lost with what follows
+    def write() -> None:  # after every part, so that a later failure loses nothing
         command.write(options.output, "inference", result)
 
     measured = Measurement(options, dtype, machine.rates_of(result["rates"]))
@@ -160,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Measurement:
-    """Times workloads; keeps one model size loaded for those that follow."""
+    """Times workloads. Reloads the model only if its size changes."""
 
     def __init__(self, options: argparse.Namespace, dtype: str, rates: Any):
         from benchmarks import weights
@@ -178,8 +177,8 @@ class Measurement:
         from benchmarks.workloads import questions
 
         sizes = WORKLOADS[name]
-        asked = questions(sizes, self.options.seed)
-        timed, left_out = self.warm(name, sizes, asked, self.options.engines)
+        inputs = questions(sizes, self.options.seed)
+        timed, left_out = self.warm(name, sizes, inputs, self.options.engines)
         timing.in_turn(timed, self.options.repeats, self.options.budget)
 
         limits = self.limits(sizes)
@@ -194,13 +193,13 @@ class Measurement:
             "limits": limits,
             "engines": engines,
             "agreement": self.agreement(
-                asked, {key: pair[0].answers for key, pair in timed.items()}
+                inputs, {key: pair[0].answers for key, pair in timed.items()}
             ),
             "left_out": left_out,
         }
 
-    def warm(self, name: str, sizes: Any, asked: Any, engines: Sequence[str]) -> tuple[Any, Any]:
-        """Opens and warms engines: those that run, and why the others do not."""
+    def warm(self, name: str, sizes: Any, inputs: Any, engines: Sequence[str]) -> tuple[Any, Any]:
+        """Opens and warms up engines. Returns the available ones, and why others are left out."""
         from benchmarks import timing
         from benchmarks.engines import ENGINES, Loader, UnavailableError
 
@@ -216,14 +215,15 @@ class Measurement:
                 left_out[key] = str(error)
                 continue
             calls = {
-                variant: lambda answer=answer: answer(asked) for variant, answer in variants.items()
+                variant: lambda answer=answer: answer(inputs)
+                for variant, answer in variants.items()
             }
             timed[key] = timing.warm_up(calls)
-            _check_lengths(ENGINES[key].label, timed[key][0].answers, asked)
+            _check_lengths(ENGINES[key].label, timed[key][0].answers, inputs)
         return timed, left_out
 
     def limits(self, sizes: Any) -> dict[str, dict[str, float]]:
-        """Per method the least seconds, by phase and in total."""
+        """The lower limit of each method in seconds, by phase and in total."""
         from benchmarks.limits import limit
         from benchmarks.workloads import model_config
         from pid_jax.models.t5 import T5Config
@@ -234,8 +234,8 @@ class Measurement:
             method: limit(config, sizes, method, itemsize, self.rates) for method in ("pid", "pie")
         }
 
-    def agreement(self, asked: Any, answers: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every pair of engines that should answer alike. `agree` is None where none is due."""
+    def agreement(self, inputs: Any, answers: dict[str, Any]) -> list[dict[str, Any]]:
+        """Compares pairs of engines with the same inputs. `agree` is None for lower precision."""
         from benchmarks import agreement
         from benchmarks.engines import ENGINES
 
@@ -249,7 +249,7 @@ class Measurement:
                 pair["gaps"] = agreement.gaps(
                     self.loader.pid_jax,
                     ENGINES[ours].method,
-                    asked,
+                    inputs,
                     answers[ours],
                     answers[theirs],
                     pair["divergences"],
@@ -267,9 +267,9 @@ class Measurement:
         points = []
         for prompts in counts:
             sizes = dataclasses.replace(WORKLOADS[name], prompts=prompts)
-            asked = questions(sizes, self.options.seed)
-            place = f"growth, {prompts} prompts"
-            timed, _ = self.warm(place, sizes, asked, ("pid_jax-pid", "pid_jax-pie"))
+            inputs = questions(sizes, self.options.seed)
+            label = f"growth, {prompts} prompts"
+            timed, _ = self.warm(label, sizes, inputs, ("pid_jax-pid", "pid_jax-pie"))
             timing.in_turn(timed, self.options.repeats, self.options.budget)
             limits = self.limits(sizes)
             point: dict[str, Any] = {"prompts": prompts, "limits": {}}
@@ -285,14 +285,14 @@ class Measurement:
         return {"workload": name, "points": points}
 
 
-def _check_lengths(label: str, answers: Any, asked: Any) -> None:
-    """A time counts only for the whole work."""
+def _check_lengths(label: str, answers: Any, inputs: Any) -> None:
+    """Raises RuntimeError unless an engine has generated all tokens of all answers."""
     lengths = {len(answer) for document in answers for answer in document}
     shape = [len(document) for document in answers]
-    if lengths != {asked.new_tokens} or shape != [len(prompts) for prompts in asked.prompts]:
+    if lengths != {inputs.new_tokens} or shape != [len(prompts) for prompts in inputs.prompts]:
         raise RuntimeError(
             f"{label} answered {shape} prompts with {sorted(lengths)} tokens each, not "
-            f"{[len(prompts) for prompts in asked.prompts]} with {asked.new_tokens}"
+            f"{[len(prompts) for prompts in inputs.prompts]} with {inputs.new_tokens}"
         )
 
 
@@ -301,10 +301,10 @@ def _draw(result: dict[str, Any], output: Path) -> None:
     from benchmarks.engines import INSTALL
 
     machine = result["machine"]
-    place = f"{machine['cpu']}, {machine['cores']} cores"
+    name = f"{machine['cpu']}, {machine['cores']} cores"
     if machine["backend"] != "cpu":
-        place = machine["device"]
-    caption = f"{place}, {result['dtype']}, {result['date'][:10]}"
+        name = machine["device"]
+    caption = f"{name}, {result['dtype']}, {result['date'][:10]}"
     try:
         if result["workloads"]:
             chart.draw_engines(result["workloads"], caption, output / "inference.png")

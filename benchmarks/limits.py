@@ -1,13 +1,13 @@
-"""The least time a workload can take: its arithmetic and its memory traffic, counted from shapes.
+"""Lower limits on the time of a workload: arithmetic and memory traffic, counted from shapes.
 
-A multiplication and an addition are 2 FLOPs. What is not a matrix product is left out, and so is
-every byte that a cache could hold, so that an engine of the same precision comes near and, as far
-as the measured rates are the machine's best, never below.
+A multiplication and an addition are 2 FLOPs. Only matrix products count, and only memory traffic
+that a cache cannot avoid. So an engine of the same precision approaches the limit and never falls
+below it, if the measured rates are the machine's maximum.
 
-Letters: B documents of S tokens, P prompts of L tokens (the start token included), T new
-tokens, R = B·P rows; N layers, D model width, A = heads · head width, F feed-forward width
-(G = 1 product into it, 2 if gated), V vocabulary, i bytes per number. What a token costs in
-a layer, keys and values of the document aside:
+Letters: B documents of S tokens, P prompts of L tokens (including the start token), T new
+tokens, R = B·P rows, N layers, D model width, A = H·K for H heads of width K, F feed-forward width
+(G = 1 product into it, 2 if gated), V vocabulary, i bytes per number. The FLOPs of a token in a
+layer, without the keys and values of the document:
 
     projections   2·4·D·A          query, key, value, output
     feed-forward  2·(G + 1)·D·F
@@ -24,11 +24,11 @@ a layer, keys and values of the document aside:
     them; step k       + attention over S and L + k) + R·2·D·V
 
 with decoder weights N·i·(6·D·A + (G + 1)·D·F), head i·D·V, K/V N·i·2·B·S·A, cache
-N·i·2·R·A·(L + k). The prompts' pass yields the first new token. Each phase, and each step, takes
-the longer of FLOPs / matrix-product rate and bytes / memory bandwidth.
+N·i·2·R·A·(L + k). The prefill of the prompts yields the first new token. The time of each phase
+and of each step is the maximum of FLOPs / matrix-product rate and bytes / memory bandwidth.
 
-Prompt in encoder is the same with R documents of S + L - 1 tokens and one prompt each, of
-the start token alone.
+The limit of prompt in encoder is that of R documents of S + L - 1 tokens with one prompt each,
+which is the start token.
 """
 
 from typing import NamedTuple
@@ -38,14 +38,14 @@ from pid_jax.models.t5 import T5Config
 
 
 class Rates(NamedTuple):
-    """What a machine can do at best."""
+    """The maximum rates of a machine."""
 
     flops_per_second: float
     bytes_per_second: float
 
 
 class Demand(NamedTuple):
-    """What a phase must compute, and what it must move between memory and processor."""
+    """FLOPs of a phase, and bytes that it moves between memory and processor."""
 
     flops: int
     bytes: int
@@ -55,7 +55,7 @@ class Demand(NamedTuple):
 
 
 def as_prompt_in_encoder(workload: Workload) -> Workload:
-    """The workload that prompt in encoder makes of this one: more and longer documents."""
+    """The equivalent workload under prompt in encoder: more and longer documents."""
     return Workload(
         workload.model,
         documents=workload.documents * workload.prompts,
@@ -67,7 +67,7 @@ def as_prompt_in_encoder(workload: Workload) -> Workload:
 
 
 def demands(config: T5Config, workload: Workload, itemsize: int) -> dict[str, list[Demand]]:
-    """Per phase its passes, in order, for prompt in decoder; see the module for the formulas."""
+    """The passes of each phase, in order, for prompt in decoder. The module has the formulas."""
     width, attention_width = config.d_model, config.num_heads * config.d_kv
     feed_forward = (2 if config.is_gated_act else 1) + 1
     feed_forward *= width * config.d_ff
@@ -83,7 +83,10 @@ def demands(config: T5Config, workload: Workload, itemsize: int) -> dict[str, li
     keys_and_values = layers * 2 * document_tokens * attention_width
 
     def decoder_pass(tokens: int, attended: int, length: int) -> Demand:
-        """`tokens` more in every row; `attended` sums what they see of each other and the past."""
+        """A pass over `tokens` new tokens per row.
+
+        attended: number of self-attention scores per row. length: tokens in the cache per row.
+        """
         over_document = 4 * attention_width * workload.document_tokens * tokens
         per_row = layers * (
             2 * tokens * (6 * square + feed_forward)
@@ -115,10 +118,10 @@ def demands(config: T5Config, workload: Workload, itemsize: int) -> dict[str, li
 def limit(
     config: T5Config, workload: Workload, method: str, itemsize: int, rates: Rates
 ) -> dict[str, float]:
-    """Seconds per phase, and their sum as `total`; method: "pid" or "pie"."""
-    asked = as_prompt_in_encoder(workload) if method == "pie" else workload
+    """Seconds per phase, and their sum as `total`. method: "pid" or "pie"."""
+    equivalent = as_prompt_in_encoder(workload) if method == "pie" else workload
     seconds = {
         phase: sum(demand.seconds(rates) for demand in passes)
-        for phase, passes in demands(config, asked, itemsize).items()
+        for phase, passes in demands(config, equivalent, itemsize).items()
     }
     return {**seconds, "total": sum(seconds.values())}

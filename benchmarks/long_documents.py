@@ -1,4 +1,4 @@
-"""What longer documents cost: `python benchmarks/long_documents.py --help`."""
+"""Time and memory for long documents: `python benchmarks/long_documents.py --help`."""
 
 import argparse
 import sys
@@ -13,19 +13,19 @@ if __package__ in (None, ""):
 from benchmarks import command
 
 DESCRIPTION = """\
-Times the encoding of one document, and a step of training on it, in small models of random
-weights that attend locally (LongT5, LED), and in T5, which attends to every token, for as long
-as its documents are. Memory is what the compiled program allocates beside its arguments.
-The memory of LongT5 and LED grows with the document, and so does the time of LongT5 local and
-of LED. Under LongT5's transient-global attention each of S tokens sees the sums of S / 16 blocks,
-too, so its time has a part that grows with S x S / 16.
+Times the encoding of one document, and a training step on it, in small models with random
+weights: LongT5 and LED, which attend locally, and T5, which attends to every token, up to
+--longest-for-t5. Memory is the allocation of the compiled program without its arguments. The
+memory of LongT5 and LED is linear in the length of the document, and so is the time of LED and of
+LongT5 with local attention. With transient-global attention each of S tokens also attends to the
+sums of S / 16 blocks, so the time has a part proportional to S x S / 16.
 
   python benchmarks/long_documents.py --output=runs/benchmarks
 
-OUTPUT then holds long_documents.json.
+Writes OUTPUT/long_documents.json.
 """
 EPILOG = """\
-exit status: 0; 1 if the memory of LongT5 or LED grows faster than the document; 2 a mistake in
+exit status: 0; 1 if the memory of LongT5 or LED grows faster than the document; 2 an error in
 the command.
 """
 PROMPTS, PROMPT_TOKENS, TARGET_TOKENS = 4, 8, 16
@@ -49,7 +49,7 @@ LED_LAYERS = {
     "encoder_ffn_dim": FEED_FORWARD,
     "decoder_ffn_dim": FEED_FORWARD,
 }
-# What is near is of the families' own sizes: 127 tokens on either side, and 256.
+# Local attention has the families' default radius: 127 tokens (LongT5) and 256 (LED).
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "LongT5 local": {"model_type": "longt5", **T5_LAYERS},
     "LongT5 transient-global": {
@@ -61,7 +61,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "T5": {"model_type": "t5", **T5_LAYERS},
 }
 SLACK = 1.1
-"""Memory may grow by so much more than a document: XLA does not place all sizes equally well."""
+"""Tolerated factor of memory growth over document growth, for XLA's allocation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,17 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         type=int,
         default=4096,
         metavar="N",
-        help="0 leaves T5 out (default: 4096)",
+        help="maximum length for T5, 0 to leave it out (default: 4096)",
     )
     command.add_repeats(parser, default=5)
     return run(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> int:
-    """The benchmark that the options ask for; returns the exit status."""
-    from pid_jax.compilation_cache import keep_compiled_programs
+    """Runs the benchmark. Returns the exit status."""
+    from pid_jax.compilation_cache import enable_compilation_cache
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     lengths = sorted(set(options.tokens))
     result: dict[str, Any] = {
         **command.origin(),
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def measure(lengths: Sequence[int], longest_for_t5: int, repeats: int) -> list[dict[str, Any]]:
-    """One record per model, length and program; all programs are timed in turn."""
+    """One record per model, length and program. The timed runs of programs are interleaved."""
     from benchmarks import timing
 
     records, engines = [], {}
@@ -133,7 +133,7 @@ def measure(lengths: Sequence[int], longest_for_t5: int, repeats: int) -> list[d
 
 
 def programs(config: Mapping[str, Any], tokens: int) -> dict[str, tuple[Any, Callable[[], Any]]]:
-    """The compiled encoding and training step for one document, and how to run each."""
+    """The compiled encoding and training step for one document, each with a function to run it."""
     import jax
     import numpy as np
 
@@ -174,9 +174,9 @@ def programs(config: Mapping[str, Any], tokens: int) -> dict[str, tuple[Any, Cal
 
 
 def _growth(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """By the place of a record, its memory's growth over that of the document.
+    """Memory growth relative to document growth, by the index of a record.
 
-    Compared is the same program for a document of the next shorter length.
+    The growth is that over the same program for a document of the next shorter length.
     """
     before: dict[tuple[str, str], Mapping[str, Any]] = {}
     growth = {}
@@ -190,7 +190,7 @@ def _growth(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
 
 
 def passed(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether no model but T5 takes more memory per token for a longer document."""
+    """Whether memory per token is constant, up to `SLACK`, in all models but T5."""
     return all(
         growth <= SLACK
         for index, growth in _growth(records).items()
@@ -199,7 +199,7 @@ def passed(records: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The figures, to read."""
+    """The results as a text table."""
     lines = [
         f"{'model':<25}{'program':<10}{'tokens':>7}{'seconds':>10}{'min – max':>18}"
         f"{'µs/token':>10}{'MiB':>8}{'KiB/token':>11}"

@@ -1,4 +1,4 @@
-"""What the machine is, and the best that it can do: matrix products and memory traffic."""
+"""Description of the machine, and its maximum rates of matrix products and memory traffic."""
 
 import importlib.metadata
 import os
@@ -19,14 +19,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "ctransla
 
 
 def cores() -> int:
-    """Those this process may run on."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def describe() -> dict[str, Any]:
-    """Names, counts and versions; a package that is not installed is None."""
+    """Names, counts and versions. The version of a package is None if it is not installed."""
     devices = jax.devices()
     return {
         "cpu": _cpu_name(),
@@ -42,7 +42,7 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The repository's commit, and whether files differ from it; None outside a repository."""
+    """The repository's commit, and whether files differ from it. None outside a repository."""
     root = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -66,9 +66,9 @@ def measure(
 ) -> dict[str, Any]:
     """FLOP/s of large matrix products and bytes/s of large reads, in several libraries.
 
-    matrices: rows and columns of the factors tried. mebibytes: the size of the array read, far
-    larger than any cache. Each figure is the best of several trials, and the machine's rate,
-    as `rates_of` has it, the best figure.
+    matrices: sizes of the square factors. mebibytes: size of the array to read, far larger than
+    any cache. Each rate is the maximum over several trials. `rates_of` returns the maximum over
+    libraries.
     """
     on_cpu = jax.default_backend() == "cpu"
     matrices = matrices or ((1024, 2048, 4096) if on_cpu else (8192, 16384))
@@ -97,14 +97,14 @@ def measure(
 
 
 def rates_of(measured: dict[str, Any]) -> Rates:
-    """The best that any library did."""
+    """The maximum rates over all libraries."""
     return Rates(
         max(measured["flops_per_second"].values()), max(measured["bytes_per_second"].values())
     )
 
 
 class _Trials(NamedTuple):
-    """A library's operations; the last two return when they are done."""
+    """A library's operations. The last two return when they are complete."""
 
     ones: Callable[[int, int], Any]
     product: Callable[[Any, Any], Any]
@@ -112,7 +112,7 @@ class _Trials(NamedTuple):
 
 
 def _in_jax(dtype: str) -> _Trials:
-    # On a GPU float32 is to mean float32, not TensorFloat-32.
+    # Disables TensorFloat-32 on a GPU.
     precision = "highest" if dtype == "float32" else None
     product = jax.jit(lambda x, y: jnp.matmul(x, y, precision=precision))
     total = jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
@@ -124,7 +124,7 @@ def _in_jax(dtype: str) -> _Trials:
 
 
 def _in_torch(dtype: str) -> _Trials | None:
-    """None where torch is missing or does not see the device that JAX computes on."""
+    """torch's operations, or None if torch is missing or does not support JAX's device."""
     try:
         import torch
     except ImportError:
@@ -148,14 +148,14 @@ def _in_torch(dtype: str) -> _Trials | None:
 
 
 def _in_numpy(dtype: str) -> _Trials | None:
-    """None but for float32 on a CPU, where its BLAS may be the fastest."""
+    """NumPy's operations, or None except for float32 on a CPU."""
     if jax.default_backend() != "cpu" or dtype != "float32":
         return None
     return _Trials(lambda rows, columns: np.ones((rows, columns), dtype), np.matmul, np.sum)
 
 
 def _best(trial: Callable[[], Any], *, seconds: float = 1.5) -> float:
-    """Seconds of the fastest trial in `seconds`, of three at least; one before is not counted."""
+    """Seconds of the fastest trial within `seconds`, of at least three, after a warm-up."""
     trial()
     trials: list[float] = []
     while sum(trials) < seconds or len(trials) < 3:

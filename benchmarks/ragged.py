@@ -1,4 +1,4 @@
-"""What documents of many sizes cost: `python benchmarks/ragged.py --help`."""
+"""Time and compilations for documents of many sizes: `python benchmarks/ragged.py --help`."""
 
 import argparse
 import sys
@@ -16,14 +16,14 @@ from benchmarks import command
 from benchmarks.workloads import MODELS
 
 DESCRIPTION = """\
-Answers documents of 30 to 900 tokens with 5 to 30 prompts each, with random weights, in one call
-of `generate`: the first call, which compiles, and further ones.
+Times calls of `generate` for documents of 30 to 900 tokens with 5 to 30 prompts each, with random
+weights: the first call, which compiles, and later calls.
 
   python benchmarks/ragged.py --output=runs/benchmarks
 
-OUTPUT then holds ragged.json: seconds, programs, and how much of the work was padding.
+Writes OUTPUT/ragged.json: seconds, programs, and the share of padding.
 """
-EPILOG = "exit status: 0; 2 a mistake in the command."
+EPILOG = "exit status: 0; 2 an error in the command."
 NEW_TOKENS = 16
 SEED = 0
 
@@ -48,26 +48,26 @@ def questions(count: int, vocabulary: int) -> tuple[list[list[int]], list[list[l
 
     documents = [tokens(length) for length in random.integers(30, 901, count)]
     prompts = [
-        [tokens(length) for length in random.integers(3, 13, asked)]
-        for asked in random.integers(5, 31, count)
+        [tokens(length) for length in random.integers(3, 13, prompt_count)]
+        for prompt_count in random.integers(5, 31, count)
     ]
     return documents, prompts
 
 
 def measure(name: str, documents: int, repeats: int) -> dict[str, Any]:
-    """Seconds of the first call and of the later ones, with what was compiled."""
+    """Seconds of the first call and of later calls, and the compilations."""
     from benchmarks.weights import checkpoint
     from pid_jax.decoding.report import DecodingReport
     from pid_jax.inference.model import PidModel
 
     with tempfile.TemporaryDirectory() as folder:
         model = PidModel.from_pretrained(checkpoint(name, Path(folder)))
-    asked = questions(documents, model.config.vocab_size)
+    inputs = questions(documents, model.config.vocab_size)
     calls = []
     for _ in range(1 + repeats):
         report = DecodingReport()
         started = time.perf_counter()
-        model.generate(*asked, max_new_tokens=NEW_TOKENS, progress=False, report=report)
+        model.generate(*inputs, max_new_tokens=NEW_TOKENS, progress=False, report=report)
         calls.append({"seconds": time.perf_counter() - started, **vars(report)})
         print(f"{calls[-1]['seconds']:.1f} s\n{report}", file=sys.stderr)
     compilations = model.programs.compilations
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import jax
 
     options = parser().parse_args(arguments)
-    # Compilation is part of what is measured: nothing is taken from an earlier process.
+    # The measurement includes compilation, so programs of earlier processes are not reused.
     jax.config.update("jax_enable_compilation_cache", False)
     result = measure(options.model, options.documents, options.repeats)
     command.write(options.output, "ragged", {**command.origin(), **result})

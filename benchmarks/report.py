@@ -1,4 +1,4 @@
-"""What was measured, as a table to read."""
+"""Text tables of the measurements."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from benchmarks.engines import ENGINES, REFERENCE
 
 
 def table(entry: Mapping[str, Any]) -> str:
-    """One workload of the JSON: a line per engine, then limits, agreement and what is missing."""
+    """One workload: a line per engine, then limits, agreement and unavailable engines."""
     sizes = entry["workload"]
     lines = [
         f"{entry['name']}: {sizes['model']}, {sizes['documents']} × {sizes['document_tokens']} "
@@ -42,7 +42,9 @@ def _agreement(agreement: Mapping[str, Any]) -> str:
         return line
     document, prompt, step = agreement["divergences"][0]
     answers = len(agreement["divergences"])
-    line += f"; {answers} answers part, the first (document {document}, prompt {prompt}) at {step}"
+    line += (
+        f"; {answers} answers diverge, the first (document {document}, prompt {prompt}) at {step}"
+    )
     if agreement["gaps"]:
         nearest = ", ".join(f"{gap:.1e}" for gap in agreement["gaps"])
         verdict = "near ties" if agreement["agree"] else "NOT NEAR TIES"
@@ -66,7 +68,7 @@ def growth_table(growth: Mapping[str, Any]) -> str:
 
 
 def machine_lines(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> str:
-    """What the figures were measured on."""
+    """The machine, the versions and the measured rates."""
     versions = ", ".join(
         f"{name} {version}" for name, version in machine["packages"].items() if version
     )
@@ -83,7 +85,7 @@ def machine_lines(machine: Mapping[str, Any], rates: Mapping[str, Any]) -> str:
 
 
 def ratios(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Each median divided by the reference's; None where that was not timed."""
+    """Each median divided by the reference's, or None if the reference was not timed."""
     if REFERENCE not in engines:
         return dict.fromkeys(engines)
     base = engines[REFERENCE]["median"]

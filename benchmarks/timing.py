@@ -1,4 +1,4 @@
-"""Engines timed in turn: one run of each, then again, so that a slow minute slows all of them."""
+"""Interleaved timing: one run of each engine, repeatedly, so that load affects all alike."""
 
 import statistics
 import time
@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PAUSE = 0.3
-"""Seconds between two engines: thread pools keep spinning for about so long after their work."""
+"""Seconds between two engines. Thread pools spin for about this time after their work."""
 FEWEST = 3
-"""Runs of even the slowest engine, so that a median is one."""
+"""Minimum number of runs of an engine, for a meaningful median."""
 
 
 @dataclass(slots=True)
 class Timed:
-    """What one engine took."""
+    """Times and answers of one engine."""
 
     variant: str
-    """The configuration that was fastest in the warm-up."""
+    """The fastest configuration of the warm-up."""
     warm_up: dict[str, float]
     """Seconds of each configuration's first run, compilation included."""
     answers: Any
-    """What the last run returned."""
+    """The result of the last run."""
     seconds: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
@@ -36,10 +36,10 @@ class Timed:
 
 
 def warm_up(variants: Mapping[str, Callable[[], Any]]) -> tuple[Timed, Callable[[], Any]]:
-    """Runs every configuration untimed and returns the fastest.
+    """Runs every configuration before the measurement and returns the fastest.
 
-    Where there is a choice, each runs once more, unless one run takes so long that starting
-    costs are lost in it.
+    With several configurations, each runs twice, unless its first run takes 10 seconds, which
+    makes compilation negligible.
     """
     first, trials, answers = {}, {}, {}
     for name, run in variants.items():
@@ -54,9 +54,9 @@ def warm_up(variants: Mapping[str, Callable[[], Any]]) -> tuple[Timed, Callable[
 def in_turn(
     engines: Mapping[str, tuple[Timed, Callable[[], Any]]], repeats: int, budget: float
 ) -> None:
-    """Times each warm engine up to `repeats` times, adding to its `seconds`.
+    """Times each engine up to `repeats` times, interleaved, and appends to its `seconds`.
 
-    An engine that has spent `budget` seconds is not run again once it has had `FEWEST` runs.
+    After `FEWEST` runs, an engine stops once it has used `budget` seconds.
     """
     for _ in range(repeats):
         for timed, run in engines.values():

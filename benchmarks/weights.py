@@ -1,4 +1,4 @@
-"""Random checkpoints that every engine loads, made once and kept."""
+"""Random checkpoints for all engines, generated once and cached."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SEED = 0
 
 
 def default_cache() -> Path:
-    """Beside the package's compiled programs: in $XDG_CACHE_HOME, by default ~/.cache."""
+    """$XDG_CACHE_HOME/pid_jax/benchmarks, by default ~/.cache/pid_jax/benchmarks."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "pid_jax" / "benchmarks"
 
@@ -37,12 +37,12 @@ def checkpoint(name: str, cache: Path) -> Path:
 
 
 def _random_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A T5 1.0 by transformers' names, of another scale than a fresh one.
+    """The tensors of a T5 1.0, by transformers' names, with scales unlike its initialisation.
 
-    A fresh T5 repeats its last input whatever the document says, so any two engines would
-    agree. Here queries are larger, so that attention chooses among tokens instead of averaging
-    over them; embeddings are smaller, so that what the layers add decides the next token; and
-    the encoder adds little, so that its outputs differ by token and rounding does not grow.
+    A newly initialised T5 repeats its last input for every document, so engines would agree
+    trivially. Larger queries make attention select tokens instead of averaging over them. Smaller
+    embeddings make the next token depend on the layers. Small residuals in the encoder make its
+    outputs differ by token and limit the growth of rounding errors.
     """
     random = np.random.default_rng(SEED)
     width, vocabulary = config["d_model"], config["vocab_size"]
@@ -85,7 +85,7 @@ def _random_tensors(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 class _Numbers:
-    """The tokenizer that the converter asks for: every token is its number written out."""
+    """A tokenizer for the converter, in which a token's text is its id in decimal digits."""
 
     pad_token, eos_token, unk_token = "0", "1", "2"
 
@@ -97,7 +97,7 @@ class _Numbers:
 
 
 def converted(name: str, cache: Path) -> Path:
-    """`checkpoint` as CTranslate2 reads it, in float32; its tokens are numbers written out.
+    """`checkpoint` in CTranslate2's format, in float32. Tokens are ids in decimal digits.
 
     Raises ImportError without ctranslate2, torch or transformers.
     """
@@ -118,7 +118,7 @@ def converted(name: str, cache: Path) -> Path:
 
 @contextmanager
 def _complete(directory: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `directory` only if the block ends without an error."""
+    """A temporary directory, renamed to `directory` if the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".writing-", dir=directory.parent))
     try:

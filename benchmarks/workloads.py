@@ -1,4 +1,4 @@
-"""What is timed: model sizes, and how many tokens of what are read and written."""
+"""Workloads: model sizes and numbers of documents, prompts and tokens."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "t5-small": {"d_model": 512, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
     "t5-tiny": {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "d_kv": 16},
 }
-"""T5 1.0, as `config.json` has it; the tiny one is for trying the benchmark out."""
+"""T5 1.0, with the keys of `config.json`. The tiny model is for tests of the benchmark."""
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -23,16 +23,16 @@ def model_config(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Every document and every prompt has the same length; every answer is `new_tokens` long."""
+    """Sizes of a workload. All documents, all prompts and all answers have equal lengths."""
 
     model: str
     documents: int
     document_tokens: int
     prompts: int
-    """Asked of each document."""
+    """Prompts per document."""
     prompt_tokens: int
     new_tokens: int
-    """The end token is barred, so that every engine takes as many steps."""
+    """Length of an answer. The end token is suppressed, so engines take equal numbers of steps."""
 
 
 WORKLOADS = {
@@ -48,16 +48,16 @@ WORKLOADS = {
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Token ids, the same for every engine."""
+    """The token ids of a workload, equal for all engines."""
 
     documents: list[list[int]]
     prompts: list[list[list[int]]]
-    """Per document, its prompts."""
+    """The prompts of each document."""
     new_tokens: int
 
 
 def questions(workload: Workload, seed: int) -> Questions:
-    """Random token ids, none of them special."""
+    """Random token ids without special tokens."""
     random = np.random.default_rng(seed)
     documents = (workload.documents, workload.document_tokens)
     prompts = (workload.documents, workload.prompts, workload.prompt_tokens)

@@ -1,4 +1,4 @@
-"""Values that callers give, checked and made plain: each error names the argument."""
+"""Validation of arguments: conversion to plain Python values, errors that name the argument."""
 
 import math
 from typing import Any
@@ -10,9 +10,9 @@ from pid_jax.errors import UserError
 
 
 def integer(name: str, value: Any, at_least: int | None = None) -> int:
-    """An integer of any kind (NumPy's, a 0-d array, a JAX scalar) as an `int`.
+    """An integer of any type (NumPy integer, 0-d array, JAX scalar) as an `int`.
 
-    Raises `UserError` for anything else, 5.0 and booleans included, and below `at_least`.
+    Raises `UserError` for other values, including 5.0 and booleans, and below `at_least`.
     """
     number = sequences.whole_number(value)
     if number is None:
@@ -23,12 +23,12 @@ def integer(name: str, value: Any, at_least: int | None = None) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """A number of any kind as a `float`; NaN and infinities too.
+    """A number of any type as a `float`, including NaN and infinities.
 
-    Raises `UserError` for texts, booleans and anything else.
+    Raises `UserError` for other values, including texts and booleans.
     """
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
-    # JAX's own floats of few bits, bfloat16 say, have the kind "V".
+    # JAX's small floating-point types, such as bfloat16, have the kind "V".
     if not isinstance(value, bool | str | bytes) and kind in "iufV" and np.ndim(value) == 0:
         try:
             return float(value)
@@ -40,14 +40,14 @@ def real(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, NumPy's too. Raises `UserError` for anything else, 0 and 1 included."""
+    """A boolean, also NumPy's. Raises `UserError` for other values, including 0 and 1."""
     if not isinstance(value, bool | np.bool_):
         raise UserError(f"{name} must be True or False, not {value!r}")
     return bool(value)
 
 
 def token_ids(name: str, value: Any) -> tuple[int, ...]:
-    """A sequence of token ids, of any kind of integer. Raises `UserError` for anything else."""
+    """A sequence of token ids as a tuple of `int`. Raises `UserError` for other values."""
     ids = []
     for k, token in enumerate(sequences.items(value, name, "a list of token ids")):
         number = sequences.whole_number(token)
@@ -58,9 +58,9 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def token_lists(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
-    """A sequence of sequences of token ids, none empty. Raises `UserError` for anything else."""
+    """Non-empty sequences of token ids as tuples. Raises `UserError` for other values."""
     lists = sequences.items(value, name, "a list of lists of token ids")
-    found = tuple(token_ids(f"{name}[{i}]", ids) for i, ids in enumerate(lists))
-    if () in found:
-        raise UserError(f"{name}[{found.index(())}] is empty: give token ids, or leave it out")
-    return found
+    result = tuple(token_ids(f"{name}[{i}]", ids) for i, ids in enumerate(lists))
+    if () in result:
+        raise UserError(f"{name}[{result.index(())}] is empty: give token ids, or leave it out")
+    return result

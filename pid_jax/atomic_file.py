@@ -1,4 +1,4 @@
-"""Files and directories that are either complete or not there."""
+"""Atomic writes: files and directories that are either complete or absent."""
 
 import json
 import os
@@ -22,16 +22,16 @@ if sys.platform != "win32":
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` only if the block ends without an error.
+    """A temporary path, which replaces `path` if the block ends without an error.
 
-    Otherwise whatever was at `path` stays as it was. Missing parent directories are made.
-    Raises UserError where nothing can be written.
+    Otherwise `path` is unchanged. Creates missing parent directories. Raises UserError if writing
+    fails.
     """
     path = Path(path)
-    _make_place(path)
-    stands = "is as it was" if path.exists() else "was not made"
-    with in_one_sentence(path.parent, lambda: f"{path.name} {stands}"):
-        # Beside its place: a rename is atomic only within one file system.
+    _make_parent(path)
+    state = "is unchanged" if path.exists() else "was not created"
+    with in_one_sentence(path.parent, lambda: f"{path.name} {state}"):
+        # In the same directory, because a rename is atomic only within one file system.
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
         try:
             yield folder / path.name
@@ -41,14 +41,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(directory: str | Path) -> None:
-    """Raises UserError where no file can be written in a directory, or where it cannot be made.
+    """Raises UserError if a directory is not writable or cannot be created.
 
-    For a command to call before its work: what only the end of it needs should not fail there.
+    Commands call it first, so that an unwritable output does not waste their work.
     """
     directory = Path(directory)
     try:
-        there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-        with tempfile.TemporaryFile(prefix=".writing-", dir=there) as file:
+        present = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(prefix=".writing-", dir=present) as file:
             file.write(b"\n")
             file.flush()
     except OSError as error:
@@ -57,45 +57,44 @@ def check_writable(directory: str | Path) -> None:
 
 @contextmanager
 def filling(directory: str | Path, instead_of: Sequence[str] = ()) -> Iterator[Path]:
-    """A directory to fill, whose files go to `directory` if the block ends without an error.
+    """A temporary directory, whose files move to `directory` if the block ends without an error.
 
-    Otherwise `directory` stays as it was, or is not there. Files and folders of the same names are
-    replaced, those that match the patterns `instead_of` are removed, all others are left alone.
-    Files get their places one after the other, those of `instead_of` last and in its order, but
-    nothing is written meanwhile: who reads is disturbed for a moment only. Nothing is removed
-    before all that is new is there. Other processes that would fill it are kept out (where the
-    file system has locks). Raises UserError where nothing can be written.
+    Otherwise `directory` is unchanged or absent. New files replace files and folders of the same
+    names. Afterwards, other files that match the patterns `instead_of` are deleted. All others are
+    unchanged. The files move one by one, those that match `instead_of` last and in its order.
+    Nothing is written during the moves, so a reader sees a mixture only for a moment. A lock
+    excludes other writers, if the file system has locks. Raises UserError if writing fails.
     """
     directory = Path(directory)
-    made = not directory.exists()
+    is_new = not directory.exists()
     moved: list[str] = []
 
     def intact() -> str:
         if not moved:
             return _UNCHANGED
-        return f"old files are there beside new ones, which are {', '.join(moved)}: write it again"
+        return f"old files remain beside the new ones ({', '.join(moved)}): write it again"
 
     with ExitStack() as stack:
         stack.enter_context(in_one_sentence(directory, intact))
         directory.mkdir(parents=True, exist_ok=True)
-        if made:
+        if is_new:
             stack.callback(_remove_if_empty, directory)
         if stack.enter_context(directory_lock.writing(directory)):
             for left_behind in directory.glob(f"{_FILLING}*"):
                 shutil.rmtree(left_behind)
-        place = Path(tempfile.mkdtemp(prefix=_FILLING, dir=directory))
-        stack.callback(shutil.rmtree, place, ignore_errors=True)
-        # Inside, for mkdtemp's own directories are closed to others.
-        folder = place / "files"
+        temporary = Path(tempfile.mkdtemp(prefix=_FILLING, dir=directory))
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        # A subdirectory, because other users cannot read the directories of mkdtemp.
+        folder = temporary / "files"
         folder.mkdir()
         yield folder
         _sync(folder)
-        new = sorted((path.name for path in folder.iterdir()), key=_place_in(instead_of))
+        new = sorted((path.name for path in folder.iterdir()), key=_order_by(instead_of))
         for name in new:
             _check_replaceable(directory / name, folder / name)
         for name in new:
-            if _is_folder(directory / name):  # which no other can replace before it is empty
-                (directory / name).rename(place / name)
+            if _is_folder(directory / name):  # a rename cannot replace a non-empty folder
+                (directory / name).rename(temporary / name)
             (folder / name).replace(directory / name)
             moved.append(name)
         _sync_directory(directory)
@@ -110,8 +109,8 @@ _FILLING = ".filling-"
 _UNCHANGED = "nothing there was changed"
 
 
-def _place_in(patterns: Sequence[str]) -> Callable[[str], int]:
-    """The number of the last pattern that a name matches; 0 where it matches none."""
+def _order_by(patterns: Sequence[str]) -> Callable[[str], int]:
+    """A sort key: the number of the last pattern that a name matches, or 0 for none."""
     return lambda name: max(
         (i for i, pattern in enumerate(patterns, start=1) if fnmatchcase(name, pattern)), default=0
     )
@@ -134,11 +133,11 @@ def _remove_if_empty(directory: Path) -> None:
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `path` only if the block ends without an error.
+    """A temporary directory, which is renamed to `path` if the block ends without an error.
 
-    By then everything in it is on disk. Other processes that would make a directory beside it
-    are kept out meanwhile (where the file system has locks), and what a killed one left there is
-    removed. Raises UserError where nothing can be written, or where `path` is there already.
+    The rename follows a sync of its content to disk. A lock on the parent directory excludes other
+    writers, if the file system has locks, and remains of killed writers are deleted. Raises
+    UserError if writing fails or `path` exists.
     """
     path = Path(path)
     with ExitStack() as stack:
@@ -148,15 +147,15 @@ def new_directory(path: str | Path) -> Iterator[Path]:
                 for left_behind in path.parent.glob(f"{_BUILDING}*"):
                     shutil.rmtree(left_behind)
             if path.exists():
-                raise UserError(f"cannot write {path}: it is there already")
-            place = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=path.parent))
-            stack.callback(shutil.rmtree, place, ignore_errors=True)
-            # Inside, for mkdtemp's own directories are closed to others.
-            directory = place / path.name
+                raise UserError(f"cannot write {path}: it exists")
+            temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=path.parent))
+            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+            # A subdirectory, because other users cannot read the directories of mkdtemp.
+            directory = temporary / path.name
             directory.mkdir()
         except OSError as error:
             raise _cannot_write(path, error) from error
-        with in_one_sentence(path.parent, lambda: f"{path.name} was not made"):
+        with in_one_sentence(path.parent, lambda: f"{path.name} was not created"):
             yield directory
             _sync(directory)
             directory.rename(path)
@@ -167,27 +166,27 @@ _BUILDING = ".building-"
 
 
 class ResumableFile:
-    """Lines that become the file `path` once all are there; a killed writer can be taken up again.
+    """A file of lines that appears as `path` when complete, and that a later process can resume.
 
-    Until `finish` the lines are in `<path>.partial`, and in `<path>.partial.json` what the caller
-    says they were made with. Use it as a context manager: other processes are kept out within
-    (where the file system has locks), and what holds no line is removed at the end.
+    Until `finish`, the lines are in `<path>.partial` and the caller's settings in
+    `<path>.partial.json`. Use it as a context manager: a lock excludes other writers, if the file
+    system has locks, and files without lines are deleted at the end.
 
-    A caller first reads `settings`, and calls `restart` unless they suit it; then `next_kept` as
-    often as it likes; then `append`, which goes on after the last line that was read; then
-    `finish`. Raises UserError where nothing can be written.
+    Call the members in this order: read `settings`, call `restart` if they differ from yours, call
+    `next_line` for each line to reuse, `append`, which continues after the last line read, and
+    `finish`. Raises UserError if writing fails.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._target = Path(path)
         self.partial, self._about = partial_path(path), Path(f"{path}.partial.json")
         self.lines = 0
-        """How many lines were read by `next_kept` or appended."""
+        """Number of lines read by `next_line` or appended."""
         self._length = 0  # of those lines, in bytes
-        self._writing = False  # then the reader is done: its buffer may hold what is gone
-        _make_place(self._target)
+        self._writing = False  # if True, the reader's buffer may be outdated
+        _make_parent(self._target)
         if self._target.exists() and not self._target.is_file():
-            raise UserError(f"cannot write {self._target}: it is no regular file")
+            raise UserError(f"cannot write {self._target}: it is not a regular file")
         try:
             self._writer = self.partial.open("ab", buffering=0)
             _lock(self._writer, self.partial)
@@ -197,9 +196,9 @@ class ResumableFile:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What was given to `restart` by who wrote the lines; None if there is no line.
+        """The settings that the writer of the lines passed to `restart`.
 
-        Empty if there are lines of which this is not known.
+        None if there are no lines, and empty if their settings are unknown.
         """
         if not self._has_unread_line():
             return None
@@ -210,9 +209,9 @@ class ResumableFile:
         return settings if isinstance(settings, dict) else {}
 
     def restart(self, settings: Mapping[str, Any]) -> None:
-        """Drops every line there is. `settings` (a JSON object) describes those to come."""
+        """Deletes all lines. settings: a JSON object that describes the lines to append."""
         try:
-            # In this order, durably: no line may ever stand beside settings that are not its own.
+            # In this order and with syncs, so that settings never describe lines of others.
             self._writer.truncate(0)
             os.fsync(self._writer.fileno())
             self._writing = True
@@ -224,11 +223,11 @@ class ResumableFile:
         except OSError as error:
             raise _cannot_write(self._about, error) from error
 
-    def next_kept(self) -> bytes | None:
-        """The next line that an earlier writer left, with its line feed; None after the last.
+    def next_line(self) -> bytes | None:
+        """The next line of an earlier writer, with its line feed. None after the last.
 
-        A line that was cut off is none, nor is one with null bytes, which a power failure can
-        leave where a file grew: the lines end before it.
+        The lines end before an incomplete line and before one with null bytes, which a power
+        failure can leave in a growing file.
         """
         line = b"" if self._writing else self._reader.readline()
         if not _is_whole(line):
@@ -239,7 +238,10 @@ class ResumableFile:
         return line
 
     def append(self, lines: bytes) -> None:
-        """Adds whole lines, on disk when this returns, and drops kept ones that were not read."""
+        """Appends complete lines and syncs them to disk. Deletes earlier lines that were not read.
+
+        lines: each with its line feed.
+        """
         try:
             self._drop_unread()
             rest = memoryview(lines)
@@ -252,13 +254,13 @@ class ResumableFile:
         self._length += len(lines)
 
     def finish(self) -> None:
-        """Puts the lines at their place, for good: the directory is on disk, too."""
+        """Renames the file to its final path, and syncs file and directory to disk."""
         try:
             self._drop_unread()
             os.fsync(self._writer.fileno())
-            if os.name != "posix":  # where open files cannot be renamed
+            if os.name != "posix":  # cannot rename open files
                 self.close()
-            # Else still locked: nobody else may begin to write what is about to be the output.
+            # Otherwise still locked, so that no other writer opens the file before the rename.
             self.partial.replace(self._target)
             self.close()
             _sync_directory(self._target.parent)
@@ -267,7 +269,7 @@ class ResumableFile:
             raise _cannot_write(self._target, error) from error
 
     def close(self) -> None:
-        """Leaves the lines for a later writer."""
+        """Closes the file. A later writer can resume it."""
         self._reader.close()
         self._writer.close()
 
@@ -294,7 +296,7 @@ class ResumableFile:
 
 
 def partial_path(path: str | Path) -> Path:
-    """Where `ResumableFile` keeps lines until `path` is complete."""
+    """The path of `ResumableFile`'s lines until `path` is complete."""
     return Path(f"{path}.partial")
 
 
@@ -302,7 +304,7 @@ def _is_whole(line: bytes) -> bool:
     return line.endswith(b"\n") and b"\0" not in line
 
 
-def _make_place(path: Path) -> None:
+def _make_parent(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a directory; name a file")
     try:
@@ -316,7 +318,7 @@ def _lock(file: FileIO, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who held the lock until now may have put the file at its place.
+        # The previous owner of the lock may have renamed the file.
         alone = os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         alone = False
@@ -328,7 +330,7 @@ def _lock(file: FileIO, path: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    """Puts everything in a directory on disk."""
+    """Syncs all files in a directory to disk."""
     for folder, _, files in os.walk(directory):
         for name in files:
             with (Path(folder) / name).open("rb") as file:
@@ -337,7 +339,7 @@ def _sync(directory: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    # Without this a rename can be undone by a power failure. Not every system can do it.
+    # Without it a power failure can undo a rename. Not every system supports it.
     with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:

@@ -1,19 +1,19 @@
-"""Where compiled programs are kept between processes."""
+"""JAX's persistent compilation cache."""
 
 import os
 from pathlib import Path
 
 
-def keep_compiled_programs() -> Path | None:
-    """Turns on JAX's persistent compilation cache: a later process does not compile again.
+def enable_compilation_cache() -> Path | None:
+    """Enables JAX's persistent compilation cache, so that later processes reuse programs.
 
-    In $XDG_CACHE_HOME/pid_jax/jax (by default ~/.cache/pid_jax/jax), unless a directory was
-    already configured or JAX_COMPILATION_CACHE_DIR is set: JAX itself reads that, and "" turns
-    the cache off. Programs that compile in less than a second are kept too, unless
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says otherwise: decoding has many such programs.
-    Returns the directory, or None if this function set none.
+    The directory is $XDG_CACHE_HOME/pid_jax/jax (default ~/.cache/pid_jax/jax), unless another is
+    configured or JAX_COMPILATION_CACHE_DIR is set. JAX reads that variable, and "" disables the
+    cache. The cache includes programs that compile in less than a second, because decoding has
+    many of them, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set. Returns the directory,
+    or None if this function set none.
     """
-    import jax  # not before it is needed: --help and a mistaken option should not wait for it
+    import jax  # slow, so --help and errors in options do not import it
 
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

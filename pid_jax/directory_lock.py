@@ -1,7 +1,7 @@
-"""Keeping other processes out of a directory, or in it, while one writes or reads it.
+"""Locks on directories: exclusive for writers, shared for readers.
 
-The locks are `flock`'s, on the directory itself: they end with the process, whatever ends it, and
-leave no file behind. Where the file system has none, nobody is kept out.
+The locks are `flock` locks on the directory itself. They end with the process and leave no file.
+On a file system without locks they have no effect.
 """
 
 import os
@@ -18,10 +18,10 @@ if sys.platform != "win32":
 
 @contextmanager
 def writing(directory: Path, why: str = "another process is writing there") -> Iterator[bool]:
-    """Keeps every other process out that asks for this or for `reading`.
+    """Excludes all other processes that call `writing` or `reading`.
 
-    False where the file system has no locks. Raises UserError, saying `why`, while another process
-    holds the directory, and OSError where it cannot be opened.
+    Yields False if the file system has no locks. Raises UserError with the message `why` if
+    another process has a lock, and OSError if the directory cannot be opened.
     """
     with _locked(directory, exclusively=True) as locked:
         if locked is None:
@@ -31,14 +31,14 @@ def writing(directory: Path, why: str = "another process is writing there") -> I
 
 @contextmanager
 def unread(directory: Path) -> Iterator[bool]:
-    """Keeps readers out; False where there is one, or a writer."""
+    """Excludes readers and writers. Yields False if there is one."""
     with _locked(directory, exclusively=True) as locked:
         yield locked is not None
 
 
 @contextmanager
 def reading(directory: Path) -> Iterator[bool]:
-    """Keeps writers out, not readers; False where there is a writer, or no directory."""
+    """Excludes writers, not readers. Yields False if there is a writer or no directory."""
     with ExitStack() as stack:
         try:
             locked = stack.enter_context(_locked(directory, exclusively=False))
@@ -49,7 +49,7 @@ def reading(directory: Path) -> Iterator[bool]:
 
 @contextmanager
 def _locked(directory: Path, *, exclusively: bool) -> Iterator[bool | None]:
-    """None where others have it, or it has been moved; False where there are no locks."""
+    """Yields None if another process has the lock or moved the directory, False without locks."""
     if sys.platform == "win32":
         yield False
         return

@@ -1,4 +1,4 @@
-"""What a disk that is full, or may not be written to, looks like from any library."""
+"""Disk errors (full, read-only, no permission), also when wrapped by other libraries."""
 
 import errno
 import os
@@ -13,50 +13,51 @@ _OF_THE_DISK = (*_OF_WRITING, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDI
 
 
 @contextmanager
-def in_one_sentence(place: Path, intact: Callable[[], str] = str) -> Iterator[None]:
-    """Raises UserError where the block cannot write to `place`, whatever library says so and how.
+def in_one_sentence(path: Path, intact: Callable[[], str] = str) -> Iterator[None]:
+    """Raises UserError if the block cannot write to `path`, for errors of any library.
 
-    intact: what there is to say of what stands, when it comes to that.
+    intact: returns a clause for the message about the state of the data.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        reason = why_not_written(place, error)
+        reason = why_not_written(path, error)
         if reason is None:
             raise
         rest = intact()
-        raise UserError(f"cannot write {place}: {reason}" + (rest and f"; {rest}")) from error
+        raise UserError(f"cannot write {path}: {reason}" + (rest and f"; {rest}")) from error
 
 
-def why_not_written(place: Path, error: BaseException | None) -> str | None:
-    """What the system said, if that is behind an error and not about other files than `place`'s.
+def why_not_written(path: Path, error: BaseException | None) -> str | None:
+    """The system's error message for a disk error at or below `path`, or None for other errors.
 
-    Orbax, TensorStore, safetensors and tokenizers wrap it in errors of their own.
+    Searches causes and contexts, because Orbax, TensorStore, safetensors and tokenizers wrap the
+    system's error.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError):
             file = error.filename
-            if error.errno in _OF_THE_DISK and (file is None or _is_below(file, place)):
+            if error.errno in _OF_THE_DISK and (file is None or _is_below(file, path)):
                 return os.strerror(error.errno)
         else:
-            said = str(error)
-            for code in _OF_THE_DISK if str(place) in said else _OF_WRITING:
-                if os.strerror(code) in said:
+            message = str(error)
+            for code in _OF_THE_DISK if str(path) in message else _OF_WRITING:
+                if os.strerror(code) in message:
                     return os.strerror(code)
         if isinstance(error, BaseExceptionGroup):
-            parts = (why_not_written(place, part) for part in error.exceptions)
-            found = next((part for part in parts if part is not None), None)
-            if found is not None:
-                return found
+            reasons = (why_not_written(path, part) for part in error.exceptions)
+            reason = next((reason for reason in reasons if reason is not None), None)
+            if reason is not None:
+                return reason
         error = error.__cause__ or error.__context__
     return None
 
 
-def _is_below(file: object, place: Path) -> bool:
+def _is_below(file: object, path: Path) -> bool:
     if not isinstance(file, str | os.PathLike):
         return False
-    return Path(file).absolute().is_relative_to(place.absolute())
+    return Path(file).absolute().is_relative_to(path.absolute())

@@ -1,14 +1,14 @@
-"""The one error type for mistakes that a user can mend."""
+"""The error type for mistakes that a user can correct."""
 
 
 class UserError(ValueError):
-    """Raised when the input, not the code, is at fault.
+    """Raised for errors in the input, not in the code.
 
-    The message stands alone: what was wrong, where (file and line for data, key for
-    configurations, tensor name for checkpoints) and what to do about it. Command lines
-    print it without a traceback.
+    The message is complete: it names the problem, its location (file and line for data, key for
+    configurations, tensor name for checkpoints) and the remedy. Command lines print it without a
+    traceback.
     """
 
 
 class MissingData(UserError):
-    """Raised where a source lacks what was asked for: the file of a split, mostly."""
+    """Raised if a source lacks the requested data, usually the file of a split."""

@@ -1,7 +1,7 @@
-"""Where the parts of a JSON text stand, so that the parts which are not ours can be copied as is.
+"""Positions of values in JSON text, to copy values unchanged.
 
-A number of more digits than a float has, one beyond its range, a key that comes twice: reading and
-writing them again would change them.
+Parsing and writing again would change numbers beyond the precision or range of a float, and
+repeated keys.
 """
 
 import json
@@ -14,40 +14,40 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Span(NamedTuple):
-    """text[start:end] is a value; `key` is its key in an object, at `begins` or later."""
+    """text[start:end] is a value. In an object, text[item_start:start] has its key and colon."""
 
-    begins: int
+    item_start: int
     start: int
     end: int
     key: str = ""
 
 
 def members(text: str, start: int) -> Iterator[Span]:
-    """Those of the object that begins at `start`, in order. The text must be valid JSON."""
+    """The members of the object at `start`, in order. The text must be valid JSON."""
     yield from _parts(text, start, with_keys=True)
 
 
 def elements(text: str, start: int) -> Iterator[Span]:
-    """Those of the list that begins at `start`, in order. The text must be valid JSON."""
+    """The elements of the list at `start`, in order. The text must be valid JSON."""
     yield from _parts(text, start, with_keys=False)
 
 
-def begin(text: str, at: int = 0) -> int:
-    """Where white space ends."""
+def skip_white_space(text: str, at: int = 0) -> int:
+    """The index of the first character from `at` on that is not white space."""
     match = _SPACE.match(text, at)
     assert match is not None
     return match.end()
 
 
 def _parts(text: str, start: int, *, with_keys: bool) -> Iterator[Span]:
-    at = begin(text, start + 1)
+    at = skip_white_space(text, start + 1)
     while text[at] not in "}]":
-        begins, key = at, ""
+        item_start, key = at, ""
         if with_keys:
             key, at = _DECODER.raw_decode(text, at)
-            at = begin(text, begin(text, at) + 1)  # a colon
+            at = skip_white_space(text, skip_white_space(text, at) + 1)  # skips a colon
         _, end = _DECODER.raw_decode(text, at)
-        yield Span(begins, at, end, key)
-        at = begin(text, end)
+        yield Span(item_start, at, end, key)
+        at = skip_white_space(text, end)
         if text[at] == ",":
-            at = begin(text, at + 1)
+            at = skip_white_space(text, at + 1)

@@ -1,4 +1,4 @@
-"""Values as JSON text that every reader of JSON takes."""
+"""Serialisation to JSON text that every JSON parser reads."""
 
 import json
 import math
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def json_text(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON in which a number that JSON has not, minus infinity say, is null.
+    """JSON text with null for NaN and infinities.
 
-    Texts stay as they are, unless one holds half a surrogate pair, which no encoding has.
+    Characters are not escaped, unless a text has an unpaired surrogate, which UTF-8 cannot encode.
     """
     try:
         text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)

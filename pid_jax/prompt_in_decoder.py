@@ -1,18 +1,18 @@
 """Prompt-in-decoder: encode a document once, decode all of its prompts against it.
 
 Lu et al., "Efficient Encoder-Decoder Transformer Decoding for Decomposable Tasks",
-arXiv 2403.13112. A document x is asked P prompts z_1 ... z_P with targets y_1 ... y_P.
+arXiv 2403.13112. A document x has P prompts z_1 ... z_P with targets y_1 ... y_P.
 
     prompt in encoder (PiE):  y_p ~ Decoder([start],      Encoder([z_p ; x]))   P encodings
     prompt in decoder (PiD):  y_p ~ Decoder([start ; z_p], Encoder(x))          one encoding
 
-Under PiD the encoder's output, and the cross-attention keys and values projected from it,
-have no prompt axis at all. `jax.vmap` over the decoder, with the document closed over, turns
-P prompts into P more rows of the same matrix products: keys and values are stored once per
-document and read once per step for all of its prompts together.
+Under PiD the encoder output and the cross-attention keys and values have no prompt axis.
+`jax.vmap` over the decoder, with the document as a closure, adds P rows to the same matrix
+products. Keys and values are stored once per document and read once per decode step for all of
+its prompts.
 
-PiE is the baseline, and the same code: a batch in which every (document, prompt) pair is a
-document of its own, whose one prompt is empty (`prompt_in_encoder`).
+PiE is the baseline and uses the same code: `prompt_in_encoder` turns every (document, prompt)
+pair into a document with one empty prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,13 +28,13 @@ from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
 
 
 class EncodedDocuments(NamedTuple):
-    """All that decoding needs of B documents. Nothing in it grows with the prompts."""
+    """B encoded documents: the decoder's inputs that do not depend on prompts."""
 
     cross_attention: tuple[KeyValue, ...]
-    """Per decoder layer, `[B, H, K, S]`."""
+    """Keys and values per decoder layer, `[B, H, K, S]`."""
     mask: Bool[Arr, "B S"]
     tokens: Int[Arr, "B S"]
-    """The documents themselves: outputs may be guessed from them."""
+    """The token ids of the documents, for prompt lookup."""
 
 
 def encode(
@@ -46,8 +46,8 @@ def encode(
 ) -> EncodedDocuments:
     """Encodes each document once and projects its cross-attention keys and values once.
 
-    An empty document is read as a single padding token, as transformers reads it. Attention to
-    masked tokens only would depend on their number, hence on the batch.
+    An empty document becomes a single padding token, as in transformers. Without it, attention
+    would have masked inputs only, and the result would depend on their number.
     """
     empty = ~jnp.any(document_mask, axis=1, keepdims=True)
     documents = jnp.where(empty, model.config.pad_token_id, documents)
@@ -78,9 +78,9 @@ def decode(
 ) -> tuple[Float[Array, "B P L D"], tuple[KeyValue, ...]]:
     """Runs the decoder on L tokens of every prompt, against one encoding per document.
 
-    The arguments are those of `EncoderDecoder.decode` with a prompt axis: `past` holds
-    `[B, P, H, K, M]`, and so do the keys and values returned for the new tokens. `slots` has
-    one only where the prompts of a document do not agree on the slots of their tokens.
+    The arguments are those of `EncoderDecoder.decode` with a prompt axis. The keys and values of
+    `past` are `[B, P, H, K, slots]`, those returned for the new tokens `[B, P, H, K, L]`. `slots`
+    needs a prompt axis only if the prompts of a document differ in the slots of their tokens.
     """
     encoded = jax.tree.map(jnp.asarray, encoded)
 
@@ -120,7 +120,7 @@ def decode(
 
 
 def positions_of(mask: Bool[Arr, "*batch L"]) -> Int[Array, "*batch L"]:
-    """Each token's position in its own sequence; padding before it is not counted."""
+    """Each token's position in its sequence, not counting left padding."""
     return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
@@ -130,10 +130,10 @@ def teacher_forced_logits(
     batch: Batch,
     dropout_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B P T V"]:
-    """Logits, float32, for each target token given the document, its prompt and the target so far.
+    """Logits (float32) for each target token, given the document, the prompt and earlier targets.
 
-    The decoder reads `[start ; prompt ; target]` less the target's last token; only the
-    outputs that predict a target token reach the head.
+    The decoder input is `[start ; prompt ; target]` without the last target token. The head
+    computes logits only for outputs that predict a target token.
     """
     predicting = _predicting_outputs(model, params, batch, dropout_key)
     return model.apply({"params": params}, predicting, method="logits")
@@ -170,7 +170,7 @@ def token_log_probabilities(
 
 
 LOGITS_AT_ONCE = 1 << 25
-"""The most logits that scoring holds (128 MiB in float32), unless one vocabulary has more."""
+"""Maximum number of logits in memory during scoring (128 MiB in float32), at least V."""
 
 
 def target_log_probabilities(
@@ -179,23 +179,23 @@ def target_log_probabilities(
     batch: Batch,
     encoded: EncodedDocuments | None = None,
 ) -> Float[Array, "B P"]:
-    """log p(target | document, prompt), summed over the target's tokens; 0 for no target.
+    """log p(target | document, prompt) in nats, summed over the target's tokens. 0 for no target.
 
-    encoded: the batch's documents, where they are encoded already.
+    encoded: the encoding of the batch's documents, None to compute it.
 
-    The head runs on some target tokens at a time: memory does not grow with tokens times
-    vocabulary.
+    The head processes target tokens in chunks of at most `LOGITS_AT_ONCE` logits.
     """
     targets = jnp.asarray(batch.targets)
     hidden = _predicting_outputs(model, params, batch, encoded=encoded)
 
-    def log_probabilities(hidden: Float[Array, "N D"], tokens: Int[Array, " N"]) -> Array:
+    def log_probabilities(hidden: Float[Array, "rows D"], tokens: Int[Array, " rows"]) -> Array:
         logits = model.apply({"params": params}, hidden, method="logits")
         return token_log_probabilities(logits, tokens)
 
     rows = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    found = _by_chunks(log_probabilities, max(LOGITS_AT_ONCE // model.config.vocab_size, 1), *rows)
-    return jnp.where(batch.target_mask, found.reshape(targets.shape), 0.0).sum(axis=-1)
+    chunk = max(LOGITS_AT_ONCE // model.config.vocab_size, 1)
+    of_tokens = _by_chunks(log_probabilities, chunk, *rows).reshape(targets.shape)
+    return jnp.where(batch.target_mask, of_tokens, 0.0).sum(axis=-1)
 
 
 def _by_chunks(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
@@ -204,47 +204,48 @@ def _by_chunks(function: Callable[..., Array], size: int, *arrays: Array) -> Arr
     if count <= size:
         return function(*arrays)
     chunks = -(-count // size)
-    size = -(-count // chunks)  # of equal sizes, so that little is padding
+    size = -(-count // chunks)  # equal sizes minimise padding
 
     def in_chunks(x: Array) -> Array:
         padded = jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
         return padded.reshape(chunks, size, *x.shape[1:])
 
-    found = jax.lax.map(lambda rows: function(*rows), tuple(map(in_chunks, arrays)))
-    return found.reshape(-1, *found.shape[2:])[:count]
+    results = jax.lax.map(lambda rows: function(*rows), tuple(map(in_chunks, arrays)))
+    return results.reshape(-1, *results.shape[2:])[:count]
 
 
 class LossMetrics(NamedTuple):
-    """What one batch says of the model, as sums and counts, from which the means follow.
+    """Sums and counts over a batch, with means as properties.
 
-    The fields of several batches, shards or micro-batches add up
-    (`jax.tree.map(jnp.add, first, second)`, `jax.lax.psum(metrics, axis)`), and the means of the
-    result are those of all their tokens, however unequally these are distributed.
+    The fields of several batches, shards or micro-batches can be added
+    (`jax.tree.map(jnp.add, first, second)`, `jax.lax.psum(metrics, axis)`). The means of the sum
+    are exact means over all tokens.
     """
 
     loss_sum: Float[Arr, ""]
     """Cross-entropy of all target tokens in nats, without label smoothing or z-loss."""
     correct_tokens: Int[Arr, ""]
-    """Target tokens that are the likeliest ones given those before them."""
+    """Number of target tokens with the highest logit."""
     exact_matches: Int[Arr, ""]
-    """Subtasks whose every target token is so."""
+    """Number of subtasks with all target tokens correct."""
     target_tokens: Int[Arr, ""]
+    """Number of target tokens."""
     subtasks: Int[Arr, ""]
-    """Those that have a target."""
+    """Number of subtasks with a target."""
 
     @property
     def loss(self) -> Float[Arr, ""]:
-        """Cross-entropy in nats per target token; 0 without any."""
+        """Cross-entropy in nats per target token. 0 without target tokens."""
         return self.loss_sum / jnp.maximum(self.target_tokens, 1)
 
     @property
     def token_accuracy(self) -> Float[Arr, ""]:
-        """Share of target tokens that are correct; 0 without any."""
+        """Share of correct target tokens. 0 without target tokens."""
         return self.correct_tokens / jnp.maximum(self.target_tokens, 1)
 
     @property
     def exact_match(self) -> Float[Arr, ""]:
-        """Share of subtasks that match exactly; 0 without any."""
+        """Share of exactly matched subtasks. 0 without subtasks."""
         return self.exact_matches / jnp.maximum(self.subtasks, 1)
 
 
@@ -257,12 +258,13 @@ def loss(
     z_loss: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], LossMetrics]:
-    """Mean loss per target token: the start token and the prompt are never predicted.
+    """Mean loss in nats per target token. Start token and prompt do not contribute.
 
-    label_smoothing: the share of the target's probability spread evenly over the vocabulary
-    (Szegedy et al., arXiv 1512.00567, section 7). z_loss: weight of the squared log of the
-    softmax's normaliser (Chowdhery et al., arXiv 2204.02311, section 5).
-    To average losses or gradients of several batches over their tokens, weight each by its
+    label_smoothing: the probability mass spread evenly over the vocabulary (Szegedy et al.,
+    arXiv 1512.00567, section 7). z_loss: weight of the squared log-normaliser of the softmax
+    (Chowdhery et al., arXiv 2204.02311, section 5).
+
+    To average losses or gradients of several batches, weight each by its
     `LossMetrics.target_tokens`.
     """
     logits = teacher_forced_logits(model, params, batch, dropout_key)
@@ -294,9 +296,9 @@ def prompt_in_encoder(
 ) -> list[TokenizedExample]:
     """The PiE baseline: every (document, prompt) pair as a document with one empty prompt.
 
-    The new documents are prompt tokens then document tokens, in order of document, then
-    prompt. leading: tokens that begin a text, such as BART's `<s>`; where a document has them,
-    they stay in front.
+    A new document is the prompt tokens followed by the document tokens. The order is by document,
+    then by prompt. leading: special tokens at the start of a text, such as BART's `<s>`. They
+    remain first in documents that have them.
     """
     pairs = []
     for example in examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pid_jax.command_line import make_parser, user_errors
-from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.errors import UserError
 from pid_jax.evaluation.files import METRICS, PREDICTIONS
 from pid_jax.evaluation.predictions import read_lines
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} does not exist: run eval.py first") from error
         dialogues = last_turns(lines)
-        keep_compiled_programs()
+        enable_compilation_cache()
         model = PidModel.from_pretrained(options.checkpoint)
         timed = dialogues[:TIMED_DIALOGUES]
         pid = seconds_per_document(model, timed, "pid")

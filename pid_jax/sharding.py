@@ -1,4 +1,4 @@
-"""How arrays lie on devices: one mesh, one table from logical axes to its axes."""
+"""Sharding: one device mesh, and one table from logical axes to mesh axes."""
 
 from typing import Any
 
@@ -22,15 +22,15 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("positions", None),
     ("norm", None),
 )
-"""Every axis that a parameter or a batch names, and the mesh axes that split it."""
+"""Every logical axis of parameters and batches, and the mesh axes that split it."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; a size of -1 takes the devices that the others leave.
+    """A mesh over all devices. A size of -1 uses all remaining devices.
 
-    data: copies of the parameters, each with its share of the batch. fsdp: shares of the
-    batch with the parameters split among them. tensor: parts of each matrix product. Raises
-    `UserError` where the sizes do not multiply to the number of devices.
+    data: number of parameter copies, each with a share of the batch. fsdp: number of shares of
+    the batch that also split the parameters. tensor: number of parts of each matrix product.
+    Raises `UserError` if the product of the sizes is not the number of devices.
     """
     sizes = [data, fsdp, tensor]
     devices = jax.device_count()
@@ -55,15 +55,15 @@ def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
 
 
 def param_shardings(mesh: Mesh, logical_axes: Any) -> Any:
-    """A sharding for every parameter, in a tree like the one that `models.logical_axes` gives."""
+    """A tree of shardings for the tree of logical axes of `models.logical_axes`."""
     return nn.logical_to_mesh_sharding(logical_axes, mesh, LOGICAL_AXIS_RULES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array of a batch: documents are split, all else is whole."""
+    """The sharding of every array of a batch: split by documents only."""
     return named_sharding(mesh, "batch")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of an array that every device has completely."""
     return NamedSharding(mesh, PartitionSpec())

@@ -244,7 +244,7 @@ REPEATED = [
 
 @pytest.mark.parametrize("line", REPEATED, ids=range(len(REPEATED)))
 def test_a_repeated_key_that_is_ours_is_refused(line: str) -> None:
-    with pytest.raises(UserError, match=r'in.jsonl, line 3.*: the key "[a-z]+" is there twice'):
+    with pytest.raises(UserError, match=r'in.jsonl, line 3.*: the key "[a-z]+" occurs twice'):
         jsonl.parse_line(line, "in.jsonl", 3)
 
 

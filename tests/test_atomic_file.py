@@ -65,7 +65,7 @@ def written(path: Path, *lines: bytes) -> None:
 
 
 def kept(file: ResumableFile) -> list[bytes]:
-    return list(iter(file.next_kept, None))
+    return list(iter(file.next_line, None))
 
 
 def test_lines_appear_at_the_end_and_leave_nothing_else(tmp_path: Path) -> None:
@@ -100,9 +100,9 @@ def test_kept_lines_that_are_not_read_are_dropped(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     written(target, b"one\n", b"two\n")
     with ResumableFile(target) as file:
-        assert file.next_kept() == b"one\n"
+        assert file.next_line() == b"one\n"
         file.append(b"other\n")
-        assert file.next_kept() is None
+        assert file.next_line() is None
         file.finish()
     assert target.read_bytes() == b"one\nother\n"
 
@@ -125,7 +125,7 @@ def test_without_a_whole_line_there_is_nothing_to_resume(tmp_path: Path) -> None
     (tmp_path / "file.txt.partial.json").write_bytes(b'{"beams"')  # killed in writing it
     with ResumableFile(target) as file:
         assert file.settings is None
-        assert file.next_kept() is None
+        assert file.next_line() is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +159,7 @@ def test_a_restart_drops_the_lines_and_their_settings(tmp_path: Path) -> None:
     with ResumableFile(target) as file:
         assert file.settings == SETTINGS
         file.restart({"beams": 1})
-        assert file.next_kept() is None
+        assert file.next_line() is None
         file.append(b"two\n")
     with ResumableFile(target) as file:
         assert file.settings == {"beams": 1}
@@ -204,7 +204,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in {
         "folder": "it is a directory",
-        "pipe": "it is no regular file",
+        "pipe": "it is not a regular file",
         "file/inside": "cannot write",
     }.items():
         with pytest.raises(UserError, match=message):
@@ -239,7 +239,7 @@ def test_a_directory_is_never_replaced_and_what_was_left_behind_is_removed(tmp_p
     (tmp_path / "1").mkdir()
     (tmp_path / ".building-abc").mkdir()
     (tmp_path / ".building-abc" / "file.txt").write_text("of a process that was killed")
-    with pytest.raises(UserError, match="it is there already"), new_directory(tmp_path / "1"):
+    with pytest.raises(UserError, match="it exists"), new_directory(tmp_path / "1"):
         pass
     assert list(tmp_path.iterdir()) == [tmp_path / "1"]
 
@@ -304,7 +304,7 @@ def test_what_cannot_take_its_place_is_seen_before_anything_is_moved(
 
 @pytest.mark.parametrize(
     ("stuck", "said"),
-    [("a", "nothing there was changed"), ("index", "old files are there beside new ones")],
+    [("a", "nothing there was changed"), ("index", "old files remain beside the new ones")],
 )
 def test_no_old_weights_go_before_all_new_files_have_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck: str, said: str

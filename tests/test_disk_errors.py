@@ -78,7 +78,7 @@ def test_every_way_of_writing_says_it_and_changes_nothing(way, tmp_path):
 
 def test_what_stands_is_said_of_a_file_that_was_there_or_not(tmp_path):
     target = tmp_path / "target"
-    for stands in ("was not made", "is as it was"):
+    for stands in ("was not created", "is unchanged"):
         with pytest.raises(UserError, match=f"; target {stands}$"), replacing(target):
             raise FULL
         target.write_text("mine")

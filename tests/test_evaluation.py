@@ -142,7 +142,7 @@ def test_targets_that_the_tokenizer_changes_and_answers_that_were_cut_are_told(
     result = evaluation.evaluate(
         text_model, task, [Example("d", "[user] hello", subtasks)], limits=LIMITS
     )
-    assert "1 of 2 targets do not come back from the tokenizer" in caplog.text
+    assert "1 of 2 targets change when encoded and decoded" in caplog.text
     assert "the first is 'a </s> b' → 'a   b'" in caplog.text
     told = scoring.summary(result)
     assert told["targets"]["changed"] == 1
@@ -342,7 +342,9 @@ def test_answers_that_the_disk_has_no_space_for_are_saved_elsewhere(
         run_eval(checkpoint, out, "--limit=2")
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    sentence = f"error: cannot write {out}: No space left on device; predictions.jsonl was not made"
+    sentence = (
+        f"error: cannot write {out}: No space left on device; predictions.jsonl was not created"
+    )
     assert sentence in error
     saved = [path for path in elsewhere.rglob("*") if path.name == "predictions.jsonl"]
     assert len(saved) == space
@@ -514,7 +516,7 @@ def test_predictions_are_read_however_they_were_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('{"id": "a", "id": "a", "subtasks": []}', 'line 1: the key "id" is there twice'),
+        ('{"id": "a", "id": "a", "subtasks": []}', 'line 1: the key "id" occurs twice'),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "prediction": "y"}]}', "twice"),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": 1e400}]}', "finite"),
         ('{"id": "a", "subtasks": [{"id": "q", "prediction": "x", "score": NaN}]}', "finite"),

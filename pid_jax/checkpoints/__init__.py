@@ -1,1 +1,1 @@
-"""Weights on disk: Hugging Face checkpoints both ways, and the checkpoints of training runs."""
+"""Checkpoints: reading and writing Hugging Face checkpoints and those of training runs."""

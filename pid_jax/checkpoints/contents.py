@@ -1,9 +1,10 @@
-"""What a path holds: a training run, a Hugging Face checkpoint, or what is neither, and why."""
+"""Contents of a path: a training run, a Hugging Face checkpoint, or an explanation of neither."""
 
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pid_jax.errors import UserError
 
@@ -12,7 +13,7 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state"
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a directory is that of a training run: its `config.json` has the keys of one."""
+    """Whether a directory is that of a training run, by the keys of its `config.json`."""
     try:
         content = json.loads((Path(path) / "config.json").read_bytes())
     except (OSError, ValueError):
@@ -26,33 +27,47 @@ def is_run(path: str | Path) -> bool:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Raises UserError, by file, where the system does not let something be read."""
+    """Turns the OSError of a read into a UserError that names the file."""
     try:
         yield
     except OSError as error:
-        place = error.filename or path
-        raise UserError(f"{place}: cannot be read ({error.strerror or error})") from error
+        file = error.filename or path
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def check_readable(path: Path) -> None:
-    """Raises UserError for a file that is empty, or stands for one that Git LFS holds."""
+    """Raises UserError for an empty file and for a pointer of Git LFS."""
     with reading(path), path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         raise UserError(
-            f"{path}: a pointer of Git LFS, not the file itself: fetch it, with `git lfs pull` in "
-            "the repository, say"
+            f"{path}: a pointer of Git LFS, not the file itself: fetch the file, for example with "
+            "`git lfs pull` in the repository"
         )
     if not start:
         raise UserError(f"{path}: the file is empty: copy it again")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError for a missing or invalid file."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    check_readable(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return content
+
+
 def why_no_config(directory: Path) -> str:
-    """A sentence on a directory without `config.json`: what it is, and what to do."""
+    """Explains a directory without `config.json`, for a message: its content and the remedy."""
     names = sorted(path.name for path in directory.iterdir())
     run = next((up for up in [*directory.absolute().parents][:2] if is_run(up)), None)
     if run is not None and directory.absolute().relative_to(run).parts[0] == "checkpoints":
-        return f"{directory}: a part of the training run {run}: name that"
+        return f"{directory}: a part of the training run {run}: name the run"
     if not names:
         return f"{directory}: the directory is empty"
     if "adapter_config.json" in names:
@@ -62,19 +77,19 @@ def why_no_config(directory: Path) -> str:
     )
     if trained:
         return (
-            f"{directory}: holds checkpoints of transformers' Trainer, not one itself: name one of "
-            f"them, {directory / trained[-1]} say, which is the last"
+            f"{directory}: contains checkpoints of transformers' Trainer and is none itself: name "
+            f"one of them, for example the last, {directory / trained[-1]}"
         )
     if {"checkpoints", "model"} & set(names):
         return (
-            f"{directory}: a training run without its config.json: it was stopped before it began, "
-            "or has lost the file. Run train.py again with this --workdir"
+            f"{directory}: a training run without config.json: it was stopped before its first "
+            "step, or the file was deleted. Run train.py again with this --workdir"
         )
-    return f"{directory / 'config.json'}: no such file; the directory holds {_listed(names)}"
+    return f"{directory / 'config.json'}: no such file; the directory contains {_listed(names)}"
 
 
 def why_no_weights(where: str, names: Collection[str]) -> str:
-    """A sentence on a checkpoint without safetensors: what is there instead, and what to do.
+    """Explains a checkpoint without safetensors, for a message: its content and the remedy.
 
     where: its directory or hub id. names: its files.
     """
@@ -83,8 +98,8 @@ def why_no_weights(where: str, names: Collection[str]) -> str:
         stem, _, suffix = name.rpartition(".")
         if suffix in ("bin", "pt", "pth", "ckpt") and not stem.startswith(_NOT_WEIGHTS):
             return (
-                f"{where}: {name}: weights of this kind are not read, since loading a pickle "
-                "can run any code. Convert them once, where you trust the file, with torch and "
+                f"{where}: {name}: pickled weights are not read, because loading a pickle can run "
+                "arbitrary code. If you trust the file, convert it once with torch and "
                 f'transformers: AutoModelForSeq2SeqLM.from_pretrained("{where}")'
                 ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same "
                 "for the tokenizer."
@@ -95,8 +110,8 @@ def why_no_weights(where: str, names: Collection[str]) -> str:
     ):
         if name in names:
             return (
-                f"{where}: {name}: weights for {framework} are not read, nor by transformers 5. "
-                f"Convert them once with transformers 4, torch and {framework}: "
+                f"{where}: {name}: weights for {framework} are not supported here or by "
+                f"transformers 5. With transformers 4, torch and {framework}, convert it once: "
                 f'AutoModelForSeq2SeqLM.from_pretrained("{where}", {option}=True)'
                 ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same "
                 "for the tokenizer."
@@ -105,10 +120,10 @@ def why_no_weights(where: str, names: Collection[str]) -> str:
         return f"{where}: {_adapter(Path(where))}"
     if Path(where).name == "model" and is_run(Path(where).absolute().parent):
         run = Path(where).absolute().parent
-        return f"{where}: a part of the training run {run}, without weights: name that"
+        return f"{where}: a part of the training run {run}, without weights: name the run"
     return (
-        f"{where}: neither model.safetensors nor model.safetensors.index.json is there; it holds "
-        f"{_listed(names)}"
+        f"{where}: neither model.safetensors nor model.safetensors.index.json is there; it "
+        f"contains {_listed(names)}"
     )
 
 
@@ -124,10 +139,10 @@ def _adapter(directory: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         base = "BASE_MODEL"
     return (
-        f"a PEFT adapter of {base}, not a model. Merge the two once, with peft, torch and "
+        f"a PEFT adapter of {base}, not a model. Merge the two once with peft, torch and "
         f'transformers: PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained("{base}"), '
-        f'"{directory}").merge_and_unload().save_pretrained(NEW_DIRECTORY); save the tokenizer '
-        "there, too"
+        f'"{directory}").merge_and_unload().save_pretrained(NEW_DIRECTORY); also save the '
+        "tokenizer there"
     )
 
 

@@ -1,18 +1,18 @@
-"""Weights that no result can be computed with."""
+"""Detection of unusable weights: NaN, infinities, integer tensors."""
 
 import jax.numpy as jnp
 import numpy as np
 
-_AT_ONCE = 2**22  # numbers, so that no large array is made of any
+_AT_ONCE = 2**22  # numbers, which bounds the size of temporary arrays
 
 
 def why_unusable(name: str, tensor: np.ndarray) -> str | None:
-    """What is wrong with a tensor: NaN, infinity, or no floating point; None if nothing is.
+    """Why a tensor is unusable (NaN, infinity, no floating point), or None if it is usable.
 
-    A bias of the logits may be -inf, which bars a token.
+    `final_logits_bias` may be -inf, which suppresses a token.
     """
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
-        return f"{name} is of type {tensor.dtype}, not floating point: quantized weights, maybe?"
+        return f"{name} is of type {tensor.dtype}, not floating point: are the weights quantized?"
     flat = tensor.reshape(-1)
     for start in range(0, flat.size, _AT_ONCE):
         part = flat[start : start + _AT_ONCE]
@@ -24,15 +24,15 @@ def why_unusable(name: str, tensor: np.ndarray) -> str | None:
         if not wrong.any():
             continue
         at = start + int(np.argmax(wrong))
-        place = ", ".join(str(index) for index in np.unravel_index(at, tensor.shape))
+        indices = ", ".join(str(index) for index in np.unravel_index(at, tensor.shape))
         return (
-            f"{name} holds {float(flat[at])}, first at [{place}]: take an earlier checkpoint, or "
+            f"{name} holds {float(flat[at])}, first at [{indices}]: use an earlier checkpoint or "
             "another copy"
         )
     return None
 
 
 def _all_finite(part: np.ndarray) -> bool:
-    if part.dtype == jnp.bfloat16:  # by its bits, at a tenth of the time
+    if part.dtype == jnp.bfloat16:  # ten times faster on the bits
         return bool(((part.view(np.uint16) & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(part).all())

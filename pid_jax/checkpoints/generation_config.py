@@ -1,7 +1,7 @@
-"""What a checkpoint says of how its outputs are chosen, as it says it.
+"""Keys of a checkpoint's generation configuration.
 
-transformers keeps that in `generation_config.json`, and kept it in `config.json` before there was
-such a file; where there is one, it alone counts. `pid_jax.inference.generation_defaults` reads it.
+transformers stores it in `generation_config.json`, in older checkpoints in `config.json`. If the
+former exists, the latter is ignored. `pid_jax.inference.generation_defaults` interprets the keys.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 FILE = "generation_config.json"
 
 ABOUT_ITSELF = ("transformers_version", "_from_model_config", "_commit_hash")
-"""Keys that say nothing of outputs."""
+"""Metadata keys."""
 OF_CONFIG = (
     "forced_bos_token_id",
     "forced_eos_token_id",
@@ -19,7 +19,7 @@ OF_CONFIG = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Keys that the architecture's configuration holds."""
+"""Keys that are part of the architecture's configuration."""
 LENGTHS = ("max_length", "min_length", "max_new_tokens", "min_new_tokens")
 HONOURED = (
     *LENGTHS,
@@ -60,7 +60,7 @@ NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
     "max_time": (),
     "token_healing": (False,),
 }
-"""Keys that can change outputs in transformers, and the values at which they do not."""
+"""Unsupported keys that can change outputs in transformers, and their values without effect."""
 WITHOUT_EFFECT = (
     "use_cache",
     "cache_implementation",
@@ -90,20 +90,20 @@ WITHOUT_EFFECT = (
     "continuous_batching_config",
     "prefill_chunk_size",
 )
-"""Keys of how transformers computes, or of what else it returns."""
+"""Keys that affect how transformers computes or which additional values it returns."""
 
 _KNOWN = {*OF_CONFIG, *HONOURED, *NOT_HONOURED, *WITHOUT_EFFECT}
 
 
 def of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a `config.json` without a file beside it that are about generation.
+    """The generation keys of a `config.json`, for checkpoints without generation_config.json.
 
-    As transformers' `GenerationConfig.from_model_config` takes them: nulls are left out, and a
-    configuration of the decoder, as T5Gemma has it, says what the outer one does not.
-    `task_specific_params` have no effect in either.
+    Follows transformers' `GenerationConfig.from_model_config`: nulls are left out, and keys of the
+    outer configuration override those of its section "decoder" (T5Gemma). `task_specific_params`
+    have no effect in either.
     """
-    found: dict[str, Any] = {}
+    generation: dict[str, Any] = {}
     for section in (config.get("decoder"), config):
         if isinstance(section, Mapping):
-            found |= {k: v for k, v in section.items() if k in _KNOWN and v is not None}
-    return found
+            generation |= {k: v for k, v in section.items() if k in _KNOWN and v is not None}
+    return generation

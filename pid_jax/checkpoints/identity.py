@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another, wherever it lies."""
+"""Identity of a checkpoint: a digest of its content, independent of its path."""
 
 import hashlib
 from collections.abc import Collection
@@ -9,10 +9,11 @@ from pid_jax.errors import UserError
 
 
 def digest(checkpoint: str | Path) -> str:
-    """A digest of the files that `PidModel.from_pretrained` may read of a checkpoint.
+    """A digest of the checkpoint files that `PidModel.from_pretrained` may read.
 
-    The same after copying or moving them; another for another best checkpoint of a run. All of
-    them are read: a gigabyte takes a second or two. Raises UserError where there is no checkpoint.
+    Copying or moving the checkpoint preserves the digest. For a training run it covers the best
+    checkpoint. Reads all files, at about a gigabyte in one to two seconds. Raises UserError if
+    there is no checkpoint.
     """
     root = Path(checkpoint).absolute()
     if contents.is_run(root):

@@ -1,9 +1,10 @@
 """Checkpoints of training runs, written with Orbax.
 
-`<workdir>/checkpoints/<step>/` holds "state" (a dict of params, opt_state, step and key), "data"
-(the position of the Grain iterator) and, of an evaluation, "metrics". Orbax writes to a temporary
-name and renames at the end, and what is removed is renamed first, so a checkpoint that can be seen
-is complete, whatever killed the run. Who reads one locks it: the run removes it later.
+`<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key), "data" (the
+position of the Grain iterator) and, after an evaluation, "metrics". Orbax writes to a temporary
+name and renames the checkpoint at the end, and a checkpoint is renamed before it is deleted. So
+every visible checkpoint is complete, even after the run was killed. A reader locks a checkpoint,
+which defers its deletion.
 """
 
 import json
@@ -37,19 +38,23 @@ _REMOVING = ".removing-"
 
 
 class RunCheckpoints:
-    """The checkpoints of one run: saves in the background, keeps the last few and the best.
+    """The checkpoints of one run: saves in the background, preserves the most recent and the best.
 
-    What is too many is removed before the next save and by `wait`. Only one process may have it.
+    `save` and `wait` delete all others. Only one process may use it at a time.
     """
 
-    def __init__(self, workdir: str | Path, *, keep_last: int, best_metric: str) -> None:
-        """`best_metric` names one of the metrics given to `save`; of "loss" the lowest is best."""
+    def __init__(self, workdir: str | Path, *, recent: int, best_metric: str) -> None:
+        """recent: number of most recent checkpoints to preserve.
+
+        best_metric: the metric of `save` that selects the best checkpoint. The lowest "loss" and
+        the highest of any other metric is best.
+        """
         self._workdir = Path(workdir)
-        self._keep_last = keep_last
+        self._recent = recent
         self._best_metric = best_metric
         directory = (Path(workdir) / CHECKPOINTS).absolute()
-        # What a killed run left half-written or half-removed. Orbax can do the first too, but in
-        # a thread that nobody waits for.
+        # Removes partially written and partially deleted checkpoints of a killed run. Orbax does
+        # so only for the former, in a thread that it does not join.
         for pattern in (_UNFINISHED, f"{_REMOVING}*"):
             for unfinished in directory.glob(pattern):
                 shutil.rmtree(unfinished)
@@ -59,7 +64,7 @@ class RunCheckpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best checkpoint, the later one of equals; None before an evaluation."""
+        """The step of the best checkpoint, the latest of equals, None before an evaluation."""
         return _best_step(self._workdir, self._best_metric)
 
     def save(
@@ -69,10 +74,10 @@ class RunCheckpoints:
         data: Iterator[Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Copies state and data position, then writes them in the background.
+        """Copies the state and the position of the data, then writes them in the background.
 
-        The caller may go on at once, donated buffers included; `wait` returns when the
-        checkpoint is complete. `metrics` are those of an evaluation at this step.
+        The caller may immediately donate the buffers of the state. `wait` returns when the
+        checkpoint is complete. metrics: those of an evaluation at this step.
         """
         self.wait()
         self._checkpointer.save_checkpointables_async(
@@ -85,9 +90,9 @@ class RunCheckpoints:
     def restore(
         self, step: int, abstract_state: Mapping[str, Any], data: Iterator[Any]
     ) -> dict[str, Any]:
-        """The state saved at `step`; `data` is moved to where it stood then.
+        """The state saved at `step`. Restores the position of `data`.
 
-        `abstract_state` is a tree of `jax.ShapeDtypeStruct` with shardings.
+        abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings.
         """
         restored = self._checkpointer.load_checkpointables(
             step, {"state": dict(abstract_state), "data": data}
@@ -95,11 +100,11 @@ class RunCheckpoints:
         return restored["state"]
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises what went wrong in writing it."""
+        """Returns when all saved checkpoints are on disk. Raises the errors of writing them."""
         self._checkpointer.wait()
-        kept = saved_steps(self._workdir)[-self._keep_last :]
+        preserved = saved_steps(self._workdir)[-self._recent :]
         for step in saved_steps(self._workdir):
-            if step not in kept and step != self.best_step:
+            if step not in preserved and step != self.best_step:
                 _remove(self._workdir / CHECKPOINTS / str(step))
 
     def __enter__(self) -> Self:
@@ -109,7 +114,7 @@ class RunCheckpoints:
         if kind is None:
             self._checkpointer.close()
             return
-        # What is being written may have failed already, which is being said.
+        # Another error is being raised, and may be that of the save.
         with suppress(Exception):
             self._checkpointer.close()
         for unfinished in (self._workdir / CHECKPOINTS).glob(_UNFINISHED):
@@ -117,7 +122,7 @@ class RunCheckpoints:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint at once, unless somebody reads it."""
+    """Deletes a checkpoint, unless a process reads it."""
     with directory_lock.unread(checkpoint) as unread:
         if unread:
             removed = checkpoint.rename(checkpoint.with_name(f"{_REMOVING}{checkpoint.name}"))
@@ -125,13 +130,13 @@ def _remove(checkpoint: Path) -> None:
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending; none where there is no run yet."""
+    """Steps with a complete checkpoint, ascending. Empty without a run."""
     names = (child.name for child in (Path(workdir) / CHECKPOINTS).glob("*"))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def run_config(workdir: str | Path) -> dict[str, Any]:
-    """The configuration that a run was trained by. Raises UserError where it cannot be read."""
+    """The configuration of a run. Raises UserError if it cannot be read."""
     path = Path(workdir) / CONFIG
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -140,7 +145,7 @@ def run_config(workdir: str | Path) -> dict[str, Any]:
 
 
 def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
-    """The method that a run was trained for; "pid" of what is not a run's working directory."""
+    """The method of a run, or "pid" if `checkpoint` is not the working directory of a run."""
     return run_config(checkpoint)["method"] if contents.is_run(checkpoint) else "pid"
 
 
@@ -149,8 +154,10 @@ def load_model(
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
-    """The model of a run, its parameters as `load_params` gives them, and as `huggingface.load`
-    its tokenizer and its settings for generation."""
+    """Loads a run's model, its parameters, its tokenizer and its generation configuration.
+
+    step, dtype: as in `load_params`. Raises UserError if there is no such checkpoint.
+    """
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype)
     config = huggingface.read_config(directory)
@@ -164,11 +171,11 @@ def load_params(
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
 ) -> Params:
-    """The parameters of a run's checkpoint, as `dtype` (None: as saved), on the first device.
+    """The parameters of a run's checkpoint in `dtype` (None: as saved), on the first device.
 
-    "best" is the checkpoint that did best on the metric that the run's config names
-    (checkpoint.best_metric), or the last where no evaluation was made. Raises UserError where
-    there is no such checkpoint.
+    "best" is the best checkpoint by the metric in the run's config (checkpoint.best_metric), or
+    the last before the first evaluation. Raises UserError if there is no such checkpoint, and for
+    parameters that are not finite.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
@@ -196,10 +203,10 @@ def load_params(
 def read_checkpoint(
     workdir: str | Path, step: Literal["best", "last"] | int, read: Callable[[Path], T]
 ) -> T:
-    """What `read` makes of the directory of a checkpoint, which stays there meanwhile.
+    """The result of `read` for the directory of a checkpoint, locked against deletion.
 
-    Where a run that trains is about to remove it, another is chosen. Raises UserError where there
-    is no such checkpoint.
+    Retries with the current checkpoint if a training run deletes it first. Raises UserError if
+    there is no such checkpoint.
     """
     for _ in range(100):
         path = checkpoint_path(workdir, step)
@@ -210,13 +217,13 @@ def read_checkpoint(
                 except Exception:
                     if path.is_dir():
                         raise
-                    # Removed, on a file system without locks.
+                    # Deleted, on a file system without locks.
         time.sleep(0.01)
-    raise UserError(f"{path}: checkpoints are removed faster than they can be read")
+    raise UserError(f"{path}: checkpoints are deleted faster than they can be read")
 
 
 def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "best") -> Path:
-    """The directory of one checkpoint of a run. Raises UserError where it is not there."""
+    """The directory of one checkpoint of a run. Raises UserError if it does not exist."""
     workdir = Path(workdir).absolute()
     directory = workdir / CHECKPOINTS
     steps = saved_steps(workdir)
@@ -246,7 +253,7 @@ def _best_step(workdir: Path, metric: str) -> int | None:
 
 
 def _metrics(checkpoint: Path) -> Mapping[str, float]:
-    """Of the evaluation at this checkpoint; empty where there was none, or it is gone."""
+    """The metrics at this checkpoint. Empty without an evaluation or a checkpoint."""
     try:
         return json.loads((checkpoint / "metrics" / "metrics").read_bytes())
     except (FileNotFoundError, NotADirectoryError):

@@ -170,11 +170,11 @@ def _of_checkpoint(
     examples: "Sequence[Example]",
 ) -> "Evaluation":
     from pid_jax import evaluation
-    from pid_jax.compilation_cache import keep_compiled_programs
+    from pid_jax.compilation_cache import enable_compilation_cache
     from pid_jax.inference.model import PidModel
     from pid_jax.training import assembly
 
-    keep_compiled_programs()
+    enable_compilation_cache()
     model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
     own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
     if own:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
     options, overrides = parser.parse_known_args(argv)
 
     # After the arguments are read: importing JAX takes seconds that --help should not.
-    from pid_jax.compilation_cache import keep_compiled_programs
+    from pid_jax.compilation_cache import enable_compilation_cache
     from pid_jax.training import config as configuration
     from pid_jax.training import loop
     from pid_jax.training.stop_signals import Interrupted
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     with user_errors():
         config = configuration.load(options.config, overrides)
-        keep_compiled_programs()
+        enable_compilation_cache()
         try:
             loop.train(config, options.workdir, other_data=options.other_data)
         except loop.Diverged as error:

@@ -1,1 +1,1 @@
-"""From examples in text to fixed-shape batches of tokens. Knows no task and no model."""
+"""Data pipeline: text examples to fixed-shape batches of tokens, for any task and model."""

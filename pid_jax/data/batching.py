@@ -1,6 +1,6 @@
-"""Token ids to arrays of a few fixed shapes.
+"""Batches: token ids padded to arrays of a few fixed shapes.
 
-The convention of every mask in the project: True where a real token stands.
+Every mask in the project is True at real tokens and False at padding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,12 +18,11 @@ Arr = np.ndarray | jax.Array
 
 
 class Batch(NamedTuple):
-    """B documents and P prompts each, padded; a pytree of NumPy or JAX arrays.
+    """B documents with P prompts each, padded; a pytree of NumPy or JAX arrays.
 
-    Examples hold fewer prompts than P, and a batch fewer documents than B: such an absent
-    slot has the decoder start token as its whole prompt, so that its softmax is over
-    something, and a target mask that is False throughout. An absent document is wholly
-    masked.
+    An example may have fewer than P prompts, and a batch fewer than B documents. The prompt of an
+    absent slot is the decoder start token alone, so that attention has an unmasked input, and its
+    target mask is False everywhere. The mask of an absent document is False everywhere.
     """
 
     documents: Int[Arr, "B S"]  # right-padded
@@ -35,7 +34,7 @@ class Batch(NamedTuple):
 
     @property
     def shape(self) -> "BatchShape":
-        """The sizes of the arrays, absent slots counted."""
+        """The sizes of the arrays, including absent slots."""
         documents, document_tokens = self.documents.shape
         _, prompts, prompt_tokens = self.prompts.shape
         return BatchShape(documents, document_tokens, prompts, prompt_tokens, self.targets.shape[2])
@@ -43,7 +42,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """The five sizes that decide a compilation."""
+    """The five sizes that determine a compiled program."""
 
     documents: int  # B
     document_tokens: int  # S
@@ -59,11 +58,12 @@ class BatchShape:
 
 
 def bucket(size: int, *, multiple: int = 1) -> int:
-    """Rounds a size up to one of a few, eight to each power of two.
+    """Rounds a size up to a bucket. There are eight buckets per power of two.
 
-    1 to 16 stand as they are, 17 to 32 go by 2, 33 to 64 by 4 and so on, so at most an
-    eighth is padding. `multiple`, a power of two, makes the steps coarser: no step is
-    smaller than it. Nothing is rounded to 0, since an array without elements helps nobody.
+    Sizes 1 to 16 are unchanged, 17 to 32 are rounded to multiples of 2, 33 to 64 to multiples of
+    4, and so on, so at most an eighth is padding. `multiple`, a power of two, is the smallest
+    step. Size 0 becomes the smallest bucket, because arrays must not be empty. Raises ValueError
+    for a negative size and for a `multiple` that is no power of two.
     """
     if size < 0:
         raise ValueError(f"a size is at least 0, not {size}")
@@ -75,20 +75,20 @@ def bucket(size: int, *, multiple: int = 1) -> int:
 
 
 def bucket_below(size: int) -> int:
-    """The largest bucket that is no larger than `size`, at least 1."""
+    """The largest bucket of at most `size`, and at least 1."""
     size = max(size, 1)
     step = 1 << max(size.bit_length() - 4, 0)
     return size // step * step
 
 
 DOCUMENT_MULTIPLE = 32
-"""Documents vary most in length, hence their coarser steps."""
+"""Smallest bucket step of document lengths, which vary more than those of prompts and targets."""
 
 
 def shape_of(
     examples: Sequence[TokenizedExample], *, document_multiple: int = DOCUMENT_MULTIPLE
 ) -> BatchShape:
-    """The smallest bucketed shape that holds these examples in one batch."""
+    """The smallest shape of buckets that fits these examples in one batch."""
     prompts = [prompt for example in examples for prompt in example.prompts]
     targets = [target for example in examples for target in example.targets]
     return BatchShape(
@@ -109,10 +109,10 @@ def collate(
     pad_token_id: int,
     decoder_start_token_id: int,
 ) -> Batch:
-    """One batch of exactly this shape; row i is `examples[i]`, the rest is absent.
+    """Pads the examples to one batch of exactly this shape.
 
-    Masked positions hold `pad_token_id`. Raises ValueError if something does not fit:
-    nothing is ever cut here.
+    Row i is `examples[i]`. Further rows are absent documents. Masked positions contain
+    `pad_token_id`. Never truncates: raises ValueError for examples that do not fit.
     """
     _check_fit(examples, shape)
     slots = (shape.documents, shape.prompts)
@@ -134,7 +134,7 @@ def collate(
 
     lengths = np.zeros(slots[0] * slots[1], np.int64)
     lengths[rows] = [len(prompt) for prompt in prompt_rows]
-    first = shape.prompt_tokens - 1 - lengths  # where the start token stands
+    first = shape.prompt_tokens - 1 - lengths  # index of the start token
     columns = np.arange(shape.prompt_tokens)
     prompts = np.full((len(lengths), shape.prompt_tokens), pad_token_id, np.int32)
     prompts[columns > first[:, None]] = _flatten(prompt_rows)
@@ -186,7 +186,7 @@ def _flatten(rows: Iterable[Sequence[int]]) -> Int[np.ndarray, " tokens"]:
 def _right_padded_mask(
     lengths: Sequence[int] | Int[np.ndarray, " some"], rows: int, width: int
 ) -> Bool[np.ndarray, "rows width"]:
-    """True in the first `lengths[i]` columns of row i, nowhere in rows beyond them."""
+    """True in the first `lengths[i]` columns of row i, False in all other rows."""
     ends = np.zeros((rows, 1), np.int64)
     ends[: len(lengths), 0] = lengths
     return np.arange(width) < ends

@@ -1,4 +1,4 @@
-"""From token ids to text: which of an output's tokens are text, and how it is put together."""
+"""Detokenizer: decodes output tokens to exactly the text that the tokenizer encoded."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
@@ -8,49 +8,49 @@ _NAMED = ("pad_token_id", "eos_token_id", "bos_token_id", "unk_token_id")
 
 
 class Joint(NamedTuple):
-    """How an added token stands between the texts around it."""
+    """How an added token joins the text around it."""
 
     restarts: bool
-    """The text after it is encoded, and decoded, as if it began there. Tokenizers that put a
-    space before a text (`train_tokenizer`) put it before every piece between added tokens."""
+    """The tokenizer treats the text after the token as a new text. Tokenizers that prepend a
+    space to a text (`train_tokenizer`) prepend it to every piece between added tokens."""
     spaced: bool
-    """A space stands before it that the tokenizer drops when it encodes (T5)."""
+    """Encoding drops the space before the token (T5), so decoding inserts one."""
 
 
 class Detokenizer:
-    """Reads token ids of one model as text, exactly as it was encoded where that is possible.
+    """Decodes token ids of one model, where possible to exactly the text that was encoded.
 
-    Left out are control tokens: those of the model's configuration, the tokenizer's padding, end,
-    beginning and unknown tokens, what it puts around every document, and the language codes of
-    mBART. Every other token is text, whether or not it is marked as special: a separator that a
-    user added, T5's sentinels. Spaces are neither cleaned up nor stripped.
+    Decoding omits control tokens: those of the model's configuration, the tokenizer's padding,
+    end, start and unknown tokens, the special tokens around a document, and mBART's language
+    codes. All other tokens are text, including tokens marked as special, such as a separator that
+    a user added or T5's sentinels. Spaces are neither cleaned up nor stripped.
     """
 
     def __init__(self, tokenizer: Any, control_token_ids: Iterable[int]) -> None:
-        """control_token_ids: those of the model's configuration."""
+        """control_token_ids: the control tokens of the model's configuration."""
         self.tokenizer = tokenizer
         self.control = _control_tokens(tokenizer) | frozenset(control_token_ids)
         self.joints: dict[int, Joint] = self._find_joints()
-        """The added tokens that do not simply follow the text before them."""
+        """Joints of the added tokens that need more than concatenation."""
 
     def text(self, tokens: Iterable[int]) -> str:
-        """The text of the tokens."""
-        kept = [token for token in tokens if token not in self.control]
-        if self.joints.keys().isdisjoint(kept):
-            return self._decoded(kept)
+        """The text of the tokens, without control tokens."""
+        content = [token for token in tokens if token not in self.control]
+        if self.joints.keys().isdisjoint(content):
+            return self._decoded(content)
         parts, start = [], 0
-        for place, token in enumerate(kept):
+        for index, token in enumerate(content):
             joint = self.joints.get(token)
             if joint is None:
                 continue
-            parts.append(self._decoded(kept[start:place]))
-            start = place
-            if joint.spaced and place > 0:
+            parts.append(self._decoded(content[start:index]))
+            start = index
+            if joint.spaced and index > 0:
                 parts.append(" ")
             if joint.restarts:
                 parts.append(self._decoded([token]))
-                start = place + 1
-        return "".join([*parts, self._decoded(kept[start:])])
+                start = index + 1
+        return "".join([*parts, self._decoded(content[start:])])
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         if not tokens:
@@ -61,24 +61,24 @@ class Detokenizer:
         return text
 
     def _find_joints(self) -> dict[int, Joint]:
-        """By trial: how a text with an added token comes back, one of each kind of token."""
+        """Finds the joints by encoding and decoding a text with a token of each kind."""
         self.joints = {}
         kinds: dict[tuple[bool, ...], list[int]] = {}
         for token, added in getattr(self.tokenizer, "added_tokens_decoder", {}).items():
             if token not in self.control:
                 flags = added.special, added.normalized, added.lstrip, added.rstrip
                 kinds.setdefault((*flags, added.single_word), []).append(token)
-        found: dict[int, Joint] = {}
+        joints_of_tokens: dict[int, Joint] = {}
         word = self._some_word() if kinds else ""
         for tokens in kinds.values():
             joints = (self._joint_of(token, word) for token in tokens[:4])
             joint = next(filter(None, joints), _SIMPLE)
             if any(joint):
-                found.update(dict.fromkeys(tokens, joint))
-        return found
+                joints_of_tokens.update(dict.fromkeys(tokens, joint))
+        return joints_of_tokens
 
     def _some_word(self) -> str:
-        """A text that comes back."""
+        """A word that decodes to itself."""
         of_tokens = (self._decoded([token]).strip() for token in range(len(self.tokenizer)))
         words = chain(["a"], islice(filter(str.isalpha, of_tokens), _WORDS_TRIED))
         return next((word for word in words if self.text(self._encoded(word)) == word), "a")
@@ -88,7 +88,7 @@ class Detokenizer:
         return tokens
 
     def _joint_of(self, token: int, word: str) -> Joint | None:
-        """None where nothing brings the text back."""
+        """The first joint that restores a text with the token, or None."""
         text = f"{word} {self.tokenizer.convert_ids_to_tokens(token).strip()} {word}"
         ids = self._encoded(text)
         try:

@@ -1,4 +1,4 @@
-"""What a data set is made of: documents, and the subtasks asked of each."""
+"""Examples: documents and their subtasks."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 class Subtask:
     """One prompt and its target.
 
-    `id` is unique within its example. `target` is None where only a prediction is wanted.
-    `allowed` are the only predictions there may be; None where any text may.
-    `references` are what a score compares with, where that is not the target alone: all answers
-    that are right, none where "no answer" is. `traits` are what else a score must know of it, in
-    words of the task's own.
+    `id` is unique within its example. `target` is None in data for prediction only. `allowed`
+    lists the allowed outputs, None allows every text. `references` lists all correct answers for
+    scoring, and is empty if "no answer" is correct. None means the target alone. `traits` are
+    further properties that scoring needs, named by the task.
     """
 
     id: str
@@ -24,7 +23,7 @@ class Subtask:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One document and everything asked of it. `id` is unique within its split."""
+    """One document and its subtasks. `id` is unique within its split."""
 
     id: str
     document: str

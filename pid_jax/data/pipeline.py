@@ -1,4 +1,4 @@
-"""From tokenized examples to a stream of batches: what is drawn, in which order, how shaped."""
+"""Batch streams for training and evaluation: sampling, order and shapes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -36,22 +36,22 @@ def training_batches(
 ) -> grain.DatasetIterator[Batch]:
     """An endless, shuffled stream of batches whose position can be saved and restored.
 
-    An epoch visits every example once; its last batch is filled up with others of that epoch.
-    Batches hold documents of similar length: `window` batches at a time are sorted by length,
-    cut, and put back in random order.
+    An epoch visits every example once. Other examples of the epoch fill its last batch. To form
+    batches of similar length, every `window` batches are sorted by document length, split, and
+    shuffled.
 
-    Of a document's subtasks, those whose target is `negative_target` (token ids, end token
-    included) are each kept with probability `negative_rate`; of what remains, at most
-    `max_prompts` are drawn. At least one is always kept.
+    A subtask whose target is `negative_target` (token ids, with the end token) is included with
+    probability `negative_rate`. At most `max_prompts` of the included subtasks are drawn, and at
+    least one.
 
-    `arrange` turns the drawn examples of a batch into those that are collated. It must not
-    give more, or longer, examples for shorter ones: `batch_shapes` relies on that.
+    `arrange` maps the drawn examples of a batch to the collated ones. For shorter examples it must
+    not return more or longer ones, because `batch_shapes` calls it with the largest sizes.
 
-    Batch n is a function of the source, the options and n alone, whatever `threads` and
-    `prefetch` are. `get_state`, `set_state` and Orbax's checkpointables are exact: nothing is
-    skipped or repeated.
+    Batch n depends on the source, the options and n only, not on `threads` and `prefetch`.
+    `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
 
-    Raises UserError if an example has no subtask, or a subtask no target.
+    Raises UserError for an example without subtasks, a subtask without a target, and options
+    out of range.
     """
     shapes = batch_shapes(
         source,
@@ -94,8 +94,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every example once, in order, with all of its subtasks.
 
-    The last batch is filled up with absent documents, so that row r of batch b is example
-    `b * batch_size + r` (unless `arrange` makes it otherwise).
+    Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
+    unless `arrange` changes the rows. Raises UserError for an empty source.
     """
     shapes = batch_shapes(
         source, batch_size=batch_size, arrange=arrange, document_multiple=document_multiple
@@ -120,8 +120,9 @@ def batch_shapes(
 ) -> tuple[BatchShape, ...]:
     """Every shape that batches of this source can have, the smallest first.
 
-    They differ in `document_tokens` alone, and their number bounds the compilations of a run.
-    Give `max_prompts` as to `training_batches`; `evaluation_batches` have all prompts.
+    The shapes differ in `document_tokens` only. Their number bounds the compilations of a run.
+    Pass the `max_prompts` of `training_batches`, or None for `evaluation_batches`. Raises
+    UserError for an empty source and for sizes below 1.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is at least 1, not {batch_size}")
@@ -129,7 +130,7 @@ def batch_shapes(
         raise UserError(f"max_prompts is at least 1, not {max_prompts}")
     if not len(source):
         raise UserError("there are no examples: an empty file, or a wrong split?")
-    # At least one, so that an arrangement by prompts has something to arrange.
+    # At least one, because an arrangement by prompts needs a prompt.
     prompts = max(1, int(source.subtask_counts.max()))
     if max_prompts is not None:
         prompts = min(prompts, max_prompts)
@@ -140,7 +141,7 @@ def batch_shapes(
     arranged = arrange([largest] * batch_size)
     shape = replace(
         shape_of(arranged, document_multiple=document_multiple),
-        # These two are the user's own, or the data's: rounding them up would only pad.
+        # Constant over the run, so rounding them up would only add padding.
         documents=len(arranged),
         prompts=max(len(example.prompts) for example in arranged),
     )
@@ -150,11 +151,11 @@ def batch_shapes(
     return tuple(replace(shape, document_tokens=length) for length in lengths)
 
 
-_ENDLESS = 2**40  # batches: Grain wants a length
+_ENDLESS = 2**40  # batches, because Grain needs a length
 
 
 class _TrainingPlan:
-    """Which examples, and which of their subtasks, make up batch n."""
+    """Selects the examples of batch n and their subtasks."""
 
     def __init__(
         self,
@@ -185,20 +186,20 @@ class _TrainingPlan:
         self._latest = (-1, np.zeros((0, batch_size), np.int64))
 
     def examples(self, step: int) -> list[TokenizedExample]:
-        epoch, place = divmod(step, self._steps_per_epoch)
-        # Two threads may compute the same order at the turn of an epoch; neither sees half
-        # of the other's.
+        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
+        # At the start of an epoch two threads may compute the same order. The assignment is
+        # atomic, so neither reads a partial result.
         latest = self._latest
         if latest[0] != epoch:
             latest = self._latest = (epoch, self._order(epoch))
         random = np.random.default_rng([self._seed, 1, step])
         return [
             self._source.select(index, self._subtasks(index, random))
-            for index in latest[1][place].tolist()
+            for index in latest[1][step_of_epoch].tolist()
         ]
 
     def _order(self, epoch: int) -> Int[np.ndarray, "steps documents"]:
-        """The examples of each batch of an epoch."""
+        """The indices of the examples of each batch of an epoch."""
         random = np.random.default_rng([self._seed, 0, epoch])
         order = np.resize(
             random.permutation(len(self._source)), self._steps_per_epoch * self._batch_size
@@ -211,28 +212,28 @@ class _TrainingPlan:
         return np.concatenate(batches)
 
     def _subtasks(self, index: int, random: np.random.Generator) -> Int[np.ndarray, " chosen"]:
-        """The subtasks of an example that this batch asks, in their own order."""
-        everyone = self._source.subtask_range(index)
-        count = everyone.stop - everyone.start
+        """The indices of an example's subtasks in this batch, ascending."""
+        subtasks = self._source.subtask_range(index)
+        count = subtasks.stop - subtasks.start
         if self._negative is None:
-            kept = np.arange(count)
+            included = np.arange(count)
         else:
-            lucky = random.random(count) < self._negative_rate
-            kept = np.flatnonzero(~self._negative[everyone] | lucky)
-            if not len(kept):
-                kept = random.integers(count, size=1)
-        if self._max_prompts is not None and len(kept) > self._max_prompts:
-            drawn = np.argsort(random.random(len(kept)))[: self._max_prompts]
-            kept = kept[np.sort(drawn)]
-        return kept
+            sampled = random.random(count) < self._negative_rate
+            included = np.flatnonzero(~self._negative[subtasks] | sampled)
+            if not len(included):
+                included = random.integers(count, size=1)
+        if self._max_prompts is not None and len(included) > self._max_prompts:
+            drawn = np.argsort(random.random(len(included)))[: self._max_prompts]
+            included = included[np.sort(drawn)]
+        return included
 
 
 def _check_trainable(source: TokenizedExamples) -> None:
     (without_subtask,) = np.nonzero(source.subtask_counts == 0)
     if len(without_subtask):
         raise UserError(
-            f"example {source.ids[without_subtask[0]]!r} has no subtask, so nothing can be learned "
-            f"from it ({len(without_subtask)} of {len(source)} examples): remove such examples"
+            f"example {source.ids[without_subtask[0]]!r} has no subtask, so training cannot use "
+            f"it ({len(without_subtask)} of {len(source)} examples): remove such examples"
         )
     without_target = source.without_target()
     if without_target.any():
@@ -246,11 +247,11 @@ def _check_trainable(source: TokenizedExamples) -> None:
 
 
 def _filled(document: int, prompts: int, prompt: int, target: int) -> TokenizedExample:
-    """An example of these sizes, whose tokens do not matter."""
+    """An example of these sizes with arbitrary tokens."""
     return TokenizedExample("", [0] * document, [[0] * prompt] * prompts, [[0] * target] * prompts)
 
 
 def _fitting(shapes: Sequence[BatchShape], examples: Sequence[TokenizedExample]) -> BatchShape:
     longest = max((len(example.document) for example in examples), default=0)
-    # If none fits, collate says what is wrong.
+    # If none fits, collate raises the error.
     return next((shape for shape in shapes if shape.document_tokens >= longest), shapes[-1])

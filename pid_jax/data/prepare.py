@@ -1,4 +1,4 @@
-"""A data set with random access, made of a task's source; also `python -m pid_jax.data.prepare`."""
+"""Converts a task's source to a random-access data set: `python -m pid_jax.data.prepare`."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from pid_jax.errors import MissingData, UserError
 
 SECONDS_BETWEEN_REPORTS = 5.0
 
-log = logging.getLogger("pid_jax.data.prepare")  # also where it runs as __main__
+log = logging.getLogger("pid_jax.data.prepare")  # the same name when run as __main__
 
 
 def prepare(
@@ -31,9 +31,10 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     splits: Sequence[str] | None = None,
 ) -> PreparedData:
-    """Makes the data set, or finds it made. `splits`: those that must be there; None: any.
+    """Writes a new version of the data set, or returns the present one if nothing has changed.
 
-    Raises UserError for what the task's reader refuses, and for a version that is damaged.
+    splits: the splits to prepare, each required; None prepares all that the source has. Raises
+    UserError for errors in the source and for a damaged version.
     """
     options = options or {}
     task = tasks.get(task_name, **options)
@@ -50,7 +51,7 @@ def prepare(
             splits is None or set(splits) == set(data.splits)
         ):
             data.check_content()
-            log.info("%s is there already, made of the same, and as it was written", data.directory)
+            log.info("%s is up to date and its checksums match", data.directory)
             return data
     for line in _changes(present, origin):
         log.info("%s", line)
@@ -68,7 +69,7 @@ def prepare(
 def _open_splits(
     task: tasks.Task, source: str | Path | None, splits: Sequence[str] | None
 ) -> tuple[dict[str, Iterable[Example]], dict[str, str]]:
-    """Those that are there, with their examples, and those that are not, with the reason."""
+    """The examples of each split that the source has, and why it lacks the others."""
     present_splits: dict[str, Iterable[Example]] = {}
     left_out = {}
     for split in splits or tasks.SPLITS:
@@ -104,7 +105,10 @@ def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]
 
 
 def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:
-    """The SHA-256 of every file that the source is made of, but for hidden ones."""
+    """The SHA-256 of every file of the source except hidden ones.
+
+    leaving_out: a directory inside the source to skip.
+    """
     if source is None or not str(source):
         return {}
     source = Path(source)
@@ -129,20 +133,20 @@ def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:
 
 
 def _changes(present: Sequence[PreparedData], origin: Origin) -> Iterator[str]:
-    """What differs from the newest version with the same options."""
+    """Differences from the newest version with the same options, a message each."""
     for data in reversed(present):
         if data.origin.options != origin.options:
             continue
         if data.origin.reader != origin.reader:
-            yield f"{data.directory} was made by another version of the task's reader"
+            yield f"{data.directory} was created by another version of the task's reader"
         before, now = data.origin.sources, origin.sources
         for name in sorted({*before, *now}):
             if name not in now:
-                yield f"the source of {data.directory} had {name}, which is gone"
+                yield f"the source of {data.directory} had {name}, which is now missing"
             elif name not in before:
                 yield f"the source of {data.directory} had no {name}"
             elif before[name] != now[name]:
-                yield f"{name} is not what {data.directory} was made of: it has changed"
+                yield f"{name} has changed since {data.directory} was created"
         return
 
 

@@ -1,15 +1,15 @@
-"""Examples on disk as a data set of `tensorflow_datasets`: written once, read at random.
+"""Prepared data: examples on disk as a data set of `tensorflow_datasets`, with random access.
 
     DATA_DIR/multiwoz24/1.0.0/
         multiwoz24-train.array_record-00000, ...    the examples, in the order of the source
-        dataset_info.json, features.json            what tensorflow_datasets reads them by
-        metadata.json                               what they were made from; their checksums
+        dataset_info.json, features.json            metadata of tensorflow_datasets
+        metadata.json                               origin and checksums
 
-A record has the keys of a JSON line: `id`, `document` and `subtasks`. The last is JSON in turn:
-without TensorFlow, tensorflow_datasets stores neither lists of lists nor what is absent.
+A record has the keys of a JSON line: `id`, `document` and `subtasks`. The last is a JSON string,
+because without TensorFlow tensorflow_datasets stores neither nested lists nor absent values.
 
-Of a version the first number is the layout's (`FORMAT`); the second counts what was read. No
-version is ever changed.
+The first number of a version is that of the layout (`FORMAT`). The second increases with every
+change of the source, the options or the reader. A version never changes.
 """
 
 import hashlib
@@ -36,26 +36,26 @@ _LISTS = ("allowed", "references", "traits")
 
 @dataclass(frozen=True)
 class Origin:
-    """What a data set is made from: the same again makes the same data set."""
+    """The inputs of a data set. Equal origins give equal data sets."""
 
     task: str
     options: Mapping[str, Any]
-    """Those of the task that its examples depend on."""
+    """The task options that affect the examples."""
     sources: Mapping[str, str]
-    """The files of the source, each with its SHA-256."""
+    """The files of the source and their SHA-256."""
     reader: int = 1
-    """The version of the task's reader: a later one makes other examples of the same files."""
+    """The version of the task's reader. Versions may read different examples from a file."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """One version, and what its metadata.json says of it."""
+    """One version and the content of its metadata.json."""
 
     directory: Path
     format: int
     origin: Origin
     left_out: Mapping[str, str]
-    """The splits that the source lacks, each with what its reader said."""
+    """The splits that the source lacks, each with the reader's message."""
     splits: Mapping[str, Mapping[str, "RecordFile"]]
 
     @property
@@ -63,7 +63,7 @@ class PreparedData:
         return tuple(map(int, self.directory.name.split(".")))
 
     def check_sizes(self, split: str) -> None:
-        """Raises UserError for a file that is gone or has another size than when it was written."""
+        """Raises UserError for a missing file and for a file whose size has changed."""
         for name, record_file in self.splits[split].items():
             path = self.directory / name
             try:
@@ -74,30 +74,30 @@ class PreparedData:
                 raise _damaged(path, f"it has {size:,} bytes, not {record_file.bytes:,}")
 
     def check_content(self) -> None:
-        """Raises UserError for a file that is not what was written. Reads them all."""
+        """Raises UserError for a file whose content has changed. Reads all files."""
         for split, files in self.splits.items():
             self.check_sizes(split)
             for name, record_file in files.items():
                 if sha256(self.directory / name) != record_file.sha256:
-                    raise _damaged(self.directory / name, "its checksum is another")
+                    raise _damaged(self.directory / name, "its checksum differs")
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of examples, as it was written."""
+    """Size and checksum of a file of examples."""
 
     bytes: int
     sha256: str
 
 
 class PreparedExamples(Sequence[Example]):
-    """The examples of one split, read when they are asked for: a source for Grain.
+    """The examples of one split, read on access: a source for Grain.
 
-    Raises UserError for a split that is not there and for files that are damaged.
+    Raises MissingData for an absent split and UserError for damaged files.
     """
 
     def __init__(self, data: PreparedData, split: str) -> None:
-        import tensorflow_datasets as tfds  # here, for it takes a second
+        import tensorflow_datasets as tfds  # takes a second to import
 
         self._data = data
         self._split = split
@@ -108,7 +108,7 @@ class PreparedExamples(Sequence[Example]):
                 f"{', '.join(data.splits)}"
             )
         data.check_sizes(split)
-        with _damage_found(data.directory):
+        with _damage_reported(data.directory):
             self._records = tfds.builder_from_directory(data.directory).as_data_source(split)
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ class PreparedExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        with _damage_found(self._data.directory):
+        with _damage_reported(self._data.directory):
             record = self._records[index]
             return Example(
                 id=record["id"].decode(),
@@ -144,9 +144,9 @@ def write(
     splits: Mapping[str, Iterable[Example]],
     left_out: Mapping[str, str],
 ) -> None:
-    """Fills an empty directory. What it holds is a data set only once this has returned.
+    """Writes a data set to an empty directory. It is incomplete until this returns.
 
-    Raises UserError where it cannot be written.
+    left_out: the absent splits and the reasons. Raises UserError if writing fails.
     """
     import tensorflow_datasets as tfds
 
@@ -189,50 +189,50 @@ def write(
 
 
 def find(path: str | Path | None, task: str, options: Mapping[str, Any]) -> PreparedData | None:
-    """The newest data set of a task at `path`; None where nothing is prepared.
+    """The newest data set of a task at `path`, or None if nothing is prepared.
 
-    `path` is what was given as `--data_dir`, the task's folder in it, or one version. Raises
-    UserError if there are data sets, but none made with these options by this layout.
+    `path` is the `--data_dir` of the command, the task's folder in it, or one version. Raises
+    UserError if `path` has data sets, but none with these options and this layout.
     """
     if path is None or not str(path) or not Path(path).is_dir():
         return None
     path = Path(path)
     itself = _read(path)
-    found = [itself] if itself else versions(path) or versions(path / folder_name(task))
-    if not found:
+    present = [itself] if itself else versions(path) or versions(path / folder_name(task))
+    if not present:
         return None
     wanted = (FORMAT, task, as_json(options))
-    suited = [
-        data for data in found if (data.format, data.origin.task, data.origin.options) == wanted
+    matching = [
+        data for data in present if (data.format, data.origin.task, data.origin.options) == wanted
     ]
-    if not suited:
+    if not matching:
         there = "; ".join(
             f"{data.directory.name} is of {data.origin.task}, {_listed(data.origin.options)}, "
             f"in format {data.format}"
-            for data in found
+            for data in present
         )
         raise UserError(
             f"{path}: nothing there was prepared for task {task}, {_listed(options)}, in format "
             f"{FORMAT}: {there}; run python -m pid_jax.data.prepare for it, or name the source"
         )
-    return suited[-1]
+    return matching[-1]
 
 
 def versions(folder: Path) -> list[PreparedData]:
     """Every version in the folder of a task, the oldest first."""
     if not folder.is_dir():
         return []
-    found = [data for path in folder.iterdir() if (data := _read(path)) is not None]
-    return sorted(found, key=lambda data: data.version)
+    present = [data for path in folder.iterdir() if (data := _read(path)) is not None]
+    return sorted(present, key=lambda data: data.version)
 
 
 def folder_name(task: str) -> str:
-    """What tensorflow_datasets can call it: own tasks are named "module:Class"."""
+    """A task's name for tensorflow_datasets, with "_" for the ":" of "module:Class"."""
     return re.sub(r"\W", "_", task)
 
 
 def as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as they come back from a JSON file."""
+    """The options after a round trip through JSON."""
     back: dict[str, Any] = json.loads(json.dumps(dict(options), default=str))
     return back
 
@@ -244,7 +244,7 @@ def sha256(path: Path) -> str:
 
 
 def _read(directory: Path) -> PreparedData | None:
-    """None for anything but a version that was prepared here."""
+    """The version in a directory, or None if it is not a version of prepared data."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", directory.name):
         return None
     try:
@@ -266,7 +266,7 @@ def _read(directory: Path) -> PreparedData | None:
 
 
 def _record(example: Example) -> dict[str, str]:
-    # As in a JSON line, what is None is not there.
+    # As in a JSON line, a value of None is left out.
     subtasks = [
         {key: value for key in _PARTS if (value := getattr(subtask, key)) is not None}
         for subtask in example.subtasks
@@ -283,7 +283,7 @@ def _subtask(entry: Mapping[str, Any]) -> Subtask:
     )
 
 
-# Most documents are asked the same, and most answers repeat: making each anew is half of reading.
+# Most subtasks repeat. Sharing the objects halves the time to read.
 _shared_subtask = lru_cache(maxsize=4096)(Subtask)
 
 
@@ -302,8 +302,8 @@ def _failing_disk() -> Iterator[None]:
 
 
 @contextmanager
-def _damage_found(directory: Path) -> Iterator[None]:
-    """What tensorflow_datasets and ArrayRecord raise for files that are not what was written."""
+def _damage_reported(directory: Path) -> Iterator[None]:
+    """Turns the errors of tensorflow_datasets and ArrayRecord for damaged files into UserError."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError) as error:
@@ -311,4 +311,4 @@ def _damage_found(directory: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: damaged ({reason}): delete this version, and prepare it again")
+    return UserError(f"{path}: damaged ({reason}): delete this version and prepare it again")

@@ -1,7 +1,7 @@
-"""What callers give as sequences: lists, tuples, arrays, pandas columns, generators.
+"""Sequences that callers pass: lists, tuples, arrays, pandas columns, generators.
 
-Everything is read in its order of iteration, never by label. Neither pandas, torch nor JAX is
-imported for it: their objects are recognised by what they can do.
+Items are read in order of iteration, never by label. The functions recognise objects of pandas,
+torch and JAX by their attributes, without importing these packages.
 """
 
 import operator
@@ -17,11 +17,11 @@ Text = str | Iterable[int]
 
 
 def items(value: Any, where: str, expected: str) -> list[Any]:
-    """The items in order. Raises `UserError` naming the place and type of what has none.
+    """The items in order. Raises `UserError` naming `where` and the type of another value.
 
-    expected: what the value should be, for the message. Refused are text and bytes, which would
-    be cut into characters; sets, which have no order; mappings and data frames, which iterate
-    over their keys.
+    expected: a description of a valid value, for the message. Text and bytes are refused because
+    they would be split into characters, sets because they have no order, mappings and data frames
+    because they iterate over their keys.
     """
     if isinstance(value, list):
         return value
@@ -37,15 +37,17 @@ def items(value: Any, where: str, expected: str) -> list[Any]:
 def text_or_ids(value: Any, where: str) -> str | list[int]:
     """Text as `str`, or token ids as a list of `int`.
 
-    Raises `UserError` naming the place and type of what is neither, and for text with half of a
-    surrogate pair, which no tokenizer reads.
+    Raises `UserError` naming `where` and the type of another value, and for text with an unpaired
+    surrogate, which no tokenizer reads.
     """
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where} has an unpaired surrogate, which is no character") from None
-        return str(value)  # of NumPy's strings too
+            raise UserError(
+                f"{where} has an unpaired surrogate, which is not a character"
+            ) from None
+        return str(value)  # converts NumPy's strings
     if type(value) is list and all(type(token) is int for token in value):
         return value
     tokens = items(value, where, "text or a list of token ids")
@@ -61,7 +63,7 @@ def texts_or_ids(value: Any, where: str, expected: str) -> tuple[str | tuple[int
 
 
 def whole_number(value: Any) -> int | None:
-    """The value as an `int`; None where it is none. Integers of NumPy, JAX and torch are."""
+    """The value as an `int`, or None if it is no integer. Accepts NumPy, JAX and torch."""
     if type(value) is int:
         return value
     if isinstance(value, (bool, np.bool_)) or "bool" in str(getattr(value, "dtype", "")):
@@ -73,7 +75,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def kind(value: Any) -> str:
-    """What the value is, for a message."""
+    """The type of the value, for a message."""
     if value is None:
         return "None"
     if isinstance(value, str):
@@ -92,7 +94,7 @@ def _token_id(value: Any, where: str) -> int:
 
 
 def is_collection(value: Any) -> bool:
-    """Whether the value has items, as lists, arrays and generators have, and is no text."""
+    """Whether the value has items, as lists, arrays and generators do, and is no text."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return False
     return bool(getattr(value, "ndim", 1))

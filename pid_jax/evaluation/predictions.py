@@ -36,7 +36,7 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
     answers do. A score of minus infinity is null. `text` must be a line that
     `tasks.jsonl.parse_line` takes.
     """
-    start = json_spans.begin(text)
+    start = json_spans.skip_white_space(text)
     [subtasks] = [span for span in json_spans.members(text, start) if span.key == "subtasks"]
     pieces = []
     at = start
@@ -54,11 +54,11 @@ def answered(text: str, answers: Sequence[Generation]) -> str:
 def _without(keys: Collection[str], text: str) -> str:
     """An object less `keys`, up to the bracket that closes it. It has other keys, too."""
     spans = list(json_spans.members(text, 0))
-    ends = [span.begins for span in spans[1:]] + [spans[-1].end]
+    ends = [span.item_start for span in spans[1:]] + [spans[-1].end]
     others = [(span, end) for span, end in zip(spans, ends, strict=True) if span.key not in keys]
     last, _ = others.pop()
-    pieces = [text[span.begins : end] for span, end in others]
-    return "".join((text[: spans[0].begins], *pieces, text[last.begins : last.end]))
+    pieces = [text[span.item_start : end] for span, end in others]
+    return "".join((text[: spans[0].item_start], *pieces, text[last.item_start : last.end]))
 
 
 def _entries(answer: Generation) -> dict[str, Any]:

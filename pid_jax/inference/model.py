@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from pid_jax import arguments
 from pid_jax.checkpoints import contents, huggingface
-from pid_jax.compilation_cache import keep_compiled_programs
+from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.data import sequences
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
@@ -123,7 +123,7 @@ class PidModel:
         `pid_jax.compilation_cache`).
         """
         dtype = _dtype(dtype)
-        keep_compiled_programs()
+        enable_compilation_cache()
         with contents.reading(path):
             if contents.is_run(path):
                 from pid_jax.checkpoints import orbax

@@ -1,4 +1,4 @@
-"""Scores as plain functions of text; they know nothing of models or data sets."""
+"""Metrics as plain functions of text, independent of models and data sets."""
 
 from pid_jax.metrics.joint_goal_accuracy import joint_goal_accuracy
 from pid_jax.metrics.rouge import rouge

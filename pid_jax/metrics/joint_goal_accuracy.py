@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from pid_jax.errors import UserError
 
-# What a slot that was never mentioned is written as; none of these is a value.
+# Spellings of an absent slot.
 ABSENT_VALUES = frozenset({"none", "not mentioned", ""})
 
-# A reference's value, or all the values of which any is right.
+# The correct value, or all correct values.
 Values = str | Sequence[str]
 
 
@@ -19,22 +19,23 @@ def joint_goal_accuracy(
     slots: int | None = 30,
     any_of: bool = False,
 ) -> dict[str, float]:
-    """Scores cumulative dialogue states turn by turn, both results in [0, 1].
+    """Scores cumulative dialogue states turn by turn. Both results are in [0, 1].
 
-    Each element maps slot to value for one user turn. "none", "not mentioned" and "" mean
-    absent, on both sides; "dontcare" is a value like any other and must be predicted.
+    Each element maps slot to value for one user turn. "none", "not mentioned" and "" mean absent,
+    on both sides. "dontcare" is a regular value.
+
     `joint_goal_accuracy` is the share of turns whose sets of (slot, value) pairs are equal by
     exact string. `slot_accuracy` is the mean of (slots - missed - wrong) / slots, where a wrong
-    value for a missed slot is not counted twice, and `slots` is how many slots the benchmark
-    tracks (MultiWOZ: 30); it is 0 for a turn of more mistakes than that. A predicted slot that the
-    benchmark does not track is a wrong value. With `slots=None` they are those that a turn names on
-    either side, the absent ones included, and each of them weighs the same.
+    value of a missed slot counts once, and `slots` is the number of slots that the benchmark
+    tracks (MultiWOZ: 30). It is 0 for a turn with more mistakes than slots. A prediction for an
+    untracked slot is a wrong value. With `slots=None` a turn's slots are those that it names on
+    either side, including absent ones, and all slots of all turns have the same weight.
 
-    A reference may list several values: any of them is right. With `any_of`, a reference "a|b" is
-    matched by "a", by "b" and by "a|b"; without, only by the whole string.
+    A reference may list several correct values. With `any_of`, "a", "b" and "a|b" match a
+    reference "a|b". Without it, only "a|b" does.
 
-    Raises UserError if the two differ in length, are empty, or if the references name more than
-    `slots` slots.
+    Raises UserError if the arguments differ in length or are empty, and if the references name
+    more than `slots` slots.
 
     Defined by Wu et al. 2019 (arXiv 1905.08743), `evaluate_metrics` and `compute_acc` of
     models/TRADE.py in jasonwu0731/trade-dst.
@@ -44,7 +45,7 @@ def joint_goal_accuracy(
     if slots is not None and len(tracked) > slots:
         raise UserError(
             f"the references name {len(tracked)} slots, but slot accuracy is taken over {slots}: "
-            f"pass slots={len(tracked)} or more, or leave out the slots that are not tracked"
+            f"pass slots={len(tracked)} or more, or leave out untracked slots"
         )
 
     equal_turns = 0
@@ -55,10 +56,10 @@ def joint_goal_accuracy(
             not _right(prediction.get(slot), reference.get(slot), any_of)
             for slot in prediction.keys() | reference.keys()
         )
-        asked = len(prediction.keys() | reference.keys()) if slots is None else slots
+        of_turn = len(prediction.keys() | reference.keys()) if slots is None else slots
         equal_turns += mistakes == 0
-        right_slots += max(asked - mistakes, 0)
-        all_slots += asked
+        right_slots += max(of_turn - mistakes, 0)
+        all_slots += of_turn
 
     return {
         "joint_goal_accuracy": equal_turns / len(references),
@@ -72,7 +73,7 @@ def accuracy_per_slot(
     *,
     any_of: bool = False,
 ) -> dict[str, float]:
-    """For each slot, the share of right values among the turns that name it, absent ones too."""
+    """The share of correct values per slot, in [0, 1], over the turns that name the slot."""
     _check(predictions, references)
     turns: Counter[str] = Counter()
     right: Counter[str] = Counter()
@@ -89,11 +90,10 @@ def joint_accuracy_per_domain(
     *,
     any_of: bool = False,
 ) -> dict[str, float]:
-    """For each domain, the share of turns with all its slots right.
+    """The share of turns with all slots of a domain correct, in [0, 1], per domain.
 
-    The domain of "hotel-area" is "hotel". Of the turns only those count in which the domain has
-    a value, in the reference or in the prediction: it is absent from most others, which would
-    make any model look good.
+    The domain of "hotel-area" is "hotel". Only turns where the domain has a value count, in the
+    reference or in the prediction. Most other turns are trivially correct.
     """
     _check(predictions, references)
     turns: Counter[str] = Counter()
@@ -126,7 +126,7 @@ def _check(
 
 
 def is_absent(values: Values | None) -> bool:
-    """Whether a slot has no value, however that is written."""
+    """Whether a slot has no value, in any spelling."""
     if values is None or isinstance(values, str):
         return values is None or values in ABSENT_VALUES
     return all(value in ABSENT_VALUES for value in values)

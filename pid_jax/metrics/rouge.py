@@ -23,15 +23,15 @@ def rouge(
 
     rougeLsum takes the lines of a text as its sentences: put newlines where sentences end.
 
-    tokenizer: turns a text into its tokens. The default is that of `rouge_score`: runs of the
-    letters a to z, of either case, and digits. It drops all else, so that two equal texts in Thai
-    or Chinese, or of emoji, score 0. A warning says so if it drops most of some text, or all. For
-    scores of characters pass `list`.
+    tokenizer: maps a text to its tokens. The default is that of `rouge_score`: runs of ASCII
+    letters and digits. It drops all other characters, so equal texts in Thai, in Chinese or of
+    emoji score 0. A warning reports texts that lose most or all of their characters. Pass `list`
+    for a score over characters.
 
-    Raises UserError if the two differ in length, are empty, if `tokenizer` returns no tokens but
-    something else, or if `rouge_score` is not installed.
+    Raises UserError if the arguments differ in length or are empty, if `tokenizer` does not return
+    a list of tokens, and if `rouge_score` is not installed.
 
-    Defined by Lin 2004 (ROUGE); Google's reimplementation is the reference of the benchmarks.
+    Defined by Lin 2004 (ROUGE). The benchmarks use Google's reimplementation.
     """
     if len(predictions) != len(references):
         raise UserError(
@@ -60,7 +60,7 @@ def rouge(
 
 @dataclass(frozen=True)
 class _Own:
-    """What `rouge_score` takes for a tokenizer."""
+    """Adapts a function to the tokenizer interface of `rouge_score`."""
 
     function: Tokenizer
 

@@ -15,18 +15,20 @@ def schema_guided(
     *,
     categorical: Collection[str] = (),
 ) -> dict[str, float]:
-    """Scores cumulative dialogue states frame by frame, both results in [0, 1].
+    """Scores cumulative dialogue states frame by frame. Both results are in [0, 1].
 
     Each element maps slot to value for one frame: one service at one user turn. "none", "not
-    mentioned" and "" mean absent, on both sides. The score of a slot that one side alone has is 0,
-    of one that neither has 1. A slot among `categorical` must have the reference's first value by
-    exact string; any other scores its similarity to the most similar of the reference's values.
+    mentioned" and "" mean absent, on both sides. A slot scores 0 if only one side has it, and 1 if
+    neither side has it. A slot in `categorical` scores 1 if it equals the reference's first value
+    by exact string, else 0. Any other slot scores the similarity to the most similar of the
+    reference's values.
 
     `joint_goal_accuracy` is the mean over frames of the product over slots.
-    `average_goal_accuracy` is the mean over frames of the mean over the slots that the reference
-    has; frames without any are left out, and so is this result if there is no other frame.
+    `average_goal_accuracy` is the mean over frames of the mean over the slots of the reference.
+    It excludes frames whose reference is empty, and is left out if no frame remains.
 
-    Raises UserError if the two differ in length, are empty, or if `rapidfuzz` is not installed.
+    Raises UserError if the arguments differ in length or are empty, and if `rapidfuzz` is not
+    installed.
 
     Defined by Rastogi et al. 2020 (arXiv 1909.05855) and `get_average_and_joint_goal_accuracy` of
     schema_guided_dst/metrics.py in google-research.
@@ -68,10 +70,10 @@ def _score(predicted: str | None, gold: Values | None, categorical: bool) -> flo
 
 
 def similarity(text: str, other: str) -> float:
-    """How alike the sorted words of two texts are, in [0, 1], in hundredths.
+    """Similarity of the sorted words of two texts, in [0, 1], rounded to hundredths.
 
-    Case, characters that are not ASCII and punctuation do not matter, as `token_sort_ratio` of
-    fuzzywuzzy has it.
+    Ignores case, punctuation and non-ASCII characters, like `token_sort_ratio` of fuzzywuzzy.
+    Raises UserError if `rapidfuzz` is not installed.
     """
     try:
         from rapidfuzz import fuzz

@@ -20,20 +20,19 @@ def squad(
     *,
     version: Version = "2.0",
 ) -> dict[str, float]:
-    """Scores {id: text} against {id: [gold, ...]}; an empty list of golds means no answer.
+    """Scores {id: text} against {id: [gold, ...]}. An empty list of golds means no answer.
 
-    The versions differ in texts of articles and punctuation alone, such as "The A". In 2.0 a gold
-    like that counts for nothing, or for "no answer" where it is all there is, and F1 of two such
-    texts is 1. In 1.1 it is an answer like any other, exact match is as ever, and F1 is 0 where no
-    word is shared; every question has an answer.
+    The versions treat golds of only articles and punctuation, such as "The A", differently. Version
+    2.0 ignores such golds, reads a list of only such golds as "no answer", and F1 of two such texts
+    is 1. Version 1.1 treats them as regular answers, F1 without a shared word is 0, and every
+    question needs a gold.
 
-    Returns "exact" and "f1" in percent with "total", the number of questions, and the same
-    three with the prefix "HasAns_" over the questions with golds and "NoAns_" over those
-    without, each group left out if it has no question. Predictions for ids that are not in
-    `references` are ignored.
+    Returns "exact" and "f1" in percent and "total", the number of questions. The prefix "HasAns_"
+    denotes the same three over questions with golds, "NoAns_" over those without. A group without
+    questions is left out. Predictions for ids that are not in `references` are ignored.
 
-    Raises UserError for a question without a prediction, which must not shrink the denominator,
-    in 1.1 for one without a gold, and if there is no question at all.
+    Raises UserError for a question without a prediction, in version 1.1 for a question without a
+    gold, and if there are no questions.
 
     Defined by Rajpurkar et al. 2016 (arXiv 1606.05250), evaluate-v1.1.py, and 2018 (arXiv
     1806.03822), evaluate-v2.0.py.
@@ -56,7 +55,7 @@ def squad(
             raise UserError(f"the references of {question!r} are one string: give a list of golds")
         prediction = predictions[question]
         if version == "1.1" and not golds:
-            raise UserError(f"question {question!r} has no gold, which in SQuAD 1.1 cannot be")
+            raise UserError(f"question {question!r} has no gold, but SQuAD 1.1 requires one")
         answers = golds if version == "1.1" else _answers(golds)
         exact[question] = max(float(normalize(prediction) == normalize(gold)) for gold in answers)
         f1[question] = max(token_f1(prediction, gold, version=version) for gold in answers)
@@ -77,12 +76,12 @@ def squad(
 
 
 def _answers(golds: Sequence[str]) -> Sequence[str]:
-    """Those that SQuAD 2.0 compares with: golds of articles and punctuation alone are no answer."""
+    """The golds of SQuAD 2.0's evaluation, without those of only articles and punctuation."""
     return [gold for gold in golds if normalize(gold)] or [""]
 
 
 def normalize(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles and superfluous white space."""
+    """Lower-case text without ASCII punctuation, articles and repeated white space."""
     without_punctuation = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", without_punctuation).split())
 
@@ -90,7 +89,7 @@ def normalize(text: str) -> str:
 def token_f1(prediction: str, gold: str, *, version: Version = "2.0") -> float:
     """F1 of the two multisets of normalised words, in [0, 1].
 
-    Where one side has no words, 0; but 1 by the rules of 2.0 if neither has.
+    It is 0 if a side has no words, except that version 2.0 gives 1 if neither side has words.
     """
     predicted_words = normalize(prediction).split()
     gold_words = normalize(gold).split()

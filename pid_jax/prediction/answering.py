@@ -15,7 +15,7 @@ from pid_jax.inference.results import Generation
 class Output(Protocol):
     """The destination of answered lines, such as a `pid_jax.atomic_file.ResumableFile`."""
 
-    def next_kept(self) -> bytes | None:
+    def next_line(self) -> bytes | None:
         """The next line that is there already, or None."""
 
     def append(self, lines: bytes) -> None:
@@ -52,7 +52,7 @@ def answer_lines(
     while window := list(itertools.islice(lines, documents_at_once)):
         present = 0
         for text, example in window:
-            line = output.next_kept()
+            line = output.next_line()
             if line is None:
                 break
             if not _answers(line, text):
@@ -66,7 +66,7 @@ def answer_lines(
             output.append(b"".join(_line(text, row) for (text, _), row in pairs))
             counts.documents += len(window) - present
         counts.prompts += sum(len(example.subtasks) for _, example in window)
-    if output.next_kept() is not None:
+    if output.next_line() is not None:
         raise _changed(f"there are answers to more than {counts.documents} documents")
 
 

@@ -88,7 +88,7 @@ def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 class StandardOutput:
     """Standard output, which nothing can resume."""
 
-    def next_kept(self) -> None:
+    def next_line(self) -> None:
         """There is no line of an earlier run."""
         return None
 

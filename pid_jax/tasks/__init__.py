@@ -1,4 +1,4 @@
-"""The benchmarks, by name: `get("synthetic_dst").examples(None, "train")`."""
+"""Registry of tasks by name: `get("synthetic_dst").examples(None, "train")`."""
 
 import inspect
 from collections.abc import Callable
@@ -55,15 +55,15 @@ _PARTS = ("name", "negative_target", "examples", "score")
 
 
 def names() -> tuple[str, ...]:
-    """The names that `get` knows."""
+    """The names of the built-in tasks, sorted."""
     return tuple(sorted(_TASKS))
 
 
 def get(name: str, **options: Any) -> Task:
-    """Makes the task called `name`, or, for "module:Class", one of your own.
+    """Creates the task called `name`, or a task of your own for "module:Class".
 
-    `options` are the task's own (for MultiWOZ `prompts` and `any_of`). Raises
-    UserError for a name, an option or an option's value that is not known.
+    `options` are those of the task (for MultiWOZ `prompts` and `any_of`). Raises UserError for an
+    unknown name or option and for an invalid value.
     """
     if ":" in name:
         make = imported(name, "task")
@@ -89,6 +89,6 @@ def get(name: str, **options: Any) -> Task:
     lacking = [part for part in _PARTS if not hasattr(task, part)]
     if lacking:
         raise UserError(
-            f"{name} is no task: it has no {', '.join(lacking)} (see pid_jax.tasks.Task)"
+            f"{name} is not a task: it has no {', '.join(lacking)} (see pid_jax.tasks.Task)"
         )
     return task

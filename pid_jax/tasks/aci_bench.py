@@ -1,8 +1,8 @@
-"""ACI-Bench: a doctor's note from a conversation, asked for in four divisions.
+"""ACI-Bench: a clinical note from a conversation, one prompt for each of its four divisions.
 
-Reads the release as it is (wyim/aci-bench, `data/`): challenge_data_json/SPLIT_DIVISION.json,
-{"data": [{"src": dialogue, "tgt": division, "file": id}]}, or, where there is none of these,
-the full notes in challenge_data/SPLIT.csv, cut by `divisions`.
+Reads the unmodified release (wyim/aci-bench, `data/`): challenge_data_json/SPLIT_DIVISION.json,
+{"data": [{"src": dialogue, "tgt": division, "file": id}]}. Without these files it reads the full
+notes in challenge_data/SPLIT.csv and cuts them with `divisions`.
 
 Defined by Yim et al. 2023 (Scientific Data 10:586) and the evaluation in that repository.
 """
@@ -38,13 +38,13 @@ PROMPTS = {
 DIVISIONS = tuple(PROMPTS)
 
 EMPTY = "#####EMPTY#####"
-"""What the release writes for a division that a note does not have."""
+"""The release's text for a division that a note does not have."""
 LINE_BREAK = "__lf1__"
-"""What the official evaluation writes for a line break."""
+"""The official evaluation's token for a line break."""
 
-# Of lines that begin a division, from baselines/sectiontagger.py of wyim/aci-bench (what another
-# entry covers is left out). A space stands for any white space or none; what ends in a colon needs
-# that colon, or the line for itself. Upper or lower case is all the same.
+# Headers that start a division, from baselines/sectiontagger.py of wyim/aci-bench, without those
+# that another entry covers. A space matches any white space or none. A header with a colon must
+# be followed by a colon or by the end of the line. Matching ignores case.
 _HEADERS = {
     "subjective": (
         "chief complaint", "cc :", "reason for visit :", "history of present illness", "history :",
@@ -62,7 +62,7 @@ _HEADERS = {
         "disposition / plan :",
     ),
 }  # fmt: skip
-# In lower case this one is part of the results.
+# Only the upper-case header starts a division. In lower case it is part of the results.
 _IMPRESSION = re.compile(r"\s*IMPRESSION")
 
 _TEST_SETS = {
@@ -73,15 +73,16 @@ _TEST_SETS = {
 
 
 def divisions(note: str) -> dict[str, str]:
-    """Cuts a note into divisions as the official evaluation does; their texts in order are `note`.
+    """Cuts a note into divisions as the official evaluation does.
 
-    A division begins at the first line that has one of its headers, and runs to where the next
-    one begins; what precedes the first header is subjective. A division may be missing.
+    A division starts at the first line with one of its headers and ends where the next division
+    starts. Text before the first header is subjective. A division may be missing. The returned
+    texts, concatenated in order, are `note`.
     """
     starts: dict[str, int] = {}
     position = 0
     for line in note.split("\n"):
-        division = _begun_by(line)
+        division = _division_of_header(line)
         if division is None and position == 0:
             division = "subjective"
         if division is not None:
@@ -95,9 +96,9 @@ def divisions(note: str) -> dict[str, str]:
 
 
 def joined(texts: Mapping[str, str]) -> str:
-    """The note made of its divisions, in their order; the empty ones are left out.
+    """The note that consists of these divisions in order, without empty ones.
 
-    Every division begins a line of its own.
+    Every division starts on a new line.
     """
     note = ""
     for division in DIVISIONS:
@@ -110,12 +111,12 @@ def joined(texts: Mapping[str, str]) -> str:
 def note_scores(
     predictions: Sequence[str], references: Sequence[str], *, tokenizer: Tokenizer | None = None
 ) -> dict[str, dict[str, float]]:
-    """ROUGE of full notes, under "note", and of each division, under its name.
+    """ROUGE in [0, 1] of full notes, under "note", and of each division, under its name.
 
-    Both sides are cut by `divisions`. In a division's score line breaks are the word `lf1`, so
-    its rougeLsum is its rougeL, and a division that a side does not have is the word `empty`.
-    (The official evaluation takes nothing in place of that word where not one note of a side has
-    the division.) Raises UserError as `pid_jax.metrics.rouge` does.
+    `divisions` cuts both sides. For the score of a division a line break becomes the word `lf1`,
+    so rougeLsum equals rougeL, and a missing division becomes the word `empty`. (The official
+    evaluation leaves this word out if no note of a side has the division.) Raises UserError as
+    `pid_jax.metrics.rouge` does.
 
     Defined by evaluation/evaluate_fullnote.py of wyim/aci-bench.
     """
@@ -133,13 +134,13 @@ def note_scores(
 
 @dataclass(frozen=True)
 class AciBench:
-    """One conversation a document, one prompt for each division of its note.
+    """A document is a conversation, with one prompt for each division of its note.
 
-    `test_set` is what the split "test" means: "test1" (MEDIQA-Chat task B), "test2" (MEDIQA-Chat
-    task C) or "test3" (MEDIQA-Sum task C). `line_break` is what a line break in a note is written
-    as for the model; predictions are translated back before they are scored. A tokenizer without
-    line breaks, such as T5's, needs one: no note contains "|". `rouge_tokenizer` is as the task
-    jsonl has it.
+    `test_set` selects the split "test": "test1" (MEDIQA-Chat task B), "test2" (MEDIQA-Chat task
+    C) or "test3" (MEDIQA-Sum task C). `line_break` replaces line breaks in targets, and scoring
+    replaces it with line breaks in predictions. A tokenizer that drops line breaks, such as T5's,
+    needs one, for example "|", which no note contains. `rouge_tokenizer` is that of the task
+    jsonl. Raises UserError for an invalid option.
     """
 
     test_set: str = "test1"
@@ -154,8 +155,8 @@ class AciBench:
                 f"task option test_set={self.test_set!r}: choose from {', '.join(_TEST_SETS)}"
             )
         if not self.line_break:
-            raise UserError("task option line_break is empty: lines could not be told apart")
-        rouge_tokenizer(self.rouge_tokenizer)  # before the work, not after it
+            raise UserError("task option line_break is empty: lines would run into each other")
+        rouge_tokenizer(self.rouge_tokenizer)  # reports an invalid name early
 
     @property
     def name(self) -> str:
@@ -164,7 +165,7 @@ class AciBench:
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
         """One example for each conversation, in the order of the release.
 
-        Raises UserError for missing files, and for malformed ones, naming the entry.
+        Raises UserError for missing files and for malformed ones, naming the entry.
         """
         check_split(split)
         stem = {"train": "train", "validation": "valid", "test": _TEST_SETS[self.test_set]}[split]
@@ -174,9 +175,10 @@ class AciBench:
         return map(self._example, notes)
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """ROUGE of the notes that the divisions make up, in [0, 1].
+        """ROUGE in [0, 1] of the notes that consist of the divisions.
 
-        Of whole notes ("rouge1", ...) and of each division ("subjective_rouge1", ...).
+        The metrics are those of whole notes ("rouge1", ...) and of each division
+        ("subjective_rouge1", ...).
         """
         gold = []
         predicted = []
@@ -240,8 +242,8 @@ def _pattern(headers: Sequence[str]) -> re.Pattern[str]:
 _PATTERNS = {division: _pattern(headers) for division, headers in _HEADERS.items()}
 
 
-def _begun_by(line: str) -> str | None:
-    """The division whose header the line has."""
+def _division_of_header(line: str) -> str | None:
+    """The division whose header the line has, or None."""
     for division, pattern in _PATTERNS.items():
         if pattern.match(line):
             return division
@@ -256,7 +258,10 @@ def _for_scoring(note: str) -> dict[str, str]:
 def _cut_notes(
     source: SourceFiles, files: Sequence[str]
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Identifier, dialogue and divisions of each entry; the files must have the same entries."""
+    """Identifier, dialogue and divisions of each entry.
+
+    Raises UserError if the entries of the files differ.
+    """
     names = [source.only(file) for file in files]
     read = [
         list(_entries(source, name, division))

@@ -1,7 +1,7 @@
-"""What all dialogue-state-tracking tasks share: one prompt a slot, joint goal accuracy.
+"""The base of dialogue-state-tracking tasks: one prompt per slot, joint goal accuracy.
 
-Every user turn is one example. Its document is the dialogue up to and including that turn; it
-asks for every slot's value in the cumulative state, "none" where the slot is absent.
+Every user turn is one example. Its document is the dialogue up to and including that turn. Its
+prompts ask for the value of every slot in the cumulative state, "none" for an absent slot.
 """
 
 from abc import ABC, abstractmethod
@@ -28,29 +28,29 @@ PER_DOMAIN = "joint accuracy per domain, of turns with a value in it"
 
 
 def document_text(utterances: Iterable[tuple[str, str]]) -> str:
-    """One line of lower-case text from (speaker, utterance) pairs; empty utterances vanish."""
-    said = ((speaker, " ".join(text.lower().split())) for speaker, text in utterances)
-    return " ".join(f"[{speaker}] {text}" for speaker, text in said if text)
+    """One line of lower-case text from (speaker, utterance) pairs, without empty utterances."""
+    lines = ((speaker, " ".join(text.lower().split())) for speaker, text in utterances)
+    return " ".join(f"[{speaker}] {text}" for speaker, text in lines if text)
 
 
 class Slot(NamedTuple):
-    """What a schema says of a slot."""
+    """A slot of a schema."""
 
     description: str
     values: tuple[str, ...] = ()
-    """All that it can have, of a categorical slot."""
+    """All values of a categorical slot."""
     traits: tuple[str, ...] | None = None
-    """Those of its subtasks."""
+    """The traits of its subtasks."""
 
 
 @dataclass(frozen=True)
 class DialogueStateTask(ABC):
     """A Task whose subtasks are slots, called "domain-slot".
 
-    `prompts` says what a slot is asked by: "slot" (its name, "hotel-area"), "description" (a
-    phrase in plain English) or "both" ("hotel-area: ..."). `closed` holds the answers about
-    categorical slots to their values, "dontcare" and "none": labels outside of these, of which
-    data sets have some, are then out of reach.
+    `prompts` selects the prompt of a slot: "slot" (its name, "hotel-area"), "description" (a
+    phrase in plain English) or "both" ("hotel-area: ..."). With `closed`, the allowed outputs of
+    a categorical slot are its values, "dontcare" and "none". Data sets have some labels outside
+    of these, which a model then cannot predict. Raises UserError for an unknown `prompts`.
     """
 
     prompts: str = "slot"
@@ -71,9 +71,9 @@ class DialogueStateTask(ABC):
     @property
     @abstractmethod
     def slots(self) -> Mapping[str, Slot]:
-        """The slots by name, in the order in which they are asked.
+        """The slots by name, in the order of the prompts.
 
-        Empty where each example has its own.
+        Empty for tasks whose examples have different slots.
         """
 
     @property
@@ -85,7 +85,7 @@ class DialogueStateTask(ABC):
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]: ...
 
     def right_values(self, subtask: Subtask, target: str) -> tuple[str, ...]:
-        """The predictions that are right; the target is one of them."""
+        """The correct predictions, including the target."""
         return subtask.references or (target,)
 
     def example(
@@ -97,20 +97,20 @@ class DialogueStateTask(ABC):
     ) -> Example:
         """One user turn.
 
-        `state` leaves out the absent slots. Of several values the first is the target, and any is
-        right. `slots` are those to ask, if not the task's.
+        `state` has the values of the slots that are present. The first of several values is the
+        target, and each of them is correct. `slots` replaces the slots of the task.
         """
-        asked = self.slots if slots is None else slots
+        slots = self.slots if slots is None else slots
         return Example(
             id=example_id,
             document=document,
             subtasks=tuple(
-                self._subtask(name, slot, state.get(name, NONE)) for name, slot in asked.items()
+                self._subtask(name, slot, state.get(name, NONE)) for name, slot in slots.items()
             ),
         )
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Joint goal accuracy and slot accuracy over the examples, each one a user turn.
+        """Joint goal accuracy and slot accuracy in [0, 1] over the examples, one per user turn.
 
         The tables have the accuracy of each slot and the joint accuracy of each domain.
         """
@@ -134,7 +134,7 @@ class DialogueStateTask(ABC):
                 **self.data_policy,
                 "none": "absent on both sides; empty states are scored",
                 "dontcare": "a value that must be predicted",
-                **({"answers": "categorical slots held to their values"} if self.closed else {}),
+                **({"answers": "categorical slots limited to their values"} if self.closed else {}),
             },
             tables={
                 PER_SLOT: accuracy_per_slot(predicted, gold),
@@ -152,16 +152,16 @@ class DialogueStateTask(ABC):
         return {}
 
     def _subtask(self, name: str, slot: Slot, values: str | Sequence[str]) -> Subtask:
-        # Most turns repeat most slot values: sharing the objects keeps a corpus small.
+        # Most turns repeat most slot values, so sharing the objects saves memory.
         right = (values,) if isinstance(values, str) else tuple(values)
         key = (name, slot, right)
         if key not in self._subtasks:
-            held = self.closed and slot.values
+            limited = self.closed and slot.values
             self._subtasks[key] = Subtask(
                 id=name,
                 prompt=self._prompt(name, slot.description),
                 target=right[0],
-                allowed=tuple(dict.fromkeys((*slot.values, DONTCARE, NONE))) if held else None,
+                allowed=tuple(dict.fromkeys((*slot.values, DONTCARE, NONE))) if limited else None,
                 references=right if len(right) > 1 else None,
                 traits=slot.traits,
             )

@@ -1,6 +1,6 @@
-"""Reading JSON that users bring: a value of the type that was asked for, or a UserError.
+"""Typed access to user-supplied JSON: a value of the expected type, or a UserError.
 
-`where` says where the value stands ("FILE, line 3"): every message begins with it.
+`where` is the location of the value ("FILE, line 3"). Every message starts with it.
 """
 
 import json
@@ -23,61 +23,61 @@ _KINDS: dict[type, str] = {
 
 
 class _Repeating(dict[str, Any]):
-    """An object with keys that come twice: nobody can tell which value is meant."""
+    """An object with repeated keys, whose values are ambiguous."""
 
     repeated: frozenset[str]
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) == len(pairs):
-        return made
-    repeating = _Repeating(made)
+    entry = dict(pairs)
+    if len(entry) == len(pairs):
+        return entry
+    repeating = _Repeating(entry)
     keys = [key for key, _ in pairs]
-    repeating.repeated = frozenset(key for key in made if keys.count(key) > 1)
+    repeating.repeated = frozenset(key for key in entry if keys.count(key) > 1)
     return repeating
 
 
 def _integer(digits: str) -> int | float:
     try:
         return int(digits)
-    except ValueError:  # longer than Python converts, in a value that nobody reads
+    except ValueError:  # more digits than Python converts
         return float(digits)
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
-"""Knows of keys that come twice, which `field` refuses."""
+"""Marks objects with repeated keys, which `field` refuses."""
 
 
 def json_of(text: str, where: str) -> Any:
-    """What the JSON in `text` says."""
+    """The value of the JSON in `text`. Raises UserError for invalid JSON."""
     try:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
-        place = (
+        position = (
             f"line {error.lineno}, column {error.colno}"
             if "\n" in text.rstrip()
             else f"character {error.pos + 1}"
         )
-        raise UserError(f"{where}: not JSON: {error.msg} at {place}") from error
+        raise UserError(f"{where}: not JSON: {error.msg} at {position}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON that can be read: {error}") from error
 
 
 def field(entry: Any, key: str, kind: type[T], where: str) -> T:
-    """entry[key], which must be a `kind` and there once; a string as `checked` takes it."""
+    """entry[key], which must be a `kind`. Raises UserError if it is missing or repeated."""
     return checked(_value(entry, key, where), kind, f'"{key}"', where)
 
 
 def optional(entry: Any, key: str, where: str) -> Any:
-    """entry[key] of any type; None where it is not there. A key that comes twice is refused."""
+    """entry[key] of any type, or None without the key. Raises UserError for a repeated key."""
     if isinstance(entry, dict) and key not in entry:
         return None
     return _value(entry, key, where)
 
 
 def identifier_of(entry: Any, key: str, where: str) -> str:
-    """entry[key], a string that is not empty, or an integer: then its decimal digits."""
+    """entry[key] as an identifier: a non-empty string, or an integer as its decimal digits."""
     value = _value(entry, key, where)
     if type(value) is int:
         return str(value)
@@ -89,18 +89,18 @@ def identifier_of(entry: Any, key: str, where: str) -> str:
 
 
 def checked(value: Any, kind: type[T], name: str, where: str) -> T:
-    """`value`, which must be a `kind`, and a string without unpaired surrogates."""
+    """Returns `value`. Raises UserError for another type and for unpaired surrogates."""
     if _type(value) is not kind:
         raise UserError(f"{where}: {name} must be {_KINDS[kind]}, got {kind_of(value)}")
-    # JSON can escape half a surrogate pair, which no tokenizer and no file can take.
+    # JSON can escape an unpaired surrogate, which no tokenizer and no file can encode.
     if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise UserError(f"{where}: {name} has an unpaired surrogate, which is no character")
-    found: T = value
-    return found
+        raise UserError(f"{where}: {name} has an unpaired surrogate, which is not a character")
+    typed: T = value
+    return typed
 
 
 def kind_of(value: Any) -> str:
-    """What JSON calls the type of a value: "an object", "a list", "null"."""
+    """The JSON type of a value: "an object", "a list", "null"."""
     return _KINDS[_type(value)]
 
 
@@ -110,7 +110,7 @@ def _value(entry: Any, key: str, where: str) -> Any:
     if key not in entry:
         raise UserError(f'{where}: "{key}" is missing')
     if isinstance(entry, _Repeating) and key in entry.repeated:
-        raise UserError(f'{where}: the key "{key}" is there twice')
+        raise UserError(f'{where}: the key "{key}" occurs twice')
     return entry[key]
 
 

@@ -1,4 +1,4 @@
-"""What users bring along is named as "module:name": tasks, and functions that score."""
+"""Import of users' own tasks and metrics, named as "module:name"."""
 
 import importlib
 from collections.abc import Callable
@@ -8,16 +8,20 @@ from pid_jax.errors import UserError
 
 
 def imported(name: str, what: str) -> Callable[..., Any]:
-    """The class or function called `name`; `what` it is to be begins the message of a UserError."""
+    """The class or function called `name`.
+
+    what: its role, the first word of a message. Raises UserError if it cannot be imported or is
+    not callable.
+    """
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # also of names like "" and ".x"
+    except (ImportError, ValueError, TypeError) as error:  # the last two for names like "", ".x"
         raise UserError(
             f"{what} {name}: the module {module_name!r} cannot be imported ({error}): put the "
             "folder that holds it on PYTHONPATH"
         ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
+    member: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(member):
         raise UserError(f"{what} {name}: {module_name} has no class or function {attribute!r}")
-    return found
+    return member

@@ -1,6 +1,6 @@
-"""The elements of one long JSON list or object, one at a time.
+"""Incremental parser for one long JSON list or object.
 
-MultiWOZ is one JSON object of hundreds of megabytes, which the standard parser would turn into
+MultiWOZ is one JSON object of hundreds of megabytes. The standard parser would convert it to
 gigabytes of Python objects at once.
 """
 
@@ -18,7 +18,7 @@ _FIRST_BYTES = 2**20
 
 
 class JsonStream:
-    """Reads `file`, which messages call `where`, once. Raises UserError for what is not JSON."""
+    """Reads `file` once. `where` is its name in messages. Raises UserError for invalid JSON."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
         self._file = file
@@ -31,27 +31,27 @@ class JsonStream:
         self._ended = False
 
     def elements(self) -> Iterator[Any]:
-        """Those of a list, as the file goes."""
-        self._begin("[", "a list")
+        """The elements of a list, in order."""
+        self._open("[", "a list")
         yield from self._separated("]", self._value)
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Those of an object. A key that comes twice is an error."""
-        self._begin("{", "an object")
+        """The keys and values of an object, in order. Raises UserError for a repeated key."""
+        self._open("{", "an object")
         keys: set[str] = set()
         for key, value in self._separated("}", self._item):
             if key in keys:
-                raise UserError(f"{self._where}: the key {key!r} is there twice")
+                raise UserError(f"{self._where}: the key {key!r} occurs twice")
             keys.add(key)
             yield key, value
 
-    def _begin(self, bracket: str, kind: str) -> None:
+    def _open(self, bracket: str, kind: str) -> None:
         if self._next_character() != bracket:
             raise UserError(f"{self._where}: expected {kind} {bracket}...")
         self._at += 1
 
     def _separated(self, bracket: str, one: Any) -> Iterator[Any]:
-        """What `one` reads, comma after comma, up to the closing bracket and the file's end."""
+        """Calls `one` for each item, up to the closing bracket and the end of the file."""
         if self._next_character() == bracket:
             self._at += 1
         else:
@@ -81,7 +81,7 @@ class JsonStream:
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
-                # A number at the end of what has been read may go on.
+                # A number at the end of the text may continue in the next piece.
                 if end < len(self._text) or self._ended:
                     self._at = end
                     return value
@@ -93,7 +93,7 @@ class JsonStream:
             self._read_more()
 
     def _next_character(self) -> str:
-        """The next one that is not white space; "" at the end."""
+        """The next character that is not white space, or "" at the end."""
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None
@@ -103,7 +103,7 @@ class JsonStream:
             self._read_more()
 
     def _read_more(self) -> None:
-        """Doubles what has been read and not used: a long value is tried only a few times."""
+        """Doubles the unparsed text, so that a long value is parsed only a few times."""
         rest = self._text[self._at :]
         piece = self._file.read(max(_FIRST_BYTES, len(rest)))
         self._ended = not piece

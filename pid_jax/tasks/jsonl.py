@@ -1,9 +1,9 @@
-"""Your own data as JSON lines, one document a line.
+"""JSON lines: your own data, one document per line.
 
     {"id": "d1", "document": "...", "subtasks": [{"id": "q1", "prompt": "...", "target": "..."}]}
 
-`target` may be absent where only a prediction is wanted. A subtask may have `"allowed": ["north",
-"south"]`, a closed list of what may be predicted. Other keys are ignored.
+Data for prediction only needs no `target`. A subtask may have allowed outputs: `"allowed":
+["north", "south"]`. Other keys are ignored.
 """
 
 import logging
@@ -33,13 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class JsonLines:
-    """train.jsonl, validation.jsonl and test.jsonl in a directory or a .zip, or one file for any
-    split.
+    """Reads train.jsonl, validation.jsonl and test.jsonl in a directory or a .zip, or one file.
 
-    `negative_target` is the target that says "nothing here", if your data have one: training can
-    then see fewer of them. `metrics` are the names of scores, as `TextScores` takes them, and
-    `rouge_tokenizer` names a function, "module:function", from a text to its tokens, for texts that
-    are not in Latin letters.
+    One file serves as any split. `negative_target` is the target that means "nothing here", if
+    your data have one. Training can sample such subtasks at a lower rate. `metrics` names scores,
+    see `TextScores`. `rouge_tokenizer`, "module:function", maps a text to its tokens, for texts
+    in other scripts than Latin. Raises UserError for an invalid option.
     """
 
     negative_target: str | None = None
@@ -47,7 +46,7 @@ class JsonLines:
     rouge_tokenizer: str = scoring_option("")
 
     def __post_init__(self) -> None:
-        self._scores()  # before the work, not after it
+        self._scores()  # reports an invalid name early
 
     @property
     def name(self) -> str:
@@ -59,7 +58,7 @@ class JsonLines:
         return _examples(source, _file_of_split(source, split))
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """The scores that `metrics` names, each over all subtasks of all examples."""
+        """The scores named by `metrics`, each over all subtasks of all examples."""
         predicted = []
         gold = []
         for example in examples:
@@ -76,7 +75,7 @@ class JsonLines:
 
 
 def read(path: str | Path, *, require_target: bool = False) -> Iterator[Example]:
-    """The examples of one file, as `read_stream` reads it."""
+    """The examples of one file. See `read_stream`."""
     with opened(path) as (_, text):
         for _, example in read_stream(text, path, require_target=require_target):
             yield example
@@ -90,15 +89,16 @@ def read_stream(
     check: Callable[[Example, str], None] | None = None,
     on_bad_line: Callable[[UserError], None] | None = None,
 ) -> Iterator[tuple[str, Example]]:
-    """Reads line by line: each line's text and its example; blank lines are skipped.
+    """Yields the text and the example of each line. Skips blank lines.
 
-    The stream has the bytes of UTF-8 text, as `text_files.opened` opens it. A line is bad for
-    whatever `parse_line` refuses, for bytes that are not UTF-8, for a document id that a good line
-    used before, and for what `check` raises a UserError for: that is called with an example and
-    where it stands ("FILE, line N"). The UserError of a bad line, which names `name` and the line,
-    is raised; or, if `on_bad_line` is given, handed to that, and the line is left out. Raises
-    UserError if the stream fails or has no line at all. However long the stream, it takes no more
-    memory than a line and 24 to 72 bytes per document id.
+    stream: bytes of UTF-8 text, as opened by `text_files.opened`. name: its name in messages.
+    check: called with an example and its location ("FILE, line N"), raises UserError for a bad
+    one. A line is also bad if `parse_line` refuses it, if it is not UTF-8, or if an earlier good
+    line has its document id. on_bad_line: receives the UserError of a bad line, which is then
+    left out. Without it the error is raised.
+
+    Raises UserError if the stream fails or has no line. Memory use is one line and 24 to 72 bytes
+    per document id.
     """
     first_lines = _FirstLines()
     empty = True
@@ -126,7 +126,7 @@ def read_stream(
 
 
 def numbered_lines(stream: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, each with its number, from 1.
+    """The non-blank lines and their numbers, starting at 1.
 
     Raises UserError, naming `name`, if the stream fails.
     """
@@ -141,10 +141,10 @@ def numbered_lines(stream: Iterable[bytes], name: str | Path) -> Iterator[tuple[
 
 
 class _FirstLines:
-    """The line in which each id came first, for millions of ids.
+    """The line of the first occurrence of each id, for millions of ids.
 
-    An open-addressing table of 64-bit hashes, which a dict would need several times the memory
-    for. Two ids among n share a hash with probability n² / 2⁶⁵: 3e-6 for ten million.
+    An open-addressing table of 64-bit hashes, which takes a fraction of the memory of a dict. Two
+    of n ids share a hash with probability n² / 2⁶⁵, which is 3e-6 for ten million.
     """
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class _FirstLines:
         self._ids = 0
 
     def of(self, identifier: str, line_number: int) -> int:
-        """Where the id came first: in this line, unless it came before."""
+        """The line of the first occurrence, which is this line for a new id."""
         hashed = hash(identifier) & (2**64 - 1)
         slot = self._slot(hashed)
         if not self._lines[slot]:
@@ -184,12 +184,11 @@ class _FirstLines:
 def parse_line(
     text: str, file: str | Path, line_number: int, require_target: bool = False
 ) -> Example:
-    """Reads one line.
+    """The example in one line.
 
-    An id may be an integer: its decimal digits are the id. Raises UserError, naming file and line,
-    for what is not JSON, for missing and repeated keys and wrong types, an empty document, no
-    subtasks, subtasks that share an id, an empty list of what is allowed, and, with
-    `require_target`, a missing target.
+    An integer id becomes its decimal digits. Raises UserError, naming file and line, for invalid
+    JSON, missing and repeated keys, wrong types, an empty document, no subtasks, subtasks with
+    the same id, an empty list of allowed outputs, and, with `require_target`, a missing target.
     """
     where = f"{file}, line {line_number}"
     line = json_of(text, where)

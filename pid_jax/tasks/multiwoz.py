@@ -1,8 +1,8 @@
-"""MultiWOZ 2.0, 2.1, 2.3 and 2.4: the layouts that they come in, and TRADE's 30 slots.
+"""MultiWOZ 2.0, 2.1, 2.3 and 2.4 with TRADE's 30 slots.
 
-A path is a directory or a .zip, of any of the layouts in `multiwoz_layouts.py`; which one is
-seen from the files. None says which release it holds, so the task's name does. 2.2 is laid out
-as Schema-Guided Dialogue: see `schema_guided.py`.
+A path is a directory or a .zip in any of the layouts of `multiwoz_layouts.py`, recognised by its
+files. The files do not name the release, so the task's name selects it. MultiWOZ 2.2 has the
+layout of Schema-Guided Dialogue, see `schema_guided.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,8 +53,8 @@ _AREAS = ("centre", "east", "north", "south", "west")
 _PRICES = ("cheap", "moderate", "expensive")
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _EIGHT = ("1", "2", "3", "4", "5", "6", "7", "8")
-# Those that MultiWOZ 2.2's schema.json calls categorical, but for the train's stations, whose
-# labels have more names than it lists; spelt as TRADE's labels are.
+# The values of the slots that MultiWOZ 2.2's schema.json calls categorical, spelt like TRADE's
+# labels. Train stations are left out, because labels have more names than the schema.
 _VALUES = {
     "attraction-area": _AREAS,
     "attraction-type": (
@@ -96,8 +96,8 @@ SLOTS = {
 class MultiWoz(DialogueStateTask):
     """One release.
 
-    `any_of` lets a prediction match any one alternative of a label written "a|b"; by default only
-    the whole string is right.
+    With `any_of`, a prediction may match any alternative of a label "a|b". By default it must
+    equal the whole string.
     """
 
     any_of: bool = scoring_option(False)
@@ -132,8 +132,8 @@ class MultiWoz(DialogueStateTask):
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
         """One example for each user turn, in the order of the file.
 
-        Raises UserError for a missing split, naming the files that are there, and for a malformed
-        file, naming the dialogue and the turn.
+        Raises MissingData for a missing split, naming the present files, and UserError for a
+        malformed file, naming the dialogue and the turn.
         """
         check_split(split)
         source = SourceFiles(path)
@@ -142,7 +142,7 @@ class MultiWoz(DialogueStateTask):
     def _examples(self, source: SourceFiles, split: str) -> Iterator[Example]:
         identifiers: set[str] = set()
         for dialogue in dialogues(
-            source, split, slots=SLOTS, guest_houses_apart=self.version == "2.4"
+            source, split, slots=SLOTS, split_compounds=self.version == "2.4"
         ):
             if dialogue.identifier in identifiers:
                 raise UserError(f"{dialogue.where}: a second dialogue has this name")

@@ -1,22 +1,21 @@
-"""TRADE's corrections of MultiWOZ labels: noisy values mapped to the ontology's.
+"""TRADE's corrections of MultiWOZ labels: noisy values mapped to those of the ontology.
 
-The tables carry over the facts of `fix_general_label_error` in utils/fix_label.py of
-jasonwu0731/trade-dst (Wu et al. 2019, arXiv 1905.08743), which published figures are scored
-with. Some of its rules look wrong ("art" is no value, "free parking" becomes "free"): they are
-kept, for figures would not compare without them. Its rule for "hotel-star" is left out, since
-no slot has that name.
+The tables have the rules of `fix_general_label_error` in utils/fix_label.py of
+jasonwu0731/trade-dst (Wu et al. 2019, arXiv 1905.08743), which published figures depend on. Some
+rules look wrong ("art" is no value, "free parking" becomes "free"), but comparable figures need
+them. The rule for "hotel-star" is left out, because no slot has that name.
 """
 
 import re
 
 from pid_jax.tasks.dialogue_state import DONTCARE, NONE
 
-# The spellings of indifference, which TRADE's create_data.py unifies beforehand.
+# Spellings of "dontcare", which TRADE's create_data.py unifies.
 _INDIFFERENCE = re.compile(r"dont care|dontcare|don't care|do not care|do n't care")
 
-# Wrong wherever they stand.
+# Wrong in every slot.
 _ANYWHERE = {
-    # kinds of places
+    # types of hotels and attractions
     "guesthouse": "guest house",
     "guesthouses": "guest house",
     "guest": "guest house",
@@ -91,7 +90,7 @@ _AREA = {"no": "north", "we": "west", "cent": "centre", "moderate": NONE}
 _DAY = {"we": "wednesday", "no": NONE, "t": NONE}
 _PRICE = {"ch": "cheap"}
 
-# Wrong in one slot only, looked up after `_ANYWHERE`.
+# Wrong in one slot only, applied after `_ANYWHERE`.
 _IN_SLOT = {
     "hotel-type": {
         **dict.fromkeys(
@@ -130,7 +129,7 @@ _IN_SLOT = {
 
 
 def corrected_label(slot: str, value: str) -> str:
-    """The value of a slot as benchmarks score it; "none" where it means that there is none."""
+    """The value of a slot as benchmarks score it, "none" for an absent one."""
     value = " ".join(value.lower().split())
     if _INDIFFERENCE.fullmatch(value):
         return DONTCARE

@@ -1,4 +1,4 @@
-"""The layouts in which MultiWOZ's releases, but 2.2, are passed on.
+"""The layouts of MultiWOZ releases other than 2.2.
 
 TRADE's create_data.py writes train_dials.json, dev_dials.json and test_dials.json:
 
@@ -11,12 +11,13 @@ where the system's utterance precedes the user's. A release itself is one data.j
       {"text": "...", "metadata": {"hotel": {"book": {"day": "", "booked": []},
                                              "semi": {"area": "north"}}, ...}}, ...]}, ...}
 
-where the system's answer carries the state after the user turn before it. valListFile and
-testListFile (.txt, .json or no ending, as releases differ) beside it name the dialogues of two
-splits, one a line; the others are for training. 2.3 comes without them: 2.1's serve, put beside
-its data.json. ConvLab-2 has cut data.json into train.json, val.json and test.json, each in a .zip.
+where the system's answer has the state after the preceding user turn. valListFile and
+testListFile (.txt, .json or no suffix, depending on the release) in the same folder name the
+dialogues of two splits, one per line. All other dialogues are for training. MultiWOZ 2.3 has no
+such lists and uses those of 2.1, copied to the folder of data.json. ConvLab-2 splits data.json
+into train.json, val.json and test.json, each in a .zip.
 
-States are cumulative in all of them.
+States are cumulative in all layouts.
 """
 
 import logging
@@ -42,13 +43,13 @@ _CONVLAB_FILES = {"train": "train.json", "validation": "val.json", "test": "test
 _RAW_FILE = "data.json"
 _LISTS = {"validation": "valListFile", "test": "testListFile"}
 _LIST_ENDINGS = ("", ".txt", ".json")
-# In the TRADE layout, but not among the five domains that are scored.
+# In the TRADE layout, but not among the five scored domains.
 _UNTRACKED_DOMAINS = ("bus", "hospital", "police")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A user turn, what the system said before it, and the state after it, no slot "none"."""
+    """A user turn, the preceding system utterance, and the state after it, without absent slots."""
 
     system: str
     user: str
@@ -57,7 +58,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """`where` says in messages where it comes from."""
+    """One dialogue. `where` is its location in messages."""
 
     identifier: str
     turns: list[Turn]
@@ -67,21 +68,22 @@ class Dialogue:
 @dataclass(frozen=True)
 class _Reading:
     slots: Collection[str]
-    guest_houses_apart: bool
+    split_compounds: bool
 
     def normalized(self, text: str) -> str:
-        return normalized(text, guest_houses_apart=self.guest_houses_apart)
+        return normalized(text, split_compounds=self.split_compounds)
 
 
 def dialogues(
-    source: SourceFiles, split: str, *, slots: Collection[str], guest_houses_apart: bool
+    source: SourceFiles, split: str, *, slots: Collection[str], split_compounds: bool
 ) -> Iterator[Dialogue]:
-    """Those of one split, in the order of the file, with the values of `slots`.
+    """The dialogues of one split, in the order of the file, with the values of `slots`.
 
-    Utterances and values of a release are normalised as TRADE does, which leaves out some
-    dialogues; `guest_houses_apart` is said of `normalized`.
+    Utterances and values of a release are normalised and some dialogues left out, as TRADE does.
+    split_compounds: see `normalized`. Raises MissingData for a missing split and UserError for a
+    malformed file.
     """
-    reading = _Reading(slots, guest_houses_apart)
+    reading = _Reading(slots, split_compounds)
     if source.named(*_TRADE_FILES.values()):
         yield from _of_trade(source, source.only(_TRADE_FILES[split]), reading)
     elif source.named(_RAW_FILE):
@@ -171,7 +173,7 @@ def _of_release(
 
 
 def _release_state(metadata: dict[str, Any], where: str, reading: _Reading) -> dict[str, str]:
-    """The tracked slots' values; releases have slots and domains besides."""
+    """The values of the tracked slots. Releases have further slots and domains."""
     state = {}
     for domain in metadata:
         domain_where = f'{where}, "metadata", {domain!r}'
@@ -183,7 +185,7 @@ def _release_state(metadata: dict[str, Any], where: str, reading: _Reading) -> d
                 slot = f"{domain}-{prefix}{key.strip().lower()}"
                 if slot in reading.slots:
                     value = field(values, key, str, f'{domain_where}, "{part}"')
-                    # Some annotators have set alternatives off by ">" or "<".
+                    # Some annotators separated alternatives with ">" or "<".
                     alternatives = value.replace("<", "|").replace(">", "|")
                     state[slot] = corrected_label(slot, reading.normalized(alternatives))
     return _present(state)
@@ -194,20 +196,20 @@ def _present(state: dict[str, str]) -> dict[str, str]:
 
 
 def _chooser(source: SourceFiles, split: str) -> Callable[[str], bool]:
-    """Tells the dialogues of a split by the releases' lists."""
+    """Whether a dialogue is in a split, by the lists of the release."""
     if split != "train":
         return _listed(source, split).__contains__
-    held_out = _listed(source, "validation") | _listed(source, "test")
-    return lambda name: name not in held_out
+    in_lists = _listed(source, "validation") | _listed(source, "test")
+    return lambda name: name not in in_lists
 
 
 def _listed(source: SourceFiles, split: str) -> set[str]:
     files = [_LISTS[split] + ending for ending in _LIST_ENDINGS]
     if not source.named(*files):
         raise MissingData(
-            f"{source.path}: {_LISTS[split]} (.txt, .json or without ending) is missing, which "
-            "says what belongs to which split; put that of MultiWOZ 2.1 beside data.json if your "
-            f"release has none; {source.contents()}"
+            f"{source.path}: {_LISTS[split]} (.txt, .json or no suffix), the list of the split's "
+            "dialogues, is missing: if your release has none, copy that of MultiWOZ 2.1 to the "
+            f"folder of data.json; {source.contents()}"
         )
     return {_full_name(line.strip()) for line in source.read_lines(source.only(*files)) if line}
 
@@ -217,5 +219,5 @@ def _every(name: str) -> bool:
 
 
 def _full_name(identifier: str) -> str:
-    """ "SNG1.json", which some lists and layouts shorten to "SNG1": one name in all layouts."""
+    """ "SNG1.json" in all layouts. Some lists and layouts shorten it to "SNG1"."""
     return identifier if identifier.endswith(".json") else f"{identifier}.json"

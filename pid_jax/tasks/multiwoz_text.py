@@ -1,14 +1,14 @@
 """TRADE's normalisation of MultiWOZ's utterances and values.
 
-The raw releases mix spellings ("b&b", "two", "restaurants"), in what is said and in the labels.
-Published figures follow `normalize` in create_data.py of jasonwu0731/trade-dst (Wu et al. 2019,
-arXiv 1905.08743) and the same in smartyfh/MultiWOZ2.4, of which these are the rules; the table
-carries over the facts of their utils/mapping.pair.
+Utterances and labels of the raw releases mix spellings ("b&b", "two", "restaurants"). Published
+figures follow the rules of `normalize` in create_data.py of jasonwu0731/trade-dst (Wu et al.
+2019, arXiv 1905.08743) and of smartyfh/MultiWOZ2.4. The table has the entries of their
+utils/mapping.pair.
 """
 
 import re
 
-# Whole words, replaced one after the other.
+# Whole words, replaced in this order.
 _WORDS = {
     "it's": "it is",
     "don't": "do not",
@@ -95,20 +95,21 @@ _WORDS = {
 }
 
 _AROUND_PUNCTUATION = tuple(
-    # Not within a number.
+    # Not inside a number.
     (re.compile(rf"(?<!\d)\{mark}|\{mark}(?!\d)"), f" {mark} ")
     for mark in "?.,!"
 )
 _MAX_TOKENS = 50
 
 
-def normalized(text: str, *, guest_houses_apart: bool = False) -> str:
-    """Lower case, tokens separated by one space, some words spelt as MultiWOZ's labels are.
+def normalized(text: str, *, split_compounds: bool = False) -> str:
+    """Lower-case text with one space between tokens and the spelling of MultiWOZ's labels.
 
-    `guest_houses_apart` writes "guest house" for "guesthouse", as 2.4 does and TRADE did not.
+    split_compounds: replace "guesthouse" by "guest house", as MultiWOZ 2.4 does and TRADE does
+    not.
     """
     text = text.lower().strip()
-    if guest_houses_apart:
+    if split_compounds:
         text = text.replace("guesthouse", "guest house")
     for written, meant in (
         ("b&b", "bed and breakfast"),
@@ -131,14 +132,14 @@ def normalized(text: str, *, guest_houses_apart: bool = False) -> str:
 
 
 def left_out(texts: list[str]) -> bool:
-    """Whether TRADE leaves out the dialogue of these normalised texts, in turn user's, system's."""
+    """Whether TRADE leaves out a dialogue. texts: normalised, user and system alternately."""
     return len(texts) % 2 == 1 or any(
         not text.isascii() or len(text.split()) > _MAX_TOKENS for text in texts
     )
 
 
 def _without_quotes(text: str) -> str:
-    """Without quotation marks, but with those inside words: "i'm", "saint john s"."""
+    """Removes quotation marks, except inside words ("i'm")."""
     text = re.sub(r" *'s(?! )(?=.)", " ' s", text)
     text = re.sub(r" *'s", " 's", text)
     text = re.sub(r"^'|'$", "", text)
@@ -148,7 +149,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _joined_numbers(tokens: list[str]) -> list[str]:
-    """ "1 7" is "17": numbers that were said digit by digit."""
+    """Joins numbers spoken digit by digit: "1 7" becomes "17"."""
     joined: list[str] = []
     for token in tokens:
         if joined and token.isdecimal() and joined[-1].isdecimal():

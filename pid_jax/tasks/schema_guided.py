@@ -1,18 +1,18 @@
-"""Schema-Guided Dialogue, and MultiWOZ 2.2, which is laid out as it is.
+"""Schema-Guided Dialogue, and MultiWOZ 2.2, which has the same layout.
 
-A directory or a .zip with folders train, dev and test of dialogues_001.json, ...:
+The layout is a directory or a .zip with folders train, dev and test of dialogues_001.json, ...:
 
     [{"dialogue_id": "1_00000", "turns": [
       {"speaker": "USER", "utterance": "...", "frames": [
         {"service": "Restaurants_2", "state": {"slot_values": {"time": ["11:30 am", ...]}}}]},
       {"speaker": "SYSTEM", "utterance": "...", "frames": []}, ...]}, ...]
 
-and a schema.json, in each of the folders or beside them:
+and a schema.json in each of the folders or in their parent:
 
     [{"service_name": "Restaurants_2", "slots": [
       {"name": "time", "description": "...", "is_categorical": false}, ...]}, ...]
 
-States are cumulative. Of the values of a slot, which are spellings of one, any is right.
+States are cumulative. The values of a slot are spellings of one value. Each of them is correct.
 """
 
 from abc import abstractmethod
@@ -34,38 +34,40 @@ from pid_jax.tasks.task import Predictions, Report, check_split, prediction_for,
 _FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 _FILES = "dialogues_*.json"
 
-# What a slot's subtasks say of it: whether its values are categories, whether training has its
-# service.
+# Traits of subtasks: the slot is categorical, the training split has (lacks) the service.
 CATEGORICAL, SEEN, UNSEEN = "categorical", "seen", "unseen"
 OFFICIAL = "official_joint_goal_accuracy"
 PER_SERVICE = "official joint goal accuracy per service"
 
-# Service to its slots. A slot is called "service-slot".
+# From service to its slots by name. A slot's name is "service-slot".
 Schema = Mapping[str, Mapping[str, Slot]]
 
 
 class SchemaGuidedTask(DialogueStateTask):
-    """What is laid out as Schema-Guided Dialogue. The schema's descriptions ask for the slots."""
+    """A task in the layout of Schema-Guided Dialogue, with slot descriptions from its schema."""
 
     @property
     def slots(self) -> Mapping[str, Slot]:
         return {}
 
     reader_version: ClassVar[int] = 2
-    """Since the second, subtasks have traits."""
+    """From version 2 on, subtasks have traits."""
 
     asks_all_services: ClassVar[bool]
-    """Or those only that a turn has frames of."""
+    """Whether a turn has prompts for all services, or only for those in its frames."""
 
     @abstractmethod
     def tracked(self, schema: Schema, where: str) -> Schema:
-        """The part of the schema whose slots are asked. `where` names its file in messages."""
+        """The part of the schema whose slots are tracked. `where` is its file in messages.
+
+        Raises UserError if the schema lacks a tracked slot.
+        """
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
-        """One example for each user turn that has slots to ask, file after file.
+        """One example for each user turn with tracked slots, in the order of the files.
 
-        Raises UserError for a missing split, naming the files that are there, and for a malformed
-        file, naming the dialogue and the turn.
+        Raises MissingData for a missing split, naming the present files, and UserError for a
+        malformed file, naming the dialogue and the turn.
         """
         check_split(split)
         source = SourceFiles(path)
@@ -106,15 +108,15 @@ class SchemaGuidedTask(DialogueStateTask):
             if speaker == "SYSTEM":
                 continue
             services, state = _state(turn, schema, turn_where)
-            asked = {
+            slots_of_turn = {
                 name: slot
                 for service, slots in tracked.items()
                 if self.asks_all_services or service in services
                 for name, slot in slots.items()
             }
-            if asked:
+            if slots_of_turn:
                 yield self.example(
-                    f"{identifier}:{number}", document_text(utterances), state, asked
+                    f"{identifier}:{number}", document_text(utterances), state, slots_of_turn
                 )
 
 
@@ -140,36 +142,36 @@ class SchemaGuidedDialogue(SchemaGuidedTask):
         return schema
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Adds the official rule to what dialogue-state tasks score by exact string.
+        """Adds the official scores to the exact-string scores of dialogue-state tasks.
 
-        "official_joint_goal_accuracy" and "official_average_goal_accuracy" are as
-        `pid_jax.metrics.schema_guided` has them, over all frames, and with "_seen_services" and
-        "_unseen_services" over those of services that training has and lacks. A table has the
-        first of each service.
+        "official_joint_goal_accuracy" and "official_average_goal_accuracy" in [0, 1] are those of
+        `pid_jax.metrics.schema_guided` over all frames. The suffixes "_seen_services" and
+        "_unseen_services" denote frames of services in and not in the training split. A table has
+        the joint goal accuracy of each service.
         """
         report = super().score(examples, predictions)
         subtasks = [subtask for example in examples for subtask in example.subtasks]
         if any(subtask.traits is None for subtask in subtasks):
             rule = (
-                "left out: these examples were prepared by a version that did not know of it; "
-                "python -m pid_jax.data.prepare makes them anew"
+                "left out: these examples were prepared by an earlier version; prepare them again "
+                "with python -m pid_jax.data.prepare"
             )
             return replace(report, policy={**report.policy, "official rule": rule})
         frames = [frame for example in examples for frame in self._frames(example, predictions)]
         metrics = _official(frames)
-        told_apart = False
+        known = False
         for trait in (SEEN, UNSEEN):
             of_trait = [frame for frame in frames if trait in frame.traits]
-            told_apart |= bool(of_trait)
+            known |= bool(of_trait)
             metrics |= _official(of_trait, f"_{trait}_services")
         services = sorted({frame.service for frame in frames})
         policy = {
             "official rule": "the mean over frames, one service at one turn each, of the product "
-            "over slots; a slot that is no category scores its similarity to the best of the "
-            "listed values (words sorted, rapidfuzz), in hundredths; any other by exact string, "
+            "over slots; a non-categorical slot scores its similarity to the most similar listed "
+            "value (words sorted, rapidfuzz), in hundredths, a categorical one by exact string; "
             "labels in lower case",
             "seen services": "those in the training split's schema.json"
-            if told_apart
+            if known
             else "not known: there is no schema.json of the training split",
         }
         table = {
@@ -197,7 +199,7 @@ class SchemaGuidedDialogue(SchemaGuidedTask):
 
 
 class _Frame(NamedTuple):
-    """What was predicted and what is right for one service at one user turn."""
+    """Predictions and references for one service at one user turn."""
 
     service: str
     predicted: dict[str, str]
@@ -218,7 +220,7 @@ def _official(frames: Sequence[_Frame], ending: str = "") -> dict[str, float]:
 
 
 class MultiWoz22(SchemaGuidedTask):
-    """MultiWOZ 2.2. Of the schema's 61 slots 35 are tracked; all of them are asked each turn."""
+    """MultiWOZ 2.2. Tracks 35 of the schema's 61 slots, each with a prompt at every turn."""
 
     asks_all_services = True
 
@@ -246,7 +248,7 @@ class MultiWoz22(SchemaGuidedTask):
         }
 
 
-# As the README of MultiWOZ 2.2 lists them.
+# From the README of MultiWOZ 2.2.
 MULTIWOZ_22_SLOTS = frozenset(
     f"{domain}-{slot}"
     for domain, slots in {
@@ -274,14 +276,14 @@ def _dialogue_files(source: SourceFiles, split: str) -> list[str]:
     folders = sorted({str(PurePosixPath(name).parent) for name in names})
     if len(folders) > 1:
         raise UserError(
-            f"{source.path}: {folder}/{_FILES} is there more than once: {', '.join(folders)}; "
+            f"{source.path}: {folder}/{_FILES} occurs more than once: {', '.join(folders)}; "
             "name the folder that is meant"
         )
     return names
 
 
 def _schema_file(source: SourceFiles, folder: PurePosixPath) -> str:
-    candidates = [str(place / "schema.json") for place in (folder, folder.parent)]
+    candidates = [str(parent / "schema.json") for parent in (folder, folder.parent)]
     for name in candidates:
         if name in source.names:
             return name
@@ -289,7 +291,7 @@ def _schema_file(source: SourceFiles, folder: PurePosixPath) -> str:
 
 
 def _seen(source: SourceFiles, schema_name: str, split: str) -> set[str] | None:
-    """The services of the training split; None where its schema is not there."""
+    """The services of the training split, or None without its schema."""
     name = schema_name
     if split != "train":
         name = str(PurePosixPath(schema_name).parent.parent / _FOLDERS["train"] / "schema.json")
@@ -308,7 +310,7 @@ def _read_schema(source: SourceFiles, name: str, seen: set[str] | None) -> Schem
         service = field(entry, "service_name", str, where)
         where = f"{source.where(name)}, service {service}"
         if service in schema:
-            raise UserError(f"{where}: it is there twice")
+            raise UserError(f"{where}: the service occurs twice")
         slots = schema[service] = {}
         for slot in field(entry, "slots", list, where):
             full_name = _full_name(service, field(slot, "name", str, f'{where}, "slots"'))
@@ -330,7 +332,7 @@ def _slot(entry: Any, traits: tuple[str, ...], where: str) -> Slot:
 
 
 def _state(turn: Any, schema: Schema, where: str) -> tuple[set[str], dict[str, list[str]]]:
-    """The services of a user turn's frames, and the values that its slots have."""
+    """The services of a user turn's frames, and the values of its slots."""
     services: set[str] = set()
     state = {}
     for frame in field(turn, "frames", list, where):
@@ -357,7 +359,7 @@ def _state(turn: Any, schema: Schema, where: str) -> tuple[set[str], dict[str, l
 
 
 def _full_name(service: str, slot: str) -> str:
-    """ "Restaurants_2-time"; MultiWOZ 2.2 has the service in the slot's name already."""
+    """ "Restaurants_2-time". In MultiWOZ 2.2 the slot's name includes the service."""
     return slot if slot.startswith(f"{service}-") else f"{service}-{slot}"
 
 

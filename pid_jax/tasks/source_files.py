@@ -1,6 +1,6 @@
-"""The one place where tasks open what users have downloaded: a directory, a .zip, a single file.
+"""Access to downloaded files in a directory, in a .zip, or to a single file.
 
-Nothing is unpacked: a member of a zip is read in memory, within bounds, and written nowhere.
+Members of a .zip are read in memory, with limits on their size. Nothing is unpacked to disk.
 """
 
 import os
@@ -17,17 +17,17 @@ from pid_jax.tasks.fields import json_of
 from pid_jax.tasks.json_stream import JsonStream
 from pid_jax.tasks.text_files import UNREADABLE, not_utf8, readable, text_of
 
-# What is this far below a directory is not looked for: the directory is the wrong one.
+# Maximum depth of the search for files below a directory.
 MAX_DEPTH = 5
-# A member of a zip, or what gzip has packed, may unpack to this many bytes at all, ...
+# Limits on the unpacked size of a zip member or a gzip file: absolute, and relative to its packed
+# size. Sizes up to SMALL_BYTES are exempt from the relative limit. MultiWOZ's JSON, the most
+# repetitive of all benchmarks, expands 20-fold, archives made to exhaust memory 1,000-fold.
 MAX_MEMBER_BYTES = 4 * 2**30
-# ... and, beyond what is small anyway, to this many times its packed size. MultiWOZ's JSON, which
-# repeats itself more than any other benchmark's, reaches 20; what is made to harm reaches 1,000.
 MAX_EXPANSION = 200
 SMALL_BYTES = 2**20
 
-# What zipfile raises for damaged archives as it opens them: an encrypted member is a RuntimeError,
-# an unknown compression its subclass; names and offsets that make no sense are ValueErrors.
+# The errors of zipfile for archives that it cannot open. An encrypted member is a RuntimeError, an
+# unknown compression a subclass of it, invalid names and offsets are ValueErrors.
 _UNOPENABLE = (*UNREADABLE, RuntimeError, ValueError, OverflowError, struct.error)
 
 
@@ -41,14 +41,14 @@ class _Member:
 
 
 class SourceFiles:
-    """The files of a directory, of a .zip, or one file by itself.
+    """The files of a directory, of a .zip, or a single file.
 
-    `names` are paths inside the source, with "/" as separator, in order; a file by itself has its
-    own name. "test.json.zip" in a directory stands for "test.json", and "test.json.gz" anywhere,
-    unless that is there, too. What systems leave behind (".DS_Store", "__MACOSX/") is left out.
+    `names` are sorted paths inside the source, with "/" as separator. A single file has its own
+    name. "test.json.zip" in a directory also appears as "test.json", and so does "test.json.gz"
+    everywhere, unless "test.json" exists. System files (".DS_Store", "__MACOSX/") are left out.
 
-    Every method raises UserError, naming the source and the file in it, for what is not there or
-    cannot be read: damaged or encrypted archives, members that unpack to too much or whose path
+    Every method raises UserError, naming the source and the file in it, for missing and unreadable
+    files: damaged or encrypted archives, members above the size limits, and members whose path
     leads out of the archive.
     """
 
@@ -72,40 +72,43 @@ class SourceFiles:
 
     @property
     def is_one_file(self) -> bool:
-        """Whether the path is a file by itself."""
+        """Whether the path is a single file."""
         return self._members.get(self.path.name) == _Member(self.path)
 
     def where(self, name: str) -> str:
-        """How messages call a file: the whole way to it."""
+        """The full path of a file, for messages."""
         return str(self._member(name))
 
     def named(self, *file_names: str) -> list[str]:
-        """The names that end in one of `file_names`, whatever folders they are in."""
+        """The names whose last component is one of `file_names`."""
         return [name for name in self.names if PurePosixPath(name).name in file_names]
 
     def only(self, *file_names: str) -> str:
-        """The one name that ends in one of `file_names`. Raises MissingData where there is none."""
+        """The name whose last component is one of `file_names`.
+
+        Raises MissingData if there is none, and UserError if there are several.
+        """
         matches = self.named(*file_names)
         if len(matches) == 1:
             return matches[0]
         wanted = " or ".join(file_names)
         if matches:
             raise UserError(
-                f"{self.path}: {wanted} is there more than once: {', '.join(matches)}; name the "
+                f"{self.path}: {wanted} occurs more than once: {', '.join(matches)}; name the "
                 "folder that is meant"
             )
         raise MissingData(f"{self.path}: there is no {wanted}; {self.contents()}")
 
     def contents(self) -> str:
-        """What is there, for messages."""
+        """The names of the present files, for messages."""
         if not self.names:
-            return "nothing is there"
+            return "it contains no files"
         shown = ", ".join(self.names[:8])
-        return f"there are {shown}" + (", ..." if len(self.names) > 8 else "")
+        return f"it contains {shown}" + (", ..." if len(self.names) > 8 else "")
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """The file's text, to be read in pieces, as `text_files.text_of` has it."""
+        """The file's text as a stream of bytes. See `text_files.text_of`."""
         member = self._member(name)
         with ExitStack() as stack:
             with readable(member, _UNOPENABLE):
@@ -121,35 +124,36 @@ class SourceFiles:
             yield text_of(file, str(member), most=_most(packed))
 
     def read_bytes(self, name: str) -> bytes:
-        """The file's whole text, as `open` has it."""
+        """The file's whole text as bytes."""
         with self.open(name) as file:
-            # zipfile ends a member at the size it declares, which `open` has checked; of what gzip
-            # has packed, it counts the bytes.
+            # zipfile stops at the declared size of a member, which `open` has checked. The stream
+            # of `open` counts the bytes that gzip unpacks.
             return file.read()
 
     def read_text(self, name: str) -> str:
-        """The whole file, which must be UTF-8."""
+        """The whole file. Raises UserError unless it is UTF-8."""
         try:
             return self.read_bytes(name).decode()
         except UnicodeDecodeError as error:
             raise not_utf8(self.where(name), error.start) from error
 
     def read_lines(self, name: str) -> list[str]:
-        """Its lines without their ends, blank ones included."""
+        """All lines of the file, without line ends."""
         return self.read_text(name).splitlines()
 
     def read_json(self, name: str) -> Any:
         return json_of(self.read_text(name), self.where(name))
 
     def read_json_list(self, name: str) -> Iterator[Any]:
-        """The elements of a JSON list, one at a time: as much memory as the largest takes."""
+        """The elements of a JSON list, one at a time. Memory use is that of the largest."""
         with self.open(name) as file:
             yield from JsonStream(file, self.where(name)).elements()
 
     def read_json_object(self, name: str) -> Iterator[tuple[str, Any]]:
-        """The keys and values of a JSON object, one at a time; a key that comes twice is an error.
+        """The keys and values of a JSON object, one at a time.
 
-        As much memory as the largest value takes, and the keys.
+        Memory use is that of the largest value and of all keys. Raises UserError for a repeated
+        key.
         """
         with self.open(name) as file:
             yield from JsonStream(file, self.where(name)).items()
@@ -171,8 +175,8 @@ def _members_of_directory(directory: Path) -> dict[str, _Member]:
     with readable(directory):
         for folder, folders, files in os.walk(directory):
             here = Path(folder).relative_to(directory)
-            folders[:] = [] if len(here.parts) == MAX_DEPTH else _kept(folders)
-            for file in _kept(files):
+            folders[:] = [] if len(here.parts) == MAX_DEPTH else _without_system_files(folders)
+            for file in _without_system_files(files):
                 path = here / file
                 if not (directory / path).is_file():
                     continue
@@ -190,7 +194,7 @@ def _members_of_directory(directory: Path) -> dict[str, _Member]:
     return members
 
 
-def _kept(names: Iterable[str]) -> list[str]:
+def _without_system_files(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith(".") and name != "__MACOSX"]
 
 
@@ -202,27 +206,28 @@ def _members_of_zip(path: Path) -> dict[str, _Member]:
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts:
             raise UserError(
-                f"{path}: refused, for its member {info.filename!r} leads out of the archive"
+                f"{path}: refused because its member {info.filename!r} leads out of the archive"
             )
-        if info.is_dir() or not name.parts or len(_kept(name.parts)) < len(name.parts):
+        is_system_file = len(_without_system_files(name.parts)) < len(name.parts)
+        if info.is_dir() or not name.parts or is_system_file:
             continue
         if str(name) in members:
-            raise UserError(f"{path}: the member {info.filename!r} is there twice")
+            raise UserError(f"{path}: the member {info.filename!r} occurs twice")
         members[str(name)] = _Member(path, info.filename)
     return members
 
 
 def _check_size(info: zipfile.ZipInfo, member: _Member) -> None:
-    """Refuses what would fill the memory. zipfile reads no more than the declared sizes."""
+    """Raises UserError above the size limits. zipfile never reads more than the declared size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{member}: an unusual compression: unpack it and name the directory")
     if info.file_size > _most(info.compress_size):
         raise UserError(
-            f"{member}: refused, for it unpacks from {info.compress_size:,} to "
-            f"{info.file_size:,} bytes; if it is to be trusted, unpack it and name the directory"
+            f"{member}: refused because it unpacks from {info.compress_size:,} to "
+            f"{info.file_size:,} bytes: if you trust it, unpack it and name the directory"
         )
 
 
 def _most(packed: int) -> int:
-    """How many bytes so many packed ones may become."""
+    """The maximum unpacked size, in bytes, for a packed size."""
     return min(MAX_MEMBER_BYTES, max(SMALL_BYTES, MAX_EXPANSION * packed))

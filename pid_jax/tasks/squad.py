@@ -1,9 +1,8 @@
-"""SQuAD 1.1 and 2.0, and RadQA: the questions on a paragraph, asked of it at once.
+"""SQuAD 1.1 and 2.0, and RadQA: a paragraph as the document, its questions as the prompts.
 
 All share a layout: {"data": [{"paragraphs": [{"context": ..., "qas": [{"id", "question",
 "answers": [{"text", "answer_start"}], "is_impossible"}]}]}]}. A directory or a .zip has a file for
-each split; any one file can be read, too, as whatever split is asked for. RadQA has to be fetched
-from PhysioNet by whoever may.
+each split. A single file serves as any split. RadQA needs credentials of PhysioNet.
 
 Defined by Rajpurkar et al. 2016 (arXiv 1606.05250) and 2018 (arXiv 1806.03822), and Soni et al.
 2022 (RadQA, LREC).
@@ -27,27 +26,28 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QuestionAnswering:
-    """One paragraph a document, its questions the prompts, the first answer the target.
+    """A paragraph is a document, its questions are the prompts, the first answer is the target.
 
-    A question whose answers the file does not have can be answered, but not scored.
+    Questions without answers in the file can be predicted, but not scored.
     """
 
     name: ClassVar[str]
     data: ClassVar[str]
     rules: ClassVar[Version]
-    """Whose official evaluation scores it."""
-    # The file names of each split, the first one that is there counts.
+    """The SQuAD version whose official evaluation applies."""
     files: ClassVar[Mapping[str, Sequence[str]]]
+    """The file names of each split. The first present one is read."""
 
     @property
     def negative_target(self) -> str | None:
-        """What stands for "there is no answer"; None where there always is one."""
+        """The target of questions without an answer, or None if every question has one."""
         return None
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
-        """One example for each paragraph that is asked about, in the order of the file.
+        """One example for each paragraph with questions, in the order of the file.
 
-        Raises UserError for a missing split and for a malformed file, naming the paragraph.
+        Raises MissingData for a missing split and UserError for a malformed file, naming the
+        paragraph.
         """
         check_split(split)
         source = SourceFiles(path)
@@ -55,7 +55,7 @@ class QuestionAnswering:
         return self._examples(source.where(name), source.read_json(name))
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Exact match and F1 over all questions, as `pid_jax.metrics.squad` has them."""
+        """Exact match and F1 in percent over all questions. See `pid_jax.metrics.squad`."""
         references: dict[str, Sequence[str]] = {}
         answers: dict[str, str] = {}
         for example in examples:
@@ -92,7 +92,7 @@ class QuestionAnswering:
                         source.path, self.files[split][0], name, split,
                     )  # fmt: skip
                 return name
-        return source.only(*self.files[split])  # says what is there
+        return source.only(*self.files[split])  # raises MissingData, naming the present files
 
     def _examples(self, where: str, content: Any) -> Iterator[Example]:
         articles = field(content, "data", list, where)
@@ -141,19 +141,19 @@ class QuestionAnswering:
                 field(question, "answers", list, where) if "answers" in question else (), start=1
             )
         ]
-        # Of a test set for predictions only, published files have "answers": [] and nothing else.
+        # Published test sets for prediction only have "answers": [] and no "is_impossible".
         if not answers and "is_impossible" not in question:
             return Subtask(identifier, prompt)
         target = answers[0] if answers else self.negative_target
         if target is None:
             raise UserError(
-                f"{where}: it has no answer, which in {self.data} cannot be: is this SQuAD 2.0 "
+                f"{where}: it has no answer, but {self.data} requires one: is this SQuAD 2.0 "
                 "(task squad2)?"
             )
         if answers and target.strip() == self.negative_target:
             raise UserError(
-                f"{where}: its answer {target!r} is what stands for no answer: choose another "
-                "text for that by the task's option no_answer"
+                f"{where}: its answer {target!r} is the text for questions without an answer: "
+                "choose another text with the task option no_answer"
             )
         return Subtask(identifier, prompt, target, references=tuple(answers))
 
@@ -183,8 +183,8 @@ class _WithNoAnswer(QuestionAnswering):
     def __post_init__(self) -> None:
         if not self.no_answer or self.no_answer != self.no_answer.strip():
             raise UserError(
-                f"task option no_answer={self.no_answer!r}: it must be a text that neither begins "
-                "nor ends with white space"
+                f"task option no_answer={self.no_answer!r}: it must be a non-empty text without "
+                "white space at either end"
             )
 
     @property

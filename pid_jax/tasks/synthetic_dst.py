@@ -1,10 +1,9 @@
 """Synthetic dialogues about a hotel, a restaurant and a taxi, with their states.
 
-No download, no licence, and as many dialogues as are asked for: enough to train a small model
-from scratch and see prompt-in-decoder work. The language (`synthetic_language.py`) is small and
-unambiguous; what has to be learnt is what makes dialogue states hard: values spread over several
-turns, corrected, offered and accepted, carried over from one domain to the next, or declared
-unimportant.
+The dialogues need no download and no licence, and suffice to train a small model from scratch.
+The language (`synthetic_language.py`) is small and unambiguous. The dialogues have the typical
+difficulties of dialogue states: values that are spread over several turns, corrected, offered
+and accepted, taken from an earlier domain, or declared unimportant.
 """
 
 import random
@@ -21,8 +20,8 @@ from pid_jax.tasks import synthetic_language as language
 from pid_jax.tasks.dialogue_state import DONTCARE, DialogueStateTask, Slot, document_text
 from pid_jax.tasks.task import check_split
 
-# Which domains a dialogue goes through, and how often. A taxi comes last, for it may refer to
-# the places before it.
+# The domains of a dialogue in order, and their weights. A taxi comes last, because it may refer
+# to the hotel or restaurant before it.
 _ITINERARIES = {
     ("hotel",): 2,
     ("restaurant",): 2,
@@ -35,7 +34,7 @@ _ITINERARIES = {
     ("restaurant", "hotel", "taxi"): 1,
 }
 _MAX_TURNS = 4
-# Of 8 dialogues, by a hash of how they begin, 6 may be trained on.
+# The split of a dialogue, by a hash of its first turns: 6 of 8 are training dialogues.
 _SPLIT_OF_HASH = ("train",) * 6 + ("validation", "test")
 
 
@@ -43,8 +42,9 @@ _SPLIT_OF_HASH = ("train",) * 6 + ("validation", "test")
 class SyntheticDialogueState(DialogueStateTask):
     """Dialogues drawn from `seed`, the same on every machine.
 
-    Splits cannot overlap, whatever the seeds: a hash of a dialogue's first two user turns says
-    which split it may appear in, so no document from the second turn on is in two splits.
+    A hash of a dialogue's first two user turns determines its split. So no document from the
+    second turn on is in two splits, even with different seeds. Raises UserError for a number of
+    dialogues below 1.
     """
 
     seed: int = 0
@@ -72,7 +72,7 @@ class SyntheticDialogueState(DialogueStateTask):
         return {"data": f"synthetic_dst, seed {self.seed}", "normalisation": "none needed"}
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
-        """One example for each user turn. There is no file: `path` is None or ""."""
+        """One example for each user turn. Raises UserError unless `path` is None or ""."""
         check_split(split)
         if path is not None and str(path) != "":
             raise UserError(f"synthetic_dst is generated and reads no file: got path {path}")
@@ -93,15 +93,15 @@ class SyntheticDialogueState(DialogueStateTask):
 
 
 def _split_of(dialogue: "_Dialogue") -> str:
-    beginning = document_text(dialogue.utterances[: dialogue.user_turns[1][0]])
-    return _SPLIT_OF_HASH[crc32(beginning.encode()) % len(_SPLIT_OF_HASH)]
+    first_turns = document_text(dialogue.utterances[: dialogue.user_turns[1][0]])
+    return _SPLIT_OF_HASH[crc32(first_turns.encode()) % len(_SPLIT_OF_HASH)]
 
 
 class _Dialogue:
-    """One random dialogue, of 2 to `_MAX_TURNS` user turns, written as it is constructed.
+    """One random dialogue of 2 to `_MAX_TURNS` user turns.
 
-    `utterances` are (speaker, text); `user_turns` has, for each user turn, how many utterances
-    there are up to and including it, and the cumulative state after it.
+    `utterances` are pairs of speaker and text. `user_turns` has, for each user turn, the number of
+    utterances up to and including it, and the cumulative state after it.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -113,16 +113,16 @@ class _Dialogue:
         self.corrected: set[str] = set()
 
         (itinerary,) = rng.choices(list(_ITINERARIES), weights=list(_ITINERARIES.values()))
-        for place, domain in enumerate(itinerary):
-            self._open(domain, itinerary[:place])
-            domains_to_come = len(itinerary) - place - 1
+        for index, domain in enumerate(itinerary):
+            self._open(domain, itinerary[:index])
+            domains_to_come = len(itinerary) - index - 1
             turns_to_spare = _MAX_TURNS - len(self.user_turns) - domains_to_come
             extra_turns = rng.randint(0 if len(itinerary) > 1 else 1, 2)
             for _ in range(min(extra_turns, turns_to_spare)):
-                self._continue(domain, taxi_follows="taxi" in itinerary[place + 1 :])
+                self._continue(domain, taxi_follows="taxi" in itinerary[index + 1 :])
 
     def _open(self, domain: str, earlier: tuple[str, ...]) -> None:
-        """The user turns to a domain, perhaps taking over an area from an earlier one."""
+        """The user starts a domain and may reuse the area of an earlier one."""
         rng = self.rng
         if self.utterances:
             self._system(rng.choice(language.CLOSINGS), confirming=self.latest_slot)
@@ -160,7 +160,7 @@ class _Dialogue:
         weights = []
         if name in language.OFFERS and name not in self.state:
             moves.append((self._decide_on_offer, name))
-            # A taxi is the more interesting for having somewhere named to go.
+            # A taxi can refer to a name only if the state has one.
             weights.append(3 if taxi_follows else 1)
         if unknown:
             moves.append((self._answer, self.rng.choice(unknown)))
@@ -168,7 +168,7 @@ class _Dialogue:
         if correctable:
             moves.append((self._correct, self.rng.choice(correctable)))
             weights.append(1)
-        # Never empty: a domain has more slots than a dialogue has turns to correct them in.
+        # Never empty, because a domain has more slots than a dialogue has turns.
         ((move, slot),) = self.rng.choices(moves, weights)
         move(slot)
 
@@ -201,9 +201,9 @@ class _Dialogue:
         self._user(self.rng.choice(language.CORRECTIONS[slot]).format(self._value(slot)))
 
     def _value(self, slot: str) -> str:
-        """Gives the slot a new value, and returns what the user calls it."""
+        """Sets the slot to a new value, and returns the user's phrase for it."""
         rng = self.rng
-        # A taxi does not go where it comes from.
+        # The destination of a taxi differs from its departure.
         taken = {self.state.get(slot)}
         if slot in ("taxi-departure", "taxi-destination"):
             taken |= {self.state.get("taxi-departure"), self.state.get("taxi-destination")}
@@ -229,14 +229,14 @@ class _Dialogue:
         self.user_turns.append((len(self.utterances), dict(self.state)))
 
     def _system(self, text: str, confirming: str = "") -> None:
-        """The system speaks; now and then it first repeats the value of the slot `confirming`."""
-        beginning = ""
+        """Adds a system utterance, which may first repeat the value of the slot `confirming`."""
+        opening = ""
         value = self.state.get(confirming, DONTCARE)
         if confirming in language.CONFIRMATIONS and value != DONTCARE and self.rng.random() < 0.4:
-            beginning = self.rng.choice(language.CONFIRMATIONS[confirming]).format(value)
+            opening = self.rng.choice(language.CONFIRMATIONS[confirming]).format(value)
         elif self.rng.random() < 0.4:
-            beginning = self.rng.choice(language.ACKNOWLEDGEMENTS)
-        self.utterances.append(("system", _with_articles(f"{beginning} {text}")))
+            opening = self.rng.choice(language.ACKNOWLEDGEMENTS)
+        self.utterances.append(("system", _with_articles(f"{opening} {text}")))
 
 
 def _slots_of(domain: str, table: Mapping[str, object]) -> list[str]:

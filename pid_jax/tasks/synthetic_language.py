@@ -1,7 +1,7 @@
-"""The language of the synthetic dialogues: slots, values, and every sentence that can be said.
+"""The language of the synthetic dialogues: slots, values and sentences.
 
-A sentence is a format string whose fields are slots: saying it sets those slots. Each names
-its domain, or answers a question that does, so that a reader can always tell the state.
+A sentence is a format string whose fields are the slots that it sets. Every sentence names its
+domain, or answers a question that does, so the dialogue determines the state.
 """
 
 DESCRIPTIONS = {
@@ -56,7 +56,7 @@ VALUES = {
     "taxi-leaveat": tuple(f"{hour:02d}:15" for hour in range(8, 20)),
 }
 
-# How a value may be said, where that is not only by its own name.
+# The phrases for values that have several.
 PARAPHRASES = {
     "cheap": ("cheap", "inexpensive"),
     "moderate": ("moderate", "reasonable"),
@@ -69,7 +69,7 @@ PARAPHRASES = {
     "6": ("6", "six"),
 }
 
-# The user turns to a domain.
+# The user starts a domain.
 OPENINGS = {
     "hotel": (
         "i need a {hotel-pricerange} hotel in the {hotel-area}",
@@ -104,7 +104,7 @@ OPENINGS = {
     ),
 }
 
-# An opening that takes a value over from another domain: (opening's domain, other domain).
+# An opening that reuses a value of another domain: (domain of the opening, other domain).
 SAME_AREA = {
     ("restaurant", "hotel"): (
         "i need a {restaurant-food} restaurant in the same area as the hotel",
@@ -116,7 +116,7 @@ SAME_AREA = {
     ),
 }
 
-# What a place may be called once it has a name in the state: the value is that name.
+# References to a hotel or restaurant whose name is in the state. The value is that name.
 REFERENCES = {"hotel": ("the hotel", "my hotel"), "restaurant": ("the restaurant",)}
 
 # The user adds that a slot does not matter.
@@ -156,7 +156,7 @@ ANSWERS = {
 }
 INDIFFERENT_ANSWERS = ("i do not care", "it does not matter", "anything is fine", "no preference")
 
-# The system offers a name; the user takes it, leaves it, or names another.
+# The system offers a name. The user accepts it, declines it, or names another.
 OFFERS = {
     "hotel-name": ("how about the hotel {} ?", "i recommend {} , shall i book the hotel ?"),
     "restaurant-name": (
@@ -184,7 +184,7 @@ CORRECTIONS = {
     "taxi-leaveat": ("actually make it a taxi at {}", "sorry , i meant a taxi at {}"),
 }
 
-# What the system may begin with, and how it hands over.
+# Parts of system utterances.
 ACKNOWLEDGEMENTS = ("ok", "sure", "all right", "of course")
 CONFIRMATIONS = {
     "hotel-area": ("ok , a hotel in the {}",),

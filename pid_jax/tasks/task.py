@@ -1,4 +1,4 @@
-"""What every benchmark offers: examples to read, and a score for predictions."""
+"""The interface of tasks: reading examples and scoring predictions."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ Predictions = Mapping[str, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Report:
-    """A score, and what it was computed under.
+    """Scores and the conventions behind them.
 
-    `policy` names every convention that changes the figures (data version, normalisation, ...):
-    a printed score without it cannot be compared. `tables` split the score up, each by one view:
+    `policy` names every convention that affects the scores (data version, normalisation, ...).
+    Scores are comparable only under the same policy. `tables` break the scores down, for example
     {"accuracy per slot": {"hotel-area": 0.9, ...}}.
     """
 
@@ -34,59 +34,59 @@ class Report:
 
 
 class Task(Protocol):
-    """How a data set becomes examples, and how predictions are scored."""
+    """Reads a data set as examples, and scores predictions for them."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def negative_target(self) -> str | None:
-        """The target that says "nothing here" ("none" for dialogue states), if there is one."""
+        """The target that means "nothing here" ("none" for dialogue states), or None."""
 
     def examples(self, path: str | Path | None, split: str) -> Iterator[Example]:
         """Reads one of the splits "train", "validation", "test", in the order of the source.
 
-        Raises MissingData, when it is called or for the first example, if the source has no such
-        split.
+        Raises MissingData if the source has no such split, at the call or at the first example.
         """
 
     def score(self, examples: Sequence[Example], predictions: Predictions) -> Report:
-        """Scores `predictions[example id][subtask id]`. A missing prediction is a UserError."""
+        """Scores predictions[example id][subtask id]. Raises UserError for a missing one."""
 
 
 def scoring_option(default: T) -> T:
-    """A field of a task that decides how it is scored; its examples are the same whatever it is."""
+    """A dataclass field of a task that affects scoring only, not the examples."""
     value: T = dataclasses.field(default=default, metadata={_SCORING: True})
     return value
 
 
-def reading_options(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a task's examples depend on, defaults included.
+def reading_options(task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that affect a task's examples, including defaults.
 
-    Of a task that is no dataclass, those `given` to make it.
+    options: the options that created the task, returned for tasks that are no dataclass.
     """
-    made: Any = task  # mypy knows of no Task that is a dataclass
-    if not dataclasses.is_dataclass(made):
-        return dict(given)
+    instance: Any = task  # mypy knows no Task that is a dataclass
+    if not dataclasses.is_dataclass(instance):
+        return dict(options)
     return {
         option.name: getattr(task, option.name)
-        for option in dataclasses.fields(made)
+        for option in dataclasses.fields(instance)
         if _SCORING not in option.metadata
     }
 
 
 def reader_version(task: Task) -> int:
-    """Which version of the task's reader this is: its attribute `reader_version`, or 1."""
+    """The version of the task's reader: its attribute `reader_version`, or 1."""
     return int(getattr(task, "reader_version", 1))
 
 
 def check_split(split: str) -> None:
+    """Raises UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
 
 
 def prediction_for(predictions: Predictions, example_id: str, subtask_id: str) -> str:
-    """The predicted text, or a UserError: a missing one must not shrink the denominator."""
+    """The predicted text. Raises UserError if it is missing, because every subtask counts."""
     if example_id not in predictions:
         raise UserError(f"no prediction for example {example_id!r}: every example must have one")
     subtasks = predictions[example_id]
@@ -99,7 +99,7 @@ def prediction_for(predictions: Predictions, example_id: str, subtask_id: str) -
 
 
 def target_of(example: Example, subtask: Subtask) -> str:
-    """The target, or a UserError: there is nothing to score against."""
+    """The target. Raises UserError for a subtask without one."""
     if subtask.target is None:
         raise UserError(
             f"subtask {subtask.id!r} of example {example.id!r} has no target to score against"

@@ -1,6 +1,6 @@
-"""How every reader opens text: UTF-8, with or without a byte order mark, plain or packed by gzip.
+"""Text files: UTF-8, with or without a byte order mark, plain or compressed with gzip.
 
-What a file is shows in its first bytes, not in its name.
+The first bytes of a file determine its format, not its name.
 """
 
 import gzip
@@ -14,12 +14,12 @@ from typing import IO, BinaryIO
 
 from pid_jax.errors import UserError
 
-# What reading damaged bytes raises, of a file, of a member of a .zip and of gzip.
+# Errors of reading a damaged file, zip member or gzip stream.
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
-# First bytes of what people name by mistake.
+# First bytes of other formats.
 _OTHER_KINDS = {
     b"PK\x03\x04": "a .zip",
     b"BZh": "packed by bzip2",
@@ -35,7 +35,7 @@ _FIRST_BYTES = max(map(len, _OTHER_KINDS))
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A file and the text in it, as `text_of` has it. Raises UserError if it cannot be opened."""
+    """The open file, and its text as of `text_of`. Raises UserError if it cannot be opened."""
     with ExitStack() as stack:
         with readable(path):
             file = stack.enter_context(Path(path).open("rb"))
@@ -43,11 +43,11 @@ def opened(path: str | Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def text_of(file: IO[bytes], where: str | Path, *, most: int | None = None) -> BinaryIO:
-    """The UTF-8 text in `file`, unpacked if gzip has packed it, without a byte order mark.
+    """The UTF-8 bytes of `file`, decompressed if gzip, without a byte order mark.
 
-    The bytes are read as they are asked for and not decoded here. `where` names the file in
-    messages. Raises UserError, now or while it is read, for what cannot be read or unpacked, for
-    UTF-16 and UTF-32, for other packed formats, and for gzip's that unpack to over `most` bytes.
+    The stream is lazy and does not decode. where: the file's name in messages. most: maximum
+    decompressed size in bytes. Raises UserError, at the call or during reading, for unreadable
+    files, UTF-16, UTF-32, other formats, and gzip files above `most`.
     """
     with readable(where):
         first = file.read(_FIRST_BYTES)
@@ -56,12 +56,12 @@ def text_of(file: IO[bytes], where: str | Path, *, most: int | None = None) -> B
             unpacked = gzip.GzipFile(fileobj=text)
             first = unpacked.read(_TAR_AT + len(_TAR))
             text = io.BufferedReader(_Stream(first, unpacked, where, most))
-    for beginning, kind in _OTHER_KINDS.items():
-        if first.startswith(beginning):
+    for prefix, kind in _OTHER_KINDS.items():
+        if first.startswith(prefix):
             raise UserError(f"{where}: it is {kind}, not text: unpack it, or save it as UTF-8 text")
     if first[_TAR_AT:] == _TAR:
-        raise UserError(f"{where}: it is a .tar.gz of files: unpack it, and name what is inside")
-    # UTF-16 and UTF-32 begin with a mark of theirs, or have a null byte in the first character.
+        raise UserError(f"{where}: it is a .tar.gz of files: unpack it and name a file in it")
+    # UTF-16 and UTF-32 have a byte order mark, or a null byte in the first character.
     if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first[:2]:
         raise UserError(f"{where}: not UTF-8 but UTF-16, UTF-32 or no text: save the file as UTF-8")
     if first.startswith(BYTE_ORDER_MARK):
@@ -70,7 +70,10 @@ def text_of(file: IO[bytes], where: str | Path, *, most: int | None = None) -> B
 
 
 def decoded(line: bytes, where: str) -> str:
-    """A line's text, or a UserError. Files that were joined have byte order marks inside, too."""
+    """A line's text, without the byte order marks of concatenated files.
+
+    Raises UserError unless it is UTF-8.
+    """
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,13 +81,13 @@ def decoded(line: bytes, where: str) -> str:
 
 
 def not_utf8(where: str, position: int) -> UserError:
-    """What to say of bytes that are no UTF-8 at `position`."""
+    """The error for bytes that are not UTF-8 at `position`, counted from 0."""
     return UserError(f"{where}: not UTF-8 at byte {position + 1}: save the file as UTF-8")
 
 
 @contextmanager
 def readable(where: object, errors: tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
-    """Turns what damaged or missing files raise into a UserError."""
+    """Turns the errors of damaged or missing files into UserError."""
     try:
         yield
     except UserError:
@@ -94,12 +97,12 @@ def readable(where: object, errors: tuple[type[Exception], ...] = UNREADABLE) ->
         raise UserError(
             f"{where}: cannot be read ({reason})"
             if reason
-            else f"{where}: cannot be read ({error}): is the download complete, and not encrypted?"
+            else f"{where}: cannot be read ({error}): is the download complete and not encrypted?"
         ) from error
 
 
 class _Stream(io.RawIOBase):
-    """`first`, which was read of `file` already, and the rest of it."""
+    """The bytes `first`, which were already read from `file`, and the rest of `file`."""
 
     def __init__(
         self,
@@ -126,15 +129,15 @@ class _Stream(io.RawIOBase):
         self._read += len(piece)
         if self._most is not None and self._read > self._most:
             raise UserError(
-                f"{self._where}: refused, for it unpacks to over {self._most:,} bytes; if it is to "
-                "be trusted, unpack it and name the result"
+                f"{self._where}: refused because it unpacks to over {self._most:,} bytes: if you "
+                "trust it, unpack it and name the result"
             )
         buffer[: len(piece)] = piece
         return len(piece)
 
 
 def _some(file: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
-    """At least a byte, unless the file has ended: a pipe is read as it is written."""
+    """Up to `most` bytes, at least one before the end. Does not wait for a pipe to fill."""
     read1 = getattr(file, "read1", file.read)
     piece: bytes = read1(most)
     return piece

@@ -1,4 +1,4 @@
-"""Scores of predicted texts, chosen by name: built in, or a function of the user's own."""
+"""Metrics of predicted texts by name: built in, or a user's own function."""
 
 import functools
 import inspect
@@ -14,21 +14,23 @@ from pid_jax.tasks.imported import imported
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Share of predictions equal to their reference, without white space at the ends."""
     pairs = zip(predictions, references, strict=True)
-    return sum(said.strip() == gold.strip() for said, gold in pairs) / len(references)
+    return sum(predicted.strip() == gold.strip() for predicted, gold in pairs) / len(references)
 
 
 def f1(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Mean token F1 in [0, 1], by the rules of SQuAD."""
     return sum(map(token_f1, predictions, references)) / len(references)
 
 
 def rouge_tokenizer(name: str) -> Tokenizer | None:
-    """What "module:function" names, None for "". Raises UserError if there is no such function."""
+    """The function "module:function", or None for "". Raises UserError if it does not exist."""
     return imported(name, "tokenizer") if name else None
 
 
 def rouge_policy(tokenizer: str) -> str:
-    """How ROUGE is computed, with the tokenizer of that name."""
+    """Describes ROUGE with the tokenizer of this name, for a report."""
     tokens = f"tokens by {tokenizer}" if tokenizer else "words of the letters a to z and digits"
     return f"rouge_score, F-measure, no stemming, {tokens}"
 
@@ -41,15 +43,15 @@ _BUILT_IN: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 class TextScores:
-    """Functions of (predictions, references), two lists of equal length, one text a subtask.
+    """Functions of predictions and references, two lists of equal length, one text per subtask.
 
-    `names` are separated by commas: exact_match, f1, rouge (rouge1, rouge2, rougeL, rougeLsum),
-    or "module:function" for one's own, imported here. That returns a number, which is reported
-    under the function's name, or a dict from names to numbers. `tokenizer` names ROUGE's, as
-    `rouge_tokenizer` takes it.
+    names: separated by commas: exact_match, f1, rouge (rouge1, rouge2, rougeL, rougeLsum), or
+    "module:function" for your own. Such a function returns a number, reported under the
+    function's name, or a dict from names to numbers. tokenizer: "module:function", the tokenizer
+    of ROUGE.
 
-    Raises UserError for a name that is not known, a module that cannot be imported and a
-    function that is not there or does not take two arguments.
+    Raises UserError for an unknown name, a module or function that cannot be imported, and a
+    function that does not take two arguments.
     """
 
     def __init__(self, names: str, *, tokenizer: str = "") -> None:
@@ -70,12 +72,12 @@ class TextScores:
         tokens = rouge_tokenizer(tokenizer)
         if tokens is not None:
             if "rouge" not in self._functions:
-                raise UserError(f"the tokenizer {tokenizer} is for rouge, which is not asked for")
+                raise UserError(f"the tokenizer {tokenizer} needs rouge among the metrics")
             self._functions["rouge"] = functools.partial(rouge, tokenizer=tokens)
             self.policy["rouge"] = rouge_policy(tokenizer)
 
     def __call__(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """All scores by name. Raises UserError for a function that returns anything else."""
+        """All scores by name. Raises UserError if a function returns other values."""
         scores: dict[str, float] = {}
         for name, function in self._functions.items():
             result = function(list(predictions), list(references))
@@ -88,9 +90,9 @@ class TextScores:
                         f"it returned {value!r} for {key!r}"
                     )
                 if not math.isfinite(value):
-                    raise UserError(f"metric {name} returned {value} for {key!r}: no number")
+                    raise UserError(f"metric {name} returned {value} for {key!r}: not finite")
                 if key in scores:
-                    raise UserError(f"metric {name}: there is a score called {key!r} already")
+                    raise UserError(f"metric {name}: another score is called {key!r}")
                 scores[key] = float(value)
         return scores
 
@@ -103,6 +105,6 @@ def _own(name: str) -> Callable[..., Any]:
         raise UserError(
             f"metric {name}: it must take two lists, predictions and references ({error})"
         ) from error
-    except ValueError:  # some functions written in C do not say what they take
+    except ValueError:  # some functions written in C have no signature
         pass
     return function

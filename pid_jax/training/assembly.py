@@ -1,4 +1,4 @@
-"""What a run is made of, put together from its configuration: data, model, first state."""
+"""The parts of a run, created from its configuration: task, data, model, tokenizer, batches."""
 
 import dataclasses
 import functools
@@ -45,7 +45,8 @@ def task_of(config: ConfigDict) -> tasks.Task:
 def examples_of(config: ConfigDict, split: str) -> Iterable[Example]:
     """The examples of a split, from the source or the prepared data set at config.data.path.
 
-    Those of a data set are a sequence, read when they are asked for.
+    A prepared data set is a sequence that reads examples on access. Raises UserError for missing
+    or malformed data.
     """
     task = task_of(config)
     options = tasks.reading_options(task, config.data.options.to_dict())
@@ -58,15 +59,15 @@ def examples_of(config: ConfigDict, split: str) -> Iterable[Example]:
 
 def read_examples(config: ConfigDict, split: str) -> Sequence[Example]:
     """All examples of a split. Raises UserError for an empty one."""
-    found = examples_of(config, split)
-    examples = found if isinstance(found, Sequence) else list(found)
+    source = examples_of(config, split)
+    examples = source if isinstance(source, Sequence) else list(source)
     if not examples:
         raise UserError(f"task {config.data.task}: the split {split!r} has no examples")
     return examples
 
 
 def limits(config: ConfigDict) -> Limits:
-    """The most tokens of a document, a prompt and a target."""
+    """The maximum numbers of tokens of a document, a prompt and a target."""
     return Limits(
         document_tokens=config.data.document_tokens,
         prompt_tokens=config.data.prompt_tokens,
@@ -76,7 +77,7 @@ def limits(config: ConfigDict) -> Limits:
 
 
 def activation_dtype(config: ConfigDict) -> Any:
-    """The dtype of activations: "auto" is bfloat16 where matrix units are made for it."""
+    """The dtype of activations: "auto" is float32 on a CPU and bfloat16 elsewhere."""
     if config.model.dtype == "auto":
         return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     return _DTYPES[config.model.dtype]
@@ -85,9 +86,10 @@ def activation_dtype(config: ConfigDict) -> Any:
 def new_model(
     config: ConfigDict, examples: Sequence[Example]
 ) -> tuple[EncoderDecoder, Params | None, Tokenizer]:
-    """The model of a run that begins, its parameters (None: to be drawn), its tokenizer.
+    """The model of a new run, its parameters (None: to be initialised), and its tokenizer.
 
-    `examples` are the training examples, for a tokenizer that is trained on them.
+    examples: the training examples, to train a tokenizer on. Raises UserError for a checkpoint
+    without a tokenizer.
     """
     if config.model.init:
         start = PidModel.from_pretrained(config.model.init)
@@ -116,10 +118,13 @@ def new_model(
 
 
 def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, Tokenizer]:
-    """The model and tokenizer that `save_model` wrote, with this run's dropout and dtype."""
+    """The model and tokenizer that `save_model` wrote, with this run's dropout and dtype.
+
+    Raises UserError if the tokenizer is missing.
+    """
     tokenizer = huggingface.load_tokenizer(directory)
     if tokenizer is None:
-        raise UserError(f"{directory} has lost its tokenizer: the run cannot go on")
+        raise UserError(f"{directory} has no tokenizer: the run cannot continue")
     return _build(config, huggingface.read_config(directory)), tokenizer
 
 
@@ -127,7 +132,7 @@ def _build(config: ConfigDict, architecture: Any) -> EncoderDecoder:
     architecture = dataclasses.replace(
         architecture,
         dropout_rate=config.train.dropout_rate,
-        forced_bos_token_id=None,  # targets begin with the answer itself: so will outputs
+        forced_bos_token_id=None,  # targets have no such token, so neither will outputs
     )
     return models.build(architecture, activation_dtype(config))
 
@@ -138,15 +143,15 @@ def save_model(
     tokenizer: Tokenizer,
     generation: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Writes everything of the model that training does not change."""
+    """Writes the configuration, the tokenizer and the generation configuration of a model."""
     huggingface.save_config(directory, model.config, tokenizer, generation=generation)
 
 
 def generation_of(config: ConfigDict) -> dict[str, Any]:
-    """How the checkpoint that a run begins with chooses its outputs, but for their lengths.
+    """The generation configuration of the initial checkpoint, without limits on lengths.
 
-    Those are of what the checkpoint was trained for: a summary's least length would be wrong for
-    this run's answers.
+    Such limits suit the outputs that the checkpoint was trained for, for example summaries, not
+    those of this run.
     """
     if not config.model.init:
         return {}
@@ -158,8 +163,8 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
     lengths = {key: value for key, value in content.items() if key in generation_config.LENGTHS}
     if lengths:
         log.info(
-            "%s: the run does not keep %s of its generation_config.json: answers are of this "
-            "run's lengths",
+            "%s: the run ignores %s of its generation_config.json, because lengths depend on the "
+            "task",
             config.model.init,
             ", ".join(f"{key}={value}" for key, value in lengths.items()),
         )
@@ -169,9 +174,10 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
 def tokenize(
     config: ConfigDict, examples: Iterable[Example], model: EncoderDecoder, tokenizer: Tokenizer
 ) -> TokenizedExamples:
-    """The examples in token ids, cut to the run's limits.
+    """The examples as token ids, truncated to the run's limits.
 
-    Raises UserError for limits beyond those of the model.
+    Raises UserError for limits above the model's positions, and for tokens that the model cannot
+    read.
     """
     lengths = limits(config)
     _check_positions(config.method, lengths, model.config)
@@ -183,18 +189,18 @@ def tokenize(
         text_of=Detokenizer(tokenizer, control_token_ids(model.config)).text,
     )
     # A tokenizer may have more tokens than the model: bart-large-cnn's <mask> has no embedding.
-    found = models.why_unreadable(model.config, tokenized.tokens.tolist())
-    if found is not None:
-        token, why = found
+    unreadable = models.why_unreadable(model.config, tokenized.tokens.tolist())
+    if unreadable is not None:
+        token, why = unreadable
         raise UserError(
-            f"the tokenizer makes the token id {token} ({tokenizer.decode([token])!r}) of some "
-            f"text, {why}: do the model and the tokenizer belong together?"
+            f"the tokenizer produced the token id {token} ({tokenizer.decode([token])!r}), {why}: "
+            "is this the tokenizer of the model?"
         )
     return tokenized
 
 
 def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
-    """Raises UserError, naming the keys, where an example at all limits does not fit the model."""
+    """Raises UserError, naming the keys, if an example of maximum size does not fit the model."""
     prompts = [[0] * limits.prompt_tokens]
     longest = TokenizedExample(
         "", [0] * limits.document_tokens, prompts, [[0] * limits.target_tokens]
@@ -211,7 +217,7 @@ def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
     most = architecture.max_document_tokens if of_document else architecture.max_decoder_tokens
     raise UserError(
         f'{keys}: the model\'s {stack} has positions for {most} tokens under "{method}". '
-        "Make them smaller"
+        "Reduce the limits"
     )
 
 
@@ -247,7 +253,7 @@ def evaluation_batches(
 
 
 def evenly_spaced(examples: Sequence[Example], number: int) -> Sequence[Example]:
-    """`number` of the examples from all over the sequence; all of them for 0."""
+    """`number` evenly spaced examples of the sequence, or all of them for 0."""
     if number == 0 or number >= len(examples):
         return examples
     return [examples[i * len(examples) // number] for i in range(number)]
@@ -267,7 +273,7 @@ def _batch_options(
 
 
 def _texts(examples: Sequence[Example]) -> Iterator[str]:
-    """Every document, and every prompt and target as often as it occurs."""
+    """Every document, and every occurrence of a prompt or target."""
     for example in examples:
         yield example.document
         for subtask in example.subtasks:
@@ -290,5 +296,5 @@ def _vocabulary(tokenizer: Any) -> int:
 def _special(tokenizer: Any, name: str) -> int:
     value = getattr(tokenizer, name, None)
     if value is None:
-        raise UserError(f"the tokenizer has no {name.removesuffix('_id')}: a model needs one")
+        raise UserError(f"the tokenizer has no {name.removesuffix('_id')}, which a model needs")
     return int(value)

@@ -1,7 +1,7 @@
-"""What a run has read, saved with it, so that a later command with other data is refused.
+"""Fingerprints of a run's data, to detect changes when the run resumes.
 
-`<workdir>/data.json` tells examples by their texts, whatever file, archive or prepared data set
-they are read from, and the model's description and tokenizer by their files.
+`<workdir>/data.json` has digests of the texts of the examples, independent of the file format, and
+of the files of the model's configuration and tokenizer.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ OPTIMIZER = "optimizer"
 
 
 class Examples(Iterable[Example]):
-    """Examples to be read once, and then their number and a digest of their texts."""
+    """Examples that count themselves and digest their texts during iteration. Read them once."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         self._examples = examples
@@ -42,14 +42,14 @@ class Examples(Iterable[Example]):
 
     @property
     def digest(self) -> str:
-        """Of what has been read so far."""
+        """The digest of the examples read so far, in hexadecimal."""
         return self._digest.hexdigest()
 
 
 def of_run(
     config: ConfigDict, train: Examples, validation: Examples, model: Path
 ) -> dict[str, dict[str, Any]]:
-    """By name what the run reads. Of the validation data the choice from it is part."""
+    """The fingerprints of a run by name: paths, splits, counts and digests."""
     path = str(config.data.path)
     of_model = hashlib.blake2b(digest_size=16)
     for file in sorted(model.glob("*")):
@@ -74,10 +74,10 @@ def of_run(
 
 
 def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: bool) -> None:
-    """Raises UserError where the run has read something else before, unless `other_data`.
+    """Raises UserError if the run has read other data before, unless `other_data`.
 
-    Nothing is known of runs of earlier versions. Other validation data that the configuration
-    names is no reason: it changes no training step.
+    Runs of earlier versions have no fingerprints. Validation data that differs because of the
+    configuration is allowed, because it does not affect training steps.
     """
     before = _before(workdir)
     different = [
@@ -89,17 +89,17 @@ def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: b
     ]
     if different and not other_data:
         raise UserError(
-            f"{workdir} holds a run that has read something else: {'; '.join(different)}. Use "
-            "another --workdir, restore what was there, or pass --other-data to go on with this"
+            f"{workdir} holds a run with other data: {'; '.join(different)}. Use another "
+            "--workdir, restore the earlier data, or pass --other-data to continue with this data"
         )
     for sentence in different:
-        log.warning("%s: the run goes on with the latter", sentence)
+        log.warning("%s: the run continues with the latter", sentence)
 
 
 def check_optimizer(workdir: Path, now: Mapping[str, str]) -> None:
-    """Raises UserError where the checkpoint has the state of another optimizer.
+    """Raises UserError if the checkpoint has the state of another optimizer.
 
-    Logs a warning where the state is the same, but the update computes something else.
+    now: fingerprint of the optimizer. Logs a warning if only the update differs.
     """
     before = _before(workdir).get(OPTIMIZER)
     if not isinstance(before, Mapping):
@@ -107,12 +107,12 @@ def check_optimizer(workdir: Path, now: Mapping[str, str]) -> None:
     if before.get("state", now["state"]) != now["state"]:
         raise UserError(
             f"{workdir} holds a run with another optimizer, whose state does not fit this one's. "
-            "Use another --workdir, or the optimizer of before to go on"
+            "Use another --workdir, or the earlier optimizer to continue"
         )
     if before.get("update", now.get("update")) != now.get("update"):
         log.warning(
-            "%s: the update of the optimizer was %s, is %s (another version of JAX or optax can "
-            "change this, too): the run goes on with the latter",
+            "%s: the update of the optimizer was %s, is %s (a new version of JAX or optax can also "
+            "change it): the run continues with the latter",
             workdir,
             str(before.get("update"))[:12],
             str(now.get("update"))[:12],
@@ -120,19 +120,19 @@ def check_optimizer(workdir: Path, now: Mapping[str, str]) -> None:
 
 
 def _before(workdir: Path) -> dict[str, Any]:
-    """What `write` wrote; nothing for runs of earlier versions."""
+    """The content of data.json. Empty for runs of earlier versions."""
     file = workdir / FILE
     if not file.exists():
         return {}
     try:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): remove it to go on") from error
+        raise UserError(f"{file}: cannot be read ({error}): delete it to continue") from error
     return content if isinstance(content, dict) else {}
 
 
 def write(workdir: Path, read: Mapping[str, Mapping[str, Any]]) -> None:
-    """Saves what the run reads from now on."""
+    """Writes the fingerprints to the working directory."""
     with replacing(workdir / FILE) as file:
         file.write_text(json.dumps(read, indent=2) + "\n", encoding="utf-8")
 

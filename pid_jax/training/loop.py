@@ -1,23 +1,21 @@
-"""The training loop: from a configuration and a working directory to a trained model.
+"""The training loop: trains a model from a configuration in a working directory.
 
 <workdir>/config.json       the configuration of the run
 <workdir>/data.json         fingerprints of the data and of the files in model/
-<workdir>/model/            config.json, tokenizer, generation_config.json: all but weights
-<workdir>/checkpoints/N/    the state and the data's position after step N
-<workdir>/metrics.jsonl     every step's and every evaluation's figures
-<workdir>/events.out.*      the same and the speed, for TensorBoard
+<workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
+<workdir>/checkpoints/STEP/ the state and the position of the data after a step
+<workdir>/metrics.jsonl     the metrics of every step and every evaluation
+<workdir>/events.out.*      the same metrics and the speed, for TensorBoard
 """
 
 import functools
 import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -32,18 +30,19 @@ from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.programs import CompiledFunction, Programs
-from pid_jax.training import assembly, fingerprints, step
+from pid_jax.training import assembly, fingerprints, messages, step
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.metrics_writer import MetricsWriter
 from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted, StopSignals
+from pid_jax.training.validation import evaluate
 
 log = logging.getLogger(__name__)
 
 
 class Diverged(Exception):
-    """The loss or the parameters are no longer finite. Nothing of that was saved."""
+    """The loss or the parameters are no longer finite. The state was not saved."""
 
 
 def train(
@@ -55,31 +54,23 @@ def train(
 ) -> int:
     """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
 
-    other_data: go on although the data is not what the run has read so far. optimizer: replaces
-    that of `config.optimizer`, with its clipping, weight decay and schedule. The metrics then have
-    no learning rate, and the run goes on only with an optimizer of the same state. Returns the last
-    step. Raises UserError for what the user can mend, a full disk and another process that trains
-    in `workdir` among it, Diverged where the loss is not finite, Interrupted (after saving) on
-    SIGTERM or Ctrl-C.
+    other_data: continue a run although its data has changed. optimizer: replaces that of
+    `config.optimizer`, including clipping, weight decay and schedule. The metrics then have no
+    learning rate, and the run can resume only with an optimizer of the same state. Returns the last
+    step. Raises UserError for errors that the user can correct, including a full disk and another
+    process that trains in `workdir`, Diverged if the loss is not finite, and Interrupted (after
+    saving) on SIGTERM or Ctrl-C.
     """
     if optimizer is not None:
         optimizers.check_given(optimizer)
         config = configuration.with_optimizer_from_python(config)
     workdir = Path(workdir)
-    with in_one_sentence(workdir, lambda: _what_stands(workdir)):
+    with in_one_sentence(workdir, lambda: messages.state_of(workdir)):
         workdir.mkdir(parents=True, exist_ok=True)
         with directory_lock.writing(
-            workdir, "another train.py is at work there: wait for it, or use another --workdir"
+            workdir, "another train.py uses it: wait for it, or use another --workdir"
         ):
             return _train(config, workdir, other_data, optimizer)
-
-
-def _what_stands(workdir: Path) -> str:
-    steps = saved_steps(workdir)
-    again = "Run the same command again once that is mended"
-    if steps:
-        return f"the checkpoint of step {steps[-1]} is intact. {again}, to go on from there"
-    return f"nothing was saved yet. {again}"
 
 
 def _train(
@@ -90,7 +81,8 @@ def _train(
 ) -> int:
     if (workdir / CONFIG).exists() and not contents.is_run(workdir):
         raise UserError(
-            f"{workdir / CONFIG} is not a training run's and would be lost: use another --workdir"
+            f"{workdir / CONFIG} is not that of a training run and would be overwritten: use "
+            "another --workdir"
         )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
@@ -102,7 +94,7 @@ def _train(
         return start
 
     materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
-    model, batches, held_out = materials.model, materials.batches, materials.held_out
+    model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
     about = optimizers.fingerprint(
@@ -116,7 +108,7 @@ def _train(
     train_step, evaluation_step = _programs(config, mesh, model, update, schedule, shardings)
     with RunCheckpoints(
         workdir,
-        keep_last=config.checkpoint.keep_last,
+        recent=config.checkpoint.keep_last,
         best_metric=config.checkpoint.best_metric,
     ) as checkpoints:
         if start:
@@ -125,8 +117,8 @@ def _train(
             log.info("resumed after step %d", start)
         else:
             state = _first_state(config, model, materials.params, update, shardings)
-        del materials  # frees pretrained parameters, which the state has a copy of
-        log.info("%s, %s", _describe_model(model, state), _describe_mesh(mesh))
+        del materials  # frees the pretrained parameters
+        log.info("%s, %s", messages.of_model(model, state), messages.of_mesh(mesh))
 
         number, saved, last = start, start, config.train.steps
         progress = Progress(start, last)
@@ -134,10 +126,10 @@ def _train(
         with StopSignals() as stop, MetricsWriter(workdir, resume_after=start) as writer:
 
             def report(finished: int, batch: Batch, on_device: Any) -> None:
-                """Fetches and writes the figures of a step; waits for it to be computed."""
+                """Fetches and writes the metrics of a step. Blocks until they are computed."""
                 metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
                 if not metrics.pop("finite"):
-                    raise Diverged(_divergence(finished, metrics, saved, workdir))
+                    raise Diverged(messages.divergence(finished, metrics, saved, workdir))
                 shown = finished % config.train.log_every_steps == 0 or finished == last
                 writer.write(finished, "train", metrics, events=shown)
                 progress.add(documents=config.data.batch_size, tokens=_tokens(batch))
@@ -152,19 +144,19 @@ def _train(
                     run_step = train_step.compile(state, batch, label=batch.shape)
                 if number == start:
                     _describe_run(workdir, config, read)
-                # Nothing but the batch goes to the device, and nothing comes back here: a
-                # transfer that is not written out would make the device wait.
+                # The explicit transfer of the batch is the only one. An implicit transfer would
+                # stall the device.
                 with jax.transfer_guard("disallow"):
                     state, on_device = run_step(state, jax.device_put(batch, rows))
                 number += 1
                 if pending is not None:
-                    # Step `number` is running while the figures of the one before are fetched.
+                    # Fetches the metrics of the preceding step while this one runs.
                     report(number - 1, *pending)
                 pending = batch, on_device
 
                 evaluating = number % config.evaluation.every_steps == 0 or number == last
                 if evaluating or number % config.checkpoint.every_steps == 0:
-                    # Nothing is saved before every loss up to it is known to be finite.
+                    # Saves only after all losses up to this step are known to be finite.
                     report(number, *pending)
                     pending = None
                     metrics = None
@@ -172,17 +164,17 @@ def _train(
                         if evaluating:
                             metrics = evaluate(
                                 state.params,
-                                assembly.evaluation_batches(config, held_out, model),
-                                held_out.subtask_counts,
+                                assembly.evaluation_batches(config, validation, model),
+                                validation.subtask_counts,
                                 evaluation_step,
                                 rows,
-                                # Cut short by a signal, but for the last: no rerun would make
-                                # it, and without it the best checkpoint is not known.
+                                # A signal interrupts all evaluations but the last, which a
+                                # resumed run would not repeat.
                                 stop if number < last else None,
                             )
                         if metrics is not None:
                             writer.write(number, "validation", metrics)
-                            log.info("step %d  validation: %s", number, _listed(metrics))
+                            log.info("step %d  validation: %s", number, messages.listed(metrics))
                         checkpoints.save(number, vars(state), batches, metrics)
                     saved = number
 
@@ -194,7 +186,7 @@ def _train(
             if stop.received is not None and number < last:
                 done = f"after step {number}, saved in {workdir}" if number else "before step 1"
                 raise Interrupted(
-                    stop.received, f"stopped {done}: run the same command again to go on"
+                    stop.received, f"stopped {done}: run the same command again to continue"
                 )
         log.info(
             "trained %d steps; best by %s: step %s",
@@ -205,59 +197,20 @@ def _train(
         return last
 
 
-def evaluate(
-    params: Any,
-    batches: Iterator[Batch],
-    subtask_counts: np.ndarray,
-    evaluation_step: CompiledFunction,
-    rows: jax.sharding.NamedSharding,
-    stop: StopSignals | None,
-) -> dict[str, float] | None:
-    """Teacher-forced figures over all of `batches`; None after a signal to `stop`.
-
-    loss (nats per target token), token_accuracy, exact_match (share of targets that greedy
-    decoding yields) and joint_exact_match (share of documents of which it yields every target).
-    `subtask_counts`: how many subtasks each document has, in the order of the batches.
-    """
-    loss = correct_tokens = target_tokens = 0.0
-    correct = []
-    for batch in batches:
-        if stop is not None and stop.requested:
-            return None
-        on_device = jax.device_put(batch, rows)
-        figures = jax.device_get(evaluation_step(params, on_device, label=batch.shape))
-        loss += float(figures.loss)
-        correct_tokens += float(figures.correct_tokens)
-        target_tokens += float(figures.target_tokens)
-        # Row by row this is the order of the examples and their subtasks, under PiE too.
-        correct.append(figures.correct[figures.present])
-    every = np.concatenate(correct)
-    ends = np.cumsum(subtask_counts)
-    joint = [
-        every[end - count : end].all() for end, count in zip(ends, subtask_counts, strict=True)
-    ]
-    return {
-        "loss": loss / target_tokens,
-        "token_accuracy": correct_tokens / target_tokens,
-        "exact_match": float(every.mean()),
-        "joint_exact_match": float(np.mean(joint)),
-    }
-
-
 class _Materials(NamedTuple):
-    """What a run is made of, beside its state."""
+    """The model and the data of a run."""
 
     model: EncoderDecoder
     params: Params | None
-    """Those to start from; None where the state does not come from elsewhere."""
+    """Pretrained parameters. None for new ones and for a resumed run."""
     batches: Any
-    held_out: TokenizedExamples
+    validation: TokenizedExamples
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
 
 
 def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: bool) -> _Materials:
-    """Reads the data; makes model and tokenizer, in the workdir, or reads them there."""
+    """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming."""
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
     if resuming:
@@ -267,33 +220,33 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
         generation = assembly.generation_of(config)
         assembly.save_model(workdir / MODEL, model, tokenizer, generation)
 
-    held_out_examples = assembly.evenly_spaced(
+    evaluated = assembly.evenly_spaced(
         assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
     )
-    train, validation = fingerprints.Examples(examples), fingerprints.Examples(held_out_examples)
-    source = assembly.tokenize(config, train, model, tokenizer)
-    held_out = assembly.tokenize(config, validation, model, tokenizer)
-    read = fingerprints.of_run(config, train, validation, workdir / MODEL)
+    train_texts, texts = fingerprints.Examples(examples), fingerprints.Examples(evaluated)
+    source = assembly.tokenize(config, train_texts, model, tokenizer)
+    validation = assembly.tokenize(config, texts, model, tokenizer)
+    read = fingerprints.of_run(config, train_texts, texts, workdir / MODEL)
     if resuming:
         fingerprints.check(workdir, read, other_data=other_data)
     for split, tokenized in (
         (config.data.train_split, source),
-        (config.data.validation_split, held_out),
+        (config.data.validation_split, validation),
     ):
         log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
         if (targets := tokenized.target_report()).changed:
             log.warning("%s: %s", split, targets)
-    if held_out.without_target().any():
+    if validation.without_target().any():
         raise UserError(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
             "an evaluation needs one for every subtask"
         )
     batches = assembly.training_batches(config, source, model, tokenizer)
-    return _Materials(model, params, batches, held_out, read)
+    return _Materials(model, params, batches, validation, read)
 
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the run is from now on: a command that is refused leaves it as it was."""
+    """Writes data.json and config.json, after all checks, so that errors leave them unchanged."""
     fingerprints.write(workdir, read)
     with replacing(workdir / CONFIG) as file:
         file.write_text(configuration.to_json(config), encoding="utf-8")
@@ -307,7 +260,7 @@ def _programs(
     schedule: optimizers.Schedule | None,
     shardings: step.TrainState,
 ) -> tuple[CompiledFunction, CompiledFunction]:
-    """The training step, which takes over its state's memory, and the evaluation of a batch."""
+    """The programs of the training step, which donates its state, and of an evaluation batch."""
     rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     train_step = functools.partial(
         step.train_step,
@@ -350,7 +303,7 @@ def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def _check_same_run(workdir: Path, config: ConfigDict) -> None:
-    """A run goes on under its own configuration; harmless changes are logged, others refused."""
+    """Compares with the run's configuration. Logs harmless changes, raises UserError for others."""
     file = workdir / CONFIG
     if not file.exists():
         raise UserError(f"{workdir} has checkpoints but no {CONFIG}: use another --workdir")
@@ -369,10 +322,10 @@ def _check_same_run(workdir: Path, config: ConfigDict) -> None:
     if refused:
         raise UserError(
             f"{workdir} holds a run with another configuration: {'; '.join(refused)}. Use another "
-            "--workdir, or the old values to go on"
+            "--workdir, or the old values to continue"
         )
     for sentence in changed.values():
-        log.warning("%s: the run goes on with the new value", sentence)
+        log.warning("%s: the run continues with the new value", sentence)
 
 
 def _first_state(
@@ -382,7 +335,7 @@ def _first_state(
     update: Any,
     shardings: step.TrainState,
 ) -> step.TrainState:
-    """The state before step 1: from `params`, or from new ones where that is None."""
+    """The state before step 1, with `params`, or with new parameters for None."""
     seed = config.seed
     if params is None:
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -402,43 +355,12 @@ def _abstract_state(
         lambda: step.initial_state(models.init_params(model, jax.random.key(0)), update, 0)
     )
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, of_leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf),
         shapes,
         shardings,
     )
 
 
 def _tokens(batch: Batch) -> int:
-    """The real tokens that a step reads: documents, prompts and targets."""
+    """The number of tokens in a batch without padding: documents, prompts and targets."""
     return int(batch.document_mask.sum() + batch.prompt_mask.sum() + batch.target_mask.sum())
-
-
-def _divergence(number: int, metrics: Mapping[str, float], saved: int, workdir: Path) -> str:
-    where = (
-        f"the checkpoint of step {saved} in {workdir} is intact"
-        if saved
-        else "nothing was saved yet"
-    )
-    return (
-        f"step {number}: the loss is {metrics['loss']}, the gradient's norm "
-        f"{metrics['gradient_norm']}, the parameters' norm {metrics['parameter_norm']}. Stopped "
-        f"without saving; {where}. A lower config.optimizer.learning_rate, a longer "
-        "config.optimizer.warmup_steps or config.optimizer.clip_norm may help"
-    )
-
-
-def _describe_model(model: EncoderDecoder, state: step.TrainState) -> str:
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-    return f"{model.config.model_type} with {size:,} parameters"
-
-
-def _describe_mesh(mesh: Mesh) -> str:
-    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    kind = jax.devices()[0].platform
-    return f"{mesh.size} {kind} device{'s' if mesh.size > 1 else ''}" + (
-        f" ({axes})" if axes else ""
-    )
-
-
-def _listed(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""A run's figures on disk: metrics.jsonl for programs, TensorBoard events for people."""
+"""Metrics of a run on disk: metrics.jsonl and TensorBoard events."""
 
 import json
 import time
@@ -19,34 +19,33 @@ SECONDS_BETWEEN_FLUSHES = 10.0
 class MetricsWriter:
     """Writes `{"step", "split", name: value, ...}` lines and TensorBoard scalars.
 
-    The file holds nothing that differs between two runs of the same command (no times), one
-    line per training step and per evaluation, and never a step twice: the lines of a resumed
-    run are those of a run that was never stopped.
+    The file has one line per training step and per evaluation, and no times, so that it is
+    reproducible. A resumed run writes the same lines as an uninterrupted one.
 
-    Events are written where they come from, not by the thread of tensorboardX's SummaryWriter:
-    once that has died of a full disk, who adds to its queue waits forever.
+    Events are written in the calling thread. SummaryWriter of tensorboardX uses a background
+    thread, and blocks forever after a full disk has stopped that thread.
     """
 
     def __init__(self, workdir: str | Path, *, resume_after: int = 0) -> None:
-        """Drops what an earlier process wrote past step `resume_after`, to be written again."""
+        """Deletes the lines after step `resume_after`, which the run will write again."""
         path = Path(workdir) / METRICS
-        keep_until(path, resume_after)
+        truncate_after(path, resume_after)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
         self._events = EventsWriter(str(Path(workdir) / "events"))
         self._flushed = float("-inf")
-        # TensorBoard hides what earlier files have from this step on.
+        # TensorBoard hides events of earlier files from this step on.
         self._add(resume_after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(
         self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
     ) -> None:
-        """One line, in the file when this returns; `events` also sends it to TensorBoard."""
+        """Writes and flushes one line. events: also write TensorBoard scalars."""
         self._lines.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         if events:
             self.write_events(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Scalars for TensorBoard alone, such as speed."""
+        """Writes scalars for TensorBoard only, such as speed."""
         for name, value in scalars.items():
             self._add(step, summary=scalar(name, value))
         if time.monotonic() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
@@ -66,14 +65,14 @@ class MetricsWriter:
             self._events.close()
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a last line that a killed process left half-written."""
+def truncate_after(path: Path, step: int) -> None:
+    """Deletes the lines of later steps, and an incomplete last line of a killed process."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        # A line without its newline may be cut anywhere, even within a number.
+        # A line without its newline may end inside a number.
         if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
+            lines.append(line)
     with replacing(path) as file:
-        file.write_text("".join(kept), encoding="utf-8")
+        file.write_text("".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How fast a run goes and how long it will take."""
+"""Training speed and estimated remaining time."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -7,10 +7,10 @@ from datetime import timedelta
 
 
 class Progress:
-    """Counts documents and tokens against the clock, and writes the progress line.
+    """Measures documents and tokens per second, and formats the progress line.
 
-    Rates are those since the last line; time spent in `paused` blocks (compiling, evaluating)
-    does not count against them.
+    Rates are means since the last line. They exclude the time in `paused` blocks (compilation,
+    evaluation).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time spent in the block out."""
+        """Excludes the time in the block."""
         started = self._clock()
         try:
             yield
@@ -41,7 +41,7 @@ class Progress:
             self._since += self._clock() - started
 
     def rates(self, step: int) -> dict[str, float]:
-        """Means since the last call, which begin anew with it."""
+        """Means since the last call: documents/s, tokens/s and remaining seconds."""
         seconds = max(self._clock() - self._since, 1e-9)
         steps = max(step - self._first_step, 1)
         rates = {

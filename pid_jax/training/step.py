@@ -1,4 +1,4 @@
-"""One optimizer update and one evaluation of a batch, as pure functions of the state."""
+"""The training step and the evaluation step, as pure functions of the state."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -18,27 +18,28 @@ from pid_jax.training.optimizer import Schedule
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a step reads and writes, and all that a checkpoint needs beside the data's place.
+    """The state of training. A checkpoint has this state and the position of the data.
 
-    The same tree holds shapes or shardings instead of arrays where those are described.
+    The fields are arrays, or shapes or shardings in a description of the state.
     """
 
     step: Any
-    """Updates made so far, an int32 scalar."""
+    """Number of completed updates, an int32 scalar."""
     params: Any
     opt_state: Any
     key: Any
-    """Raw key data, uint32. It never changes: step N's dropout uses `fold_in(key, N)`."""
+    """Raw key data, uint32, constant. The dropout of a step uses `fold_in(key, step)`."""
 
 
 class BatchEvaluation(NamedTuple):
-    """Sums over one batch, and which targets are right as greedy decoding would have them."""
+    """Sums over one batch, and the targets that greedy decoding yields."""
 
     loss: Float[Array, ""]
+    """Summed over target tokens, in nats."""
     correct_tokens: Float[Array, ""]
     target_tokens: Float[Array, ""]
     correct: Bool[Array, "B P"]
-    """Every token of the target is the most likely one: greedy decoding yields the target."""
+    """True if every target token has the highest logit, so that greedy decoding yields it."""
     present: Bool[Array, "B P"]
     """False for absent prompts and documents."""
 
@@ -56,16 +57,16 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: in
 def state_shardings(
     mesh: Mesh, model: EncoderDecoder, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The sharding of each array of the state. A moment has that of its parameter."""
+    """The sharding of each array of the state. Moments have the sharding of their parameter."""
     replicated = sharding.replicated(mesh)
     params = models.abstract_params(model)
     param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
 
-    def beside(leaf: Any, param: Any, place: NamedSharding) -> Any:
+    def of_moment(leaf: Any, param: Any, of_param: NamedSharding) -> Any:
         if masked(leaf):  # muon has a state for some parameters only
             return leaf
         # Adafactor's factored moments have other axes than their parameter, and are small.
-        return place if leaf.shape == param.shape else replicated
+        return of_param if leaf.shape == param.shape else replicated
 
     def masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -74,7 +75,7 @@ def state_shardings(
     try:
         opt_state = optax.tree_map_params(
             optimizer,
-            beside,
+            of_moment,
             state,
             params,
             param_shardings,
@@ -97,11 +98,11 @@ def train_step(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """One update. The metrics are those of the parameters before it.
+    """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
-    `finite` is 1.0 when the loss, the gradient's norm and the new parameters' norm are all
-    finite: otherwise the returned state must not be used. Without a `schedule` there is no
-    `learning_rate` among them.
+    The metric `finite` is 1.0 if the loss, the gradient norm and the norm of the new parameters
+    are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
+    `learning_rate`.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -137,7 +138,7 @@ def train_step(
 
 
 def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
-    """Teacher-forced: one forward pass says both the loss and what greedy decoding gets right."""
+    """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
     logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
     chosen = jnp.argmax(logits, axis=-1)
     log_probabilities = prompt_in_decoder.token_log_probabilities(logits, batch.targets)

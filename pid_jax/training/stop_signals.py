@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next step, not as an exception in the middle."""
+"""SIGTERM and Ctrl-C as requests to stop after the current step."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Interrupted(Exception):
-    """A run stopped because a signal asked for it, after saving."""
+    """A run stopped because of a signal, after saving."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
@@ -16,12 +16,12 @@ class Interrupted(Exception):
 
     @property
     def exit_status(self) -> int:
-        """What a shell shows for a process that ended by this signal."""
+        """The exit status of a process that this signal ends, as shells report it."""
         return 128 + self.signal_number
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is only noted; then a SIGINT ends the process."""
+    """A context in which the first SIGTERM or SIGINT is recorded and a later SIGINT exits."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -42,9 +42,9 @@ class StopSignals:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
-            # At once: an ordinary exit would wait for the checkpoint that is being written. What
-            # is half-written has a temporary name and is removed by the next run.
-            os.write(sys.stderr.fileno(), b"\nstopped at once; the last checkpoint stands\n")
+            # A regular exit would wait for the checkpoint that is being written. The incomplete
+            # checkpoint has a temporary name, and the next run deletes it.
+            os.write(sys.stderr.fileno(), b"\nstopped at once; the last checkpoint is intact\n")
             os._exit(128 + number)
         if self.received is None:
             name = signal.Signals(number).name

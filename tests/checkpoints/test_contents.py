@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pid_jax.checkpoints import contents, huggingface, identity, orbax
+from pid_jax.checkpoints import contents, huggingface, identity, orbax, tensors
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from tests.checkpoints.test_orbax import numbers
@@ -27,7 +27,7 @@ def run(text_model, tmp_path_factory):
     config = {"method": "pie", "checkpoint": {"best_metric": "loss"}}
     (workdir / "config.json").write_text(json.dumps(config))
     huggingface.save_config(workdir / "model", text_model.config, text_model.tokenizer)
-    with orbax.RunCheckpoints(workdir, keep_last=2, best_metric="loss") as checkpoints:
+    with orbax.RunCheckpoints(workdir, recent=2, best_metric="loss") as checkpoints:
         for step, loss in ((6, 1.0), (12, 2.0)):
             checkpoints.save(step, {"params": text_model.params}, numbers(), {"loss": loss})
         checkpoints.wait()
@@ -61,7 +61,7 @@ def test_for_a_part_of_a_run_the_run_is_named(run, part):
 
 def test_a_run_without_its_config_is_said_to_lack_it(tmp_path):
     (tmp_path / "model").mkdir()
-    assert "a training run without its config.json" in refusal(tmp_path)
+    assert "a training run without config.json" in refusal(tmp_path)
 
 
 def test_a_run_without_a_checkpoint_says_so(run, tmp_path):
@@ -73,7 +73,9 @@ def test_a_trainers_folder_names_its_last_checkpoint(copy):
     parent = copy.parent / "trainer"
     for step in ("checkpoint-1000", "checkpoint-500"):
         shutil.copytree(copy, parent / step)
-    assert f"name one of them, {parent / 'checkpoint-1000'} say" in refusal(parent)
+    assert f"name one of them, for example the last, {parent / 'checkpoint-1000'}" in refusal(
+        parent
+    )
     PidModel.from_pretrained(parent / "checkpoint-1000")
 
 
@@ -137,14 +139,14 @@ def test_an_empty_directory_is_called_empty(tmp_path):
 
 def test_a_directory_of_something_else_says_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert "config.json: no such file; the directory holds notes.txt" in refusal(tmp_path)
+    assert "config.json: no such file; the directory contains notes.txt" in refusal(tmp_path)
 
 
 def test_a_link_to_nowhere_is_called_one(copy):
     weights = copy / "model.safetensors"
     weights.unlink()
     weights.symlink_to("gone/weights")
-    assert f"{weights}: a symbolic link to gone/weights, which is not there" in refusal(copy)
+    assert f"{weights}: a symbolic link to gone/weights, which does not exist" in refusal(copy)
 
 
 def test_a_checkpoint_may_be_made_of_links(checkpoint, tmp_path):
@@ -157,5 +159,5 @@ def test_what_may_not_be_read_is_named(copy, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, os.strerror(13), str(copy))
 
-    monkeypatch.setattr(huggingface, "_open_weights", refuse)
+    monkeypatch.setattr(tensors, "open_weights", refuse)
     assert refusal(copy) == f"{copy}: cannot be read (Permission denied)"

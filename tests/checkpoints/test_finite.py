@@ -63,7 +63,7 @@ def test_integers_are_no_weights(tiny_model, tmp_path):
 
 
 def test_a_run_whose_weights_hold_nan_is_refused_by_tensor(tmp_path):
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
         params = {"layer": {"kernel": jnp.full((3, 2), jnp.inf)}}
         checkpoints.save(1, {"params": params}, numbers())
     with pytest.raises(UserError, match=r"layer/kernel holds inf, first at \[0, 0\]"):

@@ -133,14 +133,14 @@ def test_missing_extra_and_misshaped_tensors_are_all_named(directory):
     assert "not of this model: encoder.block.7.extra.weight" in message
     assert (
         "encoder.block.0.layer.0.SelfAttention.q.weight has shape (5, 16), "
-        "but config.json asks for (8, 16)"
+        "but config.json requires (8, 16)"
     ) in message
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "flax_model.msgpack"])
 def test_pickled_weights_are_refused_with_how_to_convert_them(directory, name):
     (directory / "model.safetensors").rename(directory / name)
-    with pytest.raises(UserError, match=rf"{name}: .*Convert them once.*save_pretrained"):
+    with pytest.raises(UserError, match=rf"{name}: .*convert it once.*save_pretrained"):
         PidModel.from_pretrained(directory)
 
 
@@ -153,7 +153,7 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(directory, name):
         (lambda d: (d / "model.safetensors").unlink(), "neither model.safetensors nor"),
         (
             lambda d: (d / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{"),
-            r"model\.safetensors: not a whole safetensors file",
+            r"model\.safetensors: not a complete safetensors file",
         ),
     ],
 )

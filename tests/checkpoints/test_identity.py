@@ -44,7 +44,7 @@ def test_a_run_is_another_once_it_did_better(checkpoint: Path, tmp_path: Path) -
     (run / CONFIG).write_text(json.dumps({"checkpoint": {"best_metric": "loss"}}))
     shutil.copytree(checkpoint, run / MODEL)
     digests = []
-    with RunCheckpoints(run, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(run, recent=1, best_metric="loss") as checkpoints:
         for step, loss in enumerate((2.0, 1.0, 3.0)):
             state = {"params": {"kernel": jnp.full((2,), loss)}}
             checkpoints.save(

@@ -41,11 +41,11 @@ def abstract():
     )
 
 
-def write_run(workdir, metrics, *, best_metric="loss", keep_last=2):
+def write_run(workdir, metrics, *, best_metric="loss", recent=2):
     """A checkpoint for each of `metrics`, at steps 1, 2, ..."""
     workdir.mkdir(exist_ok=True)
     (workdir / CONFIG).write_text(json.dumps({"checkpoint": {"best_metric": best_metric}}))
-    with RunCheckpoints(workdir, keep_last=keep_last, best_metric=best_metric) as checkpoints:
+    with RunCheckpoints(workdir, recent=recent, best_metric=best_metric) as checkpoints:
         data = numbers()
         for step, figures in enumerate(metrics, start=1):
             checkpoints.save(step, state_of(step), data, figures)
@@ -57,12 +57,12 @@ def test_state_and_data_position_come_back_exactly(tmp_path):
     data = numbers()
     for _ in range(7):
         next(data)
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
         checkpoints.save(7, state_of(7), data)
     following = [int(next(data)) for _ in range(5)]
 
     again = numbers()
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
         restored = checkpoints.restore(7, abstract(), again)
     jax.tree.map(np.testing.assert_array_equal, restored, state_of(7))
     assert jax.tree.structure(restored) == jax.tree.structure(state_of(7))
@@ -73,7 +73,7 @@ def test_steps_after_a_save_do_not_reach_into_it(tmp_path):
     # The state's buffers are given away to the next step while the save is still being written.
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
     state = {"params": {"kernel": jnp.zeros((1000, 1000))}}
-    with RunCheckpoints(tmp_path, keep_last=9, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=9, best_metric="loss") as checkpoints:
         for number in (1, 2, 3):
             state = step(state)
             checkpoints.save(number, state, numbers())
@@ -88,16 +88,16 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
 
 def test_of_anything_but_a_loss_the_highest_is_best(tmp_path):
     metrics = [{"exact_match": value} for value in (0.1, 0.5, 0.3, 0.2)]
-    assert write_run(tmp_path, metrics, best_metric="exact_match", keep_last=1) == ([2, 4], 2)
+    assert write_run(tmp_path, metrics, best_metric="exact_match", recent=1) == ([2, 4], 2)
 
 
 def test_of_equals_the_later_is_best(tmp_path):
     metrics = [{"loss": 1.0}, {"loss": 1.0}, {"loss": 2.0}]
-    assert write_run(tmp_path, metrics, keep_last=1) == ([2, 3], 2)
+    assert write_run(tmp_path, metrics, recent=1) == ([2, 3], 2)
 
 
 def test_a_checkpoint_without_an_evaluation_is_never_best(tmp_path):
-    assert write_run(tmp_path, [{"loss": 9.0}, None, None], keep_last=1) == ([1, 3], 1)
+    assert write_run(tmp_path, [{"loss": 9.0}, None, None], recent=1) == ([1, 3], 1)
 
 
 def test_parameters_are_loaded_by_rank_or_step(tmp_path):
@@ -134,13 +134,13 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
     unfinished.mkdir()
     np.testing.assert_array_equal(load_params(tmp_path, "last")["kernel"], 1.0)
     assert saved_steps(tmp_path) == [1]
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss"):
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss"):
         assert not unfinished.exists()
 
 
 def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):
     huggingface.save_config(tmp_path / MODEL, tiny_model.config, None)
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
         checkpoints.save(1, {"params": tiny_model.params}, numbers())
     model, params, tokenizer, _ = load_model(tmp_path, "last")
     assert model.config == tiny_model.config

@@ -35,7 +35,7 @@ from tests.checkpoints.test_orbax import numbers
 workdir, seconds = sys.argv[1], float(sys.argv[2])
 import time
 until, step = time.monotonic() + seconds, 1
-with RunCheckpoints(workdir, keep_last=1, best_metric="loss") as checkpoints:
+with RunCheckpoints(workdir, recent=1, best_metric="loss") as checkpoints:
     while time.monotonic() < until:
         # Every checkpoint is the best so far, so that the one before is removed at once.
         params = {str(i): jnp.full((50, 40), float(step)) for i in range(8)}
@@ -71,8 +71,8 @@ def test_no_load_fails_while_checkpoints_come_and_go(tmp_path):
 
 
 def test_what_is_being_read_is_removed_later(tmp_path):
-    write_run(tmp_path, [{"loss": 3.0}], keep_last=1)
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    write_run(tmp_path, [{"loss": 3.0}], recent=1)
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
 
         def save(step):
             data = {"params": {"kernel": jnp.full((2,), float(step))}}
@@ -108,7 +108,7 @@ def test_what_a_killed_run_left_half_removed_is_no_checkpoint(tmp_path):
     half = tmp_path / CHECKPOINTS / ".removing-1"
     (tmp_path / CHECKPOINTS / "1").rename(half)
     assert saved_steps(tmp_path) == [2]
-    with RunCheckpoints(tmp_path, keep_last=1, best_metric="loss") as checkpoints:
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
         assert not half.exists()
         assert checkpoints.best_step == 2
 

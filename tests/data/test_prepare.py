@@ -171,7 +171,7 @@ def test_the_same_source_is_prepared_once(source, data_dir, caplog):
     first = prepare.prepare("jsonl", source, data_dir)
     with caplog.at_level("INFO"):
         assert prepare.prepare("jsonl", source, data_dir) == first
-    assert "1.0.0 is there already" in caplog.text
+    assert "1.0.0 is up to date" in caplog.text
     assert what_is_in(data_dir / "jsonl") == ["1.0.0"]
 
 
@@ -182,7 +182,7 @@ def test_of_a_changed_source_the_next_version_is_made_and_read(source, data_dir,
     with caplog.at_level("INFO"):
         data = prepare.prepare("jsonl", source, data_dir)
     assert data.directory.name == "1.1.0"
-    assert "test.jsonl is not what" in caplog.text
+    assert "test.jsonl has changed since" in caplog.text
     assert "1.0.0 had no notes.txt" in caplog.text
     assert "train.jsonl" not in caplog.text
     assert len(examples_in(data_dir, "test")) == 4
@@ -202,7 +202,7 @@ def test_of_another_version_of_the_reader_the_next_version_is_made(
     with caplog.at_level("INFO"):
         second = prepare.prepare("jsonl", source, data_dir)
     assert second.directory.name == "1.1.0"
-    assert "1.0.0 was made by another version of the task's reader" in caplog.text
+    assert "1.0.0 was created by another version of the task's reader" in caplog.text
     assert prepared.find(data_dir, "jsonl", second.origin.options) == second
     assert prepare.prepare("jsonl", source, data_dir) == second
 

@@ -304,7 +304,7 @@ def test_the_vocabulary_has_at_most_the_size_asked_for():
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_a_user_error():
-    with pytest.raises(UserError, match="258 tokens is too small: 259"):
+    with pytest.raises(UserError, match=r"258 tokens is too small: .* take 259"):
         train_tokenizer(TEXTS, 258)
 
 
@@ -345,7 +345,7 @@ def test_targets_that_do_not_come_back_are_counted_by_subtask():
     report = tokenized.target_report()
     assert (report.targets, report.changed) == (5, 3)
     assert str(report) == (
-        "3 of 5 targets do not come back from the tokenizer, the first is "
+        "3 of 5 targets change when encoded and decoded, the first is "
         r"'one\ntwo' → 'one two'"
     )
     kept = TokenizedExamples(

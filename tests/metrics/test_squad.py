@@ -118,7 +118,7 @@ def test_squad_1_1_scores_a_gold_of_articles_and_punctuation_as_its_own_evaluati
 
 
 def test_squad_1_1_has_an_answer_to_every_question():
-    with pytest.raises(UserError, match=r"question 'q' has no gold, which in SQuAD 1.1 cannot be"):
+    with pytest.raises(UserError, match=r"question 'q' has no gold, but SQuAD 1.1 requires one"):
         squad({"q": ""}, {"q": []}, version="1.1")
     with pytest.raises(UserError, match=r"choose from 1.1, 2.0"):
         squad({"q": ""}, {"q": [""]}, version="1")

@@ -165,7 +165,7 @@ def test_splits_and_test_sets_have_their_files(tmp_path):
 
 
 def test_files_that_are_missing_or_do_not_belong_together_are_errors(tmp_path):
-    with pytest.raises(UserError, match=r"there is no train.csv; nothing is there"):
+    with pytest.raises(UserError, match=r"there is no train.csv; it contains no files"):
         read(tmp_path, "train")
     files = cut_files()
     last = "challenge_data_json/clinicalnlp_taskB_test1_assessment_and_plan.json"

@@ -228,7 +228,9 @@ def test_a_directory_has_a_file_for_each_split_and_a_file_serves_any(tmp_path):
     assert [example.id for example in task.examples(tmp_path, "train")] == ["train"]
     assert [example.id for example in task.examples(tmp_path, "test")] == ["test"]
     assert [e.id for e in task.examples(str(tmp_path / "test.jsonl"), "validation")] == ["test"]
-    with pytest.raises(UserError, match=r"no validation.jsonl; there are test.jsonl, train.jsonl"):
+    with pytest.raises(
+        UserError, match=r"no validation.jsonl; it contains test.jsonl, train.jsonl"
+    ):
         task.examples(tmp_path, "validation")
 
 
@@ -244,7 +246,7 @@ def test_a_split_lies_in_the_directory_itself_or_somewhere_below_or_in_a_zip(tmp
         archive.write(tmp_path / "old/test.jsonl", "data/test.jsonl")
     assert [example.id for example in task.examples(tmp_path / "data.zip", "test")] == ["old"]
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"test.jsonl is there more than once"):
+    with pytest.raises(UserError, match=r"test.jsonl occurs more than once"):
         task.examples(tmp_path, "test")
 
 

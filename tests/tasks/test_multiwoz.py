@@ -120,17 +120,17 @@ def test_splits_have_the_names_of_the_benchmark_s_files(tmp_path):
 
 
 def test_a_missing_split_lists_those_that_are_there(tmp_path):
-    with pytest.raises(UserError, match=r"no train_dials.json; there are test_dials.json"):
+    with pytest.raises(UserError, match=r"no train_dials.json; it contains test_dials.json"):
         read(layout(tmp_path, [DIALOGUE]), "train")
     path = archive(tmp_path / "mwz.zip", {"readme.json": []})
-    with pytest.raises(UserError, match=r"mwz.zip: no layout of MultiWOZ .* are readme.json"):
+    with pytest.raises(UserError, match=r"mwz.zip: no layout of MultiWOZ .* contains readme.json"):
         read(path)
 
 
 def test_a_split_that_is_there_twice_is_an_error(tmp_path):
     layout(tmp_path / "2.1", [DIALOGUE])
     layout(tmp_path / "2.4", [DIALOGUE])
-    with pytest.raises(UserError, match=r"test_dials.json is there more than once: .*2.1.*2.4"):
+    with pytest.raises(UserError, match=r"test_dials.json occurs more than once: .*2.1.*2.4"):
         read(tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_a_release_s_state_follows_its_user_turn(tmp_path):
     }
 
 
-def test_2_4_alone_writes_guest_houses_apart(tmp_path):
+def test_2_4_alone_writes_splits_compounds(tmp_path):
     log = release_turn("Arbury Lodge guesthouse", "Bye", name="arbury lodge guesthouse")
     path = release(tmp_path, {"SNG1.json": {"log": log}})
     assert state_of(read(path)[0]) == {"hotel-name": "arbury lodge guesthouse"}
@@ -290,7 +290,7 @@ def test_a_release_in_convlab_s_zips_reads_the_same(tmp_path):
     content = {"SNG1": RELEASE["SNG1.json"]}
     archive(tmp_path / "convlab" / "test.json.zip", {"test.json": content})
     assert read(tmp_path / "convlab") == read(release(tmp_path / "release"))
-    with pytest.raises(UserError, match=r"no train.json; there are test.json"):
+    with pytest.raises(UserError, match=r"no train.json; it contains test.json"):
         read(tmp_path / "convlab", "train")
 
 

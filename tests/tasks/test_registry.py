@@ -36,7 +36,7 @@ def test_a_task_of_one_s_own_is_named_by_its_module():
         tasks.get("pid_jax.tasks.squad:Squad3")
     with pytest.raises(UserError, match="squad:Squad2 has no option no_anser: it has no_answer"):
         tasks.get("pid_jax.tasks.squad:Squad2", no_anser="none")
-    with pytest.raises(UserError, match=r"is no task: it has no name, .*examples, score"):
+    with pytest.raises(UserError, match=r"is not a task: it has no name, .*examples, score"):
         tasks.get("tests.tasks.test_registry:NoTask", size=3)
     with pytest.raises(UserError, match="NoTask: missing a required argument: 'size'"):
         tasks.get("tests.tasks.test_registry:NoTask")

@@ -114,7 +114,7 @@ def test_files_are_read_in_order_from_a_directory_or_a_zip(tmp_path):
         for file in path.rglob("*.json"):
             archive.write(file, f"sgd-master/{file.relative_to(path)}")
     assert read(tmp_path / "sgd.zip", "validation") == expected
-    with pytest.raises(UserError, match=r"no test/dialogues_\*.json; there are sgd-master/dev/"):
+    with pytest.raises(UserError, match=r"no test/dialogues_\*.json; it contains sgd-master/dev/"):
         read(tmp_path / "sgd.zip")
 
 
@@ -147,7 +147,9 @@ def test_a_malformed_file_is_named_with_dialogue_and_turn(tmp_path, message):
 
 def test_a_schema_that_is_missing_or_twice_is_an_error(tmp_path):
     path = layout(tmp_path / "twice", schema=[*SCHEMA, *SCHEMA])
-    with pytest.raises(UserError, match=r"schema.json, service Restaurants_2: it is there twice"):
+    with pytest.raises(
+        UserError, match=r"schema.json, service Restaurants_2: the service occurs twice"
+    ):
         read(path)
     (path / "test" / "schema.json").unlink()
     with pytest.raises(UserError, match=r"there is no test/schema.json or schema.json"):

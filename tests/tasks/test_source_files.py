@@ -54,7 +54,7 @@ def test_a_file_is_read_as_bytes_text_lines_or_json(source):
 
 
 def test_a_missing_file_is_answered_by_what_is_there(source):
-    with pytest.raises(UserError, match=r"data.*there is no x.json; there are inner/list.json, "):
+    with pytest.raises(UserError, match=r"data.*there is no x.json; it contains inner/list.json, "):
         source.only("x.json")
     with pytest.raises(UserError, match=r"there is no x.json"):
         source.read_bytes("x.json")
@@ -109,7 +109,7 @@ def test_a_member_that_leads_out_of_its_archive_is_refused(tmp_path):
 def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "data.zip"
     path.write_bytes(mutations.bomb({}, "a.json", random.Random(0)))
-    with pytest.raises(UserError, match=r"data.zip/a.json: refused, for it unpacks from 4,"):
+    with pytest.raises(UserError, match=r"data.zip/a.json: refused because it unpacks from 4,"):
         SourceFiles(path).read_bytes("a.json")
 
 
@@ -157,7 +157,7 @@ def test_json_that_is_broken_is_located(tmp_path, content, message):
 
 def test_a_key_that_comes_twice_is_an_error(tmp_path):
     unzipped(tmp_path, {"a.json": b'{"a": 1, "b": 2, "a": 3}'})
-    with pytest.raises(UserError, match=r"a.json: the key 'a' is there twice"):
+    with pytest.raises(UserError, match=r"a.json: the key 'a' occurs twice"):
         list(SourceFiles(tmp_path).read_json_object("a.json"))
 
 

@@ -103,10 +103,12 @@ def test_one_file_serves_as_any_split(tmp_path, caplog):
 
 
 def test_a_missing_split_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"there is no train-v2.0.json; there are dev-v2.0.json"):
+    with pytest.raises(UserError, match=r"there is no train-v2.0.json; it contains dev-v2.0.json"):
         read(write(tmp_path), "train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no test-v2.0.json or dev-v2.0.json; nothing is there"):
+    with pytest.raises(
+        UserError, match=r"no test-v2.0.json or dev-v2.0.json; it contains no files"
+    ):
         read(tmp_path / "empty", "test")
 
 

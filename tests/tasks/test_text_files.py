@@ -110,7 +110,7 @@ def test_what_unpacks_to_too_much_is_refused_where_files_are_read_whole(tmp_path
     with pytest.raises(UserError, match=r"not UTF-8 but"):
         source.read_json("bomb.json")
     (tmp_path / "bomb.json").write_bytes(gzip.compress(b"[" + b" " * 30_000_000))
-    with pytest.raises(UserError, match=r"refused, for it unpacks to over [0-9,]+ bytes"):
+    with pytest.raises(UserError, match=r"refused because it unpacks to over [0-9,]+ bytes"):
         source.read_json("bomb.json")
     assert source_files.MAX_EXPANSION == 200
 

@@ -44,7 +44,7 @@ def test_a_function_that_cannot_be_called_is_refused_before_the_work(name, messa
         ("one_each", r"must return a number, .*; it returned \[1.0, 1.0\] for 'one_each'"),
         ("nan", "returned nan for 'a'"),
         ("numbered", "it returned 1.0 for 1"),
-        ("exact_match", "there is a score called 'exact_match' already"),
+        ("exact_match", "another score is called 'exact_match'"),
     ],
 )
 def test_a_function_that_returns_no_number_is_named(name, message):

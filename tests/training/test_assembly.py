@@ -67,7 +67,7 @@ def test_a_token_that_the_checkpoint_has_not_is_refused_where_it_occurs(
     example = Example("d", "[user] a hotel", (Subtask("area", "hotel-area", "north"),))
     assembly.tokenize(config, [example], model, tokenizer)
     masked = dataclasses.replace(example, document="[user] a <mask>")
-    with pytest.raises(UserError, match=r"token id \d+ \('<mask>'\) of some text, but ids go from"):
+    with pytest.raises(UserError, match=r"token id \d+ \('<mask>'\), but ids go from"):
         assembly.tokenize(config, [masked], model, tokenizer)
 
 

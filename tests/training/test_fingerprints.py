@@ -137,9 +137,9 @@ def test_other_data_is_taken_on_purpose_and_is_the_runs_from_then_on(begun, capl
     write(begun / "data" / "train.jsonl", OTHER)
     with caplog.at_level(logging.WARNING, "pid_jax"):
         assert loop.train(config(begun / "data", 3), begun / "run", other_data=True) == 3
-    assert "the run goes on with the latter" in caplog.text
+    assert "the run continues with the latter" in caplog.text
     write(begun / "data" / "train.jsonl", FIRST)
-    with pytest.raises(UserError, match="has read something else: the training data"):
+    with pytest.raises(UserError, match="holds a run with other data: the training data"):
         loop.train(config(begun / "data", 4), begun / "run")
 
 
@@ -149,7 +149,7 @@ def test_of_an_earlier_versions_run_nothing_is_known_and_nothing_refused(tmp_pat
     (tmp_path / "data.json").write_text("{}")
     fingerprints.check(tmp_path, read, other_data=False)
     (tmp_path / "data.json").write_text("{")
-    with pytest.raises(UserError, match=r"data\.json: cannot be read .*: remove it to go on"):
+    with pytest.raises(UserError, match=r"data\.json: cannot be read .*: delete it to continue"):
         fingerprints.check(tmp_path, read, other_data=False)
 
 
@@ -166,6 +166,6 @@ def test_another_choice_of_validation_examples_is_no_other_data(tmp_path):
 def test_a_second_train_in_the_workdir_is_refused(begun):
     with (
         directory_lock.writing(begun / "run"),
-        pytest.raises(UserError, match=r"another train\.py is at work there"),
+        pytest.raises(UserError, match=r"another train\.py uses it"),
     ):
         loop.train(config(begun / "data", 7), begun / "run")

@@ -3,6 +3,7 @@ import errno
 import json
 import logging
 import os
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,9 +24,18 @@ class Stop:
     requested: bool = False
 
 
-def as_given(params, batch):
-    """Instead of a model: each "batch" is an (BatchEvaluation,) to be returned."""
-    return lambda params, batch: batch[0]
+class GivenBatch(NamedTuple):
+    """Instead of a batch: the result of its evaluation."""
+
+    evaluation: BatchEvaluation
+
+    @property
+    def shape(self):
+        return self.evaluation.correct.shape
+
+
+def as_given(params, batch, *, label):
+    return batch.evaluation
 
 
 def evaluated(batches, counts, stop=None):
@@ -34,14 +44,14 @@ def evaluated(batches, counts, stop=None):
 
 
 def batch(correct, present, loss=1.0, correct_tokens=1.0, target_tokens=2.0):
-    return (
+    return GivenBatch(
         BatchEvaluation(
             np.float32(loss),
             np.float32(correct_tokens),
             np.float32(target_tokens),
             np.array(correct, bool),
             np.array(present, bool),
-        ),
+        )
     )
 
 
@@ -142,7 +152,7 @@ def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
 @pytest.mark.parametrize("content", ['{"model_type": "t5"}', '{"checkpoint": {}, "model_type": 1}'])
 def test_the_directory_of_another_model_is_refused_and_left_alone(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config\.json is not a training run's"):
+    with pytest.raises(UserError, match=r"config\.json is not that of a training run"):
         loop.train(tiny(), tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == [content]
 
@@ -162,7 +172,7 @@ def test_targets_that_do_not_come_back_are_counted_before_the_first_step(tmp_pat
     loop._prepare(config, tmp_path / "run", resuming=False, other_data=False)
     for split in ("train", "validation"):
         assert (
-            f"{split}: 1 of 2 targets do not come back from the tokenizer, the first is "
+            f"{split}: 1 of 2 targets change when encoded and decoded, the first is "
             "'a </s> b' → 'a   b'" in caplog.text
         )
 

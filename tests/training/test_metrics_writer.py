@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from pid_jax.training.metrics_writer import METRICS, MetricsWriter, keep_until
+from pid_jax.training.metrics_writer import METRICS, MetricsWriter, truncate_after
 
 
 def lines(workdir):
@@ -32,7 +32,7 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path):
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / METRICS
     path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
-    keep_until(path, 5)
+    truncate_after(path, 5)
     assert path.read_text() == '{"step": 1, "loss": 1.0}\n'
 
 
@@ -40,7 +40,7 @@ def test_a_whole_number_cut_short_is_dropped_too(tmp_path):
     # It would parse, as another number.
     path = tmp_path / METRICS
     path.write_text('{"step": 1}\n{"step": 2}')
-    keep_until(path, 5)
+    truncate_after(path, 5)
     assert path.read_text() == '{"step": 1}\n'
 
 

@@ -97,7 +97,7 @@ def test_a_stopped_run_saves_and_goes_on_bit_for_bit(environment, uninterrupted,
     workdir = tmp_path / "run"
     status, _, errors = stop_after(environment, workdir, 3, number)
     assert status == 128 + number
-    assert "run the same command again to go on" in errors
+    assert "run the same command again to continue" in errors
     assert "Traceback" not in errors
     done = max(line["step"] for line in lines(workdir))
     assert (workdir / "checkpoints" / str(done)).is_dir()
@@ -144,8 +144,8 @@ def test_a_full_disk_is_one_sentence_with_what_is_intact(environment, tmp_path):
     )
     assert ended.returncode == 2
     assert ended.stderr == (
-        f"error: cannot write {tmp_path / 'run'}: File too large; nothing was saved yet. Run the "
-        "same command again once that is mended\n"
+        f"error: cannot write {tmp_path / 'run'}: File too large; nothing was saved yet. "
+        "Correct the problem and run the same command again\n"
     )
 
 
