@@ -122,7 +122,7 @@ def test_a_training_run_is_no_place_to_export_to(
     with pytest.raises(SystemExit):
         main([f"--checkpoint={checkpoint}", f"--output={tmp_path}", "--overwrite"])
     assert "is a training run" in capsys.readouterr().err
-    with pytest.raises(UserError, match="is a training run, which would lose its config"):
+    with pytest.raises(UserError, match="is a training run, whose config"):
         PidModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
