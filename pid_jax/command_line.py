@@ -79,11 +79,17 @@ def add_fields(parser: "argparse._ActionsContainer", options: type, otherwise: s
     default in the help.
     """
     documentation = _documentation(options)
-    for field in dataclasses.fields(options):
+    for field in with_flags(options):
         text = documentation.get(field.name, "").replace("%", "%%")
         parser.add_argument(
             "--" + field.name.replace("_", "-"), **_argument(field, text, otherwise)
         )
+
+
+def with_flags(options: type) -> "list[dataclasses.Field[Any]]":
+    """The fields of a dataclass that a command can set: `metadata["flag"]` may exclude one."""
+    fields = dataclasses.fields(options)
+    return [field for field in fields if field.metadata.get("flag", True)]
 
 
 def _argument(field: "dataclasses.Field[Any]", text: str, otherwise: str) -> dict[str, Any]:

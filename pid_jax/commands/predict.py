@@ -1,12 +1,17 @@
 """`pid-jax predict`: answers every prompt of a JSON-lines file."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pid_jax.command_line import add_checkpoint, add_fields, make_parser, user_errors
+from pid_jax.command_line import (
+    add_checkpoint,
+    add_fields,
+    make_parser,
+    user_errors,
+    with_flags,
+)
 
 DESCRIPTION = """\
 Answers every prompt of a JSON-lines file with a trained model.
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
     from pid_jax.decoding.options import GenerationOptions
     from pid_jax.inference.generation_defaults import check_alone
 
-    fields = [field.name for field in dataclasses.fields(GenerationOptions)]
+    fields = [field.name for field in with_flags(GenerationOptions)]
     values = {name: getattr(options, name) for name in fields}
     generation = {name: value for name, value in values.items() if value is not None}
     try:

@@ -34,15 +34,22 @@ def option(
     *,
     sampling: bool = False,
     always: bool = False,
+    flag: bool = True,
 ) -> Any:
     """A field of `GenerationOptions`.
 
     processor: the class of a logits processor with `create(value, config)`. It is applied where
     the value is not the default, after those of the fields before it. sampling: it applies only to
     sampling, after all others. always: it is applied at the default too, so that another value
-    compiles nothing.
+    compiles nothing. flag: whether commands have a flag for it.
     """
-    metadata = {"read": read, "processor": processor, "sampling": sampling, "always": always}
+    metadata = {
+        "read": read,
+        "processor": processor,
+        "sampling": sampling,
+        "always": always,
+        "flag": flag,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -161,7 +168,7 @@ class GenerationOptions:
         (), arguments.token_ids, processors.BeginSuppressTokens
     )
     """These token ids do not come first in an output."""
-    logits_processors: Sequence[Any] = option((), _functions)
+    logits_processors: Sequence[Any] = option((), _functions, flag=False)
     """Functions `(logits, context) -> logits`, applied after the ones above (see
     `pid_jax.decoding.logits_processors`)."""
     temperature: float = option(
