@@ -1,5 +1,6 @@
 """Architecture families, by the `model_type` of a Hugging Face `config.json`."""
 
+from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
 from pid_jax.models.registry import (
     abstract_params,
     build,
@@ -14,6 +15,10 @@ from pid_jax.models.registry import (
 )
 
 __all__ = [
+    "Config",
+    "EncoderDecoder",
+    "Family",
+    "Params",
     "abstract_params",
     "build",
     "config_from_hf",
