@@ -87,7 +87,7 @@ def test_the_metadata_names_the_command_the_extras_and_the_licence(installed: Pa
     assert "pid-jax = pid_jax.commands.main:main" in commands
     metadata = (folder / "METADATA").read_text(encoding="utf-8")
     extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.MULTILINE))
-    assert extras == {"benchmarks", "cuda", "dev", "docs", "tpu"}
+    assert extras == {"benchmarks", "cuda", "dev", "docs", "patterns", "tpu"}
     assert "License-Expression: Apache-2.0" in metadata
     core = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
     assert "jax" in core
