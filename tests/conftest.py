@@ -30,20 +30,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 from pid_jax import models  # noqa: E402
 from pid_jax.inference.model import PidModel  # noqa: E402
-from tests import tiny_checkpoint  # noqa: E402
-
-TINY = {
-    "model_type": "t5",
-    "vocab_size": 64,
-    "d_model": 16,
-    "d_kv": 4,
-    "d_ff": 24,
-    "num_layers": 1,
-    "num_decoder_layers": 2,
-    "num_heads": 2,
-    "dropout_rate": 0.1,
-}
-"""A T5 `config.json` small enough to compile in a blink."""
+from tests.helpers import tiny_checkpoint  # noqa: E402
+from tests.helpers.tiny_t5 import TINY  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

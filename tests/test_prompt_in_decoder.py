@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from pid_jax.decoding.compaction import Gather, gather_prompts
 from pid_jax.decoding.decode import decode
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.prefill import prefill
+from tests.helpers.compiled_programs import array_sizes
 
 loss_of = jax.jit(
     prompt_in_decoder.loss, static_argnums=0, static_argnames=("label_smoothing", "z_loss")
@@ -322,12 +322,6 @@ def decoding_array_sizes(
         "decode": array_sizes(jax.jit(steps).lower(*state_and_limits)),
         "gather": array_sizes(jax.jit(gather_prompts).lower(state, gather)),
     }
-
-
-def array_sizes(lowered) -> list[int]:
-    arrays = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", lowered.compile().as_text())
-    assert len(arrays) > 10
-    return [math.prod(map(int, dimensions.split(","))) for dimensions in set(arrays)]
 
 
 def compiled_loss_array_sizes(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pid_jax.backends import documents
 from pid_jax.backends.documents import attend_at_once, attend_by_blocks
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST
-from tests.backends.written_out import BATCH, CAP, HEADS, SCALE, arrays, written_out
+from tests.helpers.attention_written_out import BATCH, CAP, HEADS, SCALE, arrays, written_out
 
 
 @pytest.mark.parametrize(

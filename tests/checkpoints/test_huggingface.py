@@ -15,7 +15,7 @@ from pid_jax.checkpoints import huggingface
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 LAST = "decoder.final_layer_norm.weight"
 

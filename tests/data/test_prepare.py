@@ -21,7 +21,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.prepared import Origin, PreparedExamples
 from pid_jax.errors import UserError
 from pid_jax.training import assembly
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
 

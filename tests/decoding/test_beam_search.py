@@ -20,7 +20,7 @@ from pid_jax.decoding import beam_search, search
 from pid_jax.decoding.beam_search import BeamSearch
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
+from tests.helpers import transformers_models
 
 END, VOCABULARY, LENGTH = 1, 12, 10
 SHAPE = BatchShape(documents=2, document_tokens=9, prompts=3, prompt_tokens=5, target_tokens=LENGTH)

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from pid_jax.inference.model import PidModel
-from tests.models import bart_checkpoints
-from tests.transformers_models import resemble_all
+from tests.helpers import bart_checkpoints
+from tests.helpers.transformers_models import resemble_all
 
 VOCABULARY = 24
 FIRST_TOKEN = 2

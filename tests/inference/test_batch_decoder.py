@@ -31,7 +31,7 @@ from pid_jax.inference.compaction_policy import CompactionPolicy, DecodingRun, S
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 NEW_TOKENS, PROMPTS = 12, 10
 REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks.aci_bench import DIVISIONS, EMPTY, divisions, joined, note_scores
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 STEMS = {
     "train": "train",

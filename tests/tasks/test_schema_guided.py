@@ -8,7 +8,7 @@ import pytest
 from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks.schema_guided import MULTIWOZ_22_SLOTS
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 SCHEMA = [
     {

@@ -7,7 +7,7 @@ import pytest
 
 from pid_jax.errors import UserError
 from pid_jax.tasks.source_files import SourceFiles
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 FILES = {
     "readme.txt": b"\xef\xbb\xbfone\r\ntwo\n",

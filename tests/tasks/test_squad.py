@@ -6,7 +6,7 @@ import pytest
 from pid_jax import tasks
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 
 def question(identifier, *answers, **more):

@@ -12,8 +12,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import assembly
-from tests import tiny_checkpoint
-from tests.training import tiny_config
+from tests.helpers import tiny_checkpoint, tiny_config
 
 
 @pytest.fixture

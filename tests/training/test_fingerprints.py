@@ -12,7 +12,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.training import fingerprints, loop
 from pid_jax.training.stop_signals import Interrupted, StopSignals
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 FIRST = [
     {"id": f"d{i}", "document": text, "subtasks": [{"id": "q", "prompt": "p", "target": "north"}]}

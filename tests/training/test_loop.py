@@ -16,7 +16,7 @@ from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
 from pid_jax.training.step import BatchEvaluation
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 
 @dataclasses.dataclass

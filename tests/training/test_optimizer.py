@@ -17,7 +17,7 @@ from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop, optimizer
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 
 def options(**optimizer_options):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = Path(__file__).parent / "tiny_config.py"
+CONFIG = ROOT / "tests/helpers/tiny_config.py"
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
 from pid_jax.inference.results import Generation
-from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
-from tests.questions import question, text_of
+from tests.helpers.predict_command import LINES, Model, error_in, ids_in, run, status_of
+from tests.helpers.questions import question, text_of
 
 
 @pytest.mark.parametrize("method", ["pid", "pie"])

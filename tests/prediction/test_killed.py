@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pid_jax.atomic_file import partial_path
-from tests import tiny_checkpoint
-from tests.predict.command import ids_in
-from tests.questions import question
+from tests.helpers import tiny_checkpoint
+from tests.helpers.predict_command import ids_in
+from tests.helpers.questions import question
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 ids = st.integers(min_value=2, max_value=63)
 

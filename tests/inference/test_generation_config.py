@@ -16,8 +16,7 @@ from pid_jax.errors import UserError
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
-from tests import transformers_models
-from tests.models import bart_checkpoints
+from tests.helpers import bart_checkpoints, transformers_models
 
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1]]
 PROMPTS = [[[3, 4, 5], [], [9]], [[], [60, 61, 62, 63, 64]]]

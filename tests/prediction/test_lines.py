@@ -16,8 +16,8 @@ from pid_jax.atomic_file import partial_path
 from pid_jax.inference.results import Generation
 from pid_jax.predict import main
 from pid_jax.prediction import progress
-from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
-from tests.questions import question
+from tests.helpers.predict_command import LINES, Model, error_in, ids_in, run, status_of
+from tests.helpers.questions import question
 
 BAD = [
     b"{",

@@ -20,7 +20,7 @@ from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 CORPUS = [
     "price < 5 { cheap }",

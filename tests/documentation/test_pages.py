@@ -15,7 +15,7 @@ import pytest
 
 from pid_jax.tasks import jsonl
 from pid_jax.training import config as configuration
-from tests import pages, tiny_checkpoint
+from tests.helpers import pages, tiny_checkpoint
 
 ROOT = pages.ROOT
 OWN_TASK = ROOT / "docs/your_own_task.md"

@@ -15,7 +15,7 @@ import jax
 from pid_jax import models, sharding
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.inference.model import PidModel
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 model = models.build(TINY)
 params = models.init_params(model, jax.random.key(0))
@@ -72,7 +72,7 @@ def seen():
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

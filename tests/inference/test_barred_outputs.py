@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import bart_checkpoints
+from tests.helpers import bart_checkpoints, transformers_models
 
 DOCUMENTS = [[*range(2, 18)], [11, 2, 11, 2, 1]]
 PROMPTS = [[[3, 4, 5], []], [[8, 2, 3], [6]]]
