@@ -21,12 +21,12 @@ install_import_hook(ARRAY_MODULES, "beartype.beartype")
 # Tests neither read the user's compiled programs nor leave any; some share a folder of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
+from tests.helpers.quick_compilation import compile_quickly  # noqa: E402
+
+compile_quickly()
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-
-# Many small programs, each run a few times: compiling them quickly is what counts. Tests that read
-# a compiled program have it as users do, by the mark `optimised`; so have commands.
-jax.config.update("jax_disable_most_optimizations", True)
 
 from pid_jax import models  # noqa: E402
 from pid_jax.inference.model import PidModel  # noqa: E402

@@ -63,7 +63,7 @@ def test_a_processor_with_an_option_takes_one_class_and_one_registration(tmp_pat
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

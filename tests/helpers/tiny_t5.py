@@ -1,4 +1,4 @@
-"""A T5 `config.json` small to compile in a second."""
+"""A small T5 `config.json`, whose programs compile in a second."""
 
 TINY = {
     "model_type": "t5",

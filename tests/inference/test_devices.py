@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.quick_compilation import xla_flags
+
 SCRIPT = """
 import json, sys
 import jax
@@ -64,8 +66,7 @@ json.dump(
 @pytest.fixture(scope="module")
 def seen():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=4"),
     }
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -20,8 +20,7 @@ from tests.helpers.questions import question
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What one process compiles is found by the next."""
     cache = tmp_path_factory.mktemp("cache")
-    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **quickly, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.quick_compilation import xla_flags
+
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "tests/helpers/tiny_config.py"
 
@@ -19,8 +21,7 @@ CONFIG = ROOT / "tests/helpers/tiny_config.py"
 def environment(tmp_path_factory):
     """One cache of compiled programs for all processes of these tests."""
     cache = tmp_path_factory.mktemp("compiled")
-    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **quickly, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 def command(workdir, *overrides):
@@ -120,7 +121,7 @@ def test_four_devices_compute_what_one_does(environment, uninterrupted, tmp_path
         tmp_path,
         "--config.train.steps=24",
         *(f"--config.mesh.{axis}" for axis in axes.split(",")),
-        XLA_FLAGS="--xla_force_host_platform_device_count=4",
+        XLA_FLAGS=xla_flags("--xla_force_host_platform_device_count=4"),
     )
     assert finished.returncode == 0, finished.stderr
     assert "4 cpu devices" in finished.stdout
