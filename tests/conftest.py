@@ -34,6 +34,12 @@ from tests.helpers import tiny_checkpoint  # noqa: E402
 from tests.helpers.tiny_t5 import TINY  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drop_compiled_programs() -> Iterator[None]:
     """Each holds memory maps, and Linux grants a process 65,530: the whole suite needs more."""

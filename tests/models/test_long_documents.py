@@ -33,7 +33,6 @@ LED_SIZES = {
     "attention_dropout": 0.1,
 }
 LONG = {
-    "longt5-local": {"model_type": "longt5", **T5_SIZES, "local_radius": 31},
     "longt5-transient-global": {
         "model_type": "longt5",
         **T5_SIZES,
