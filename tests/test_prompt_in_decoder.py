@@ -37,7 +37,7 @@ def batch_of(examples, shape=None) -> Batch:
 
 def test_loss_is_the_mean_negative_log_probability_of_target_tokens(tiny_model):
     loss, metrics = loss_of(tiny_model.model, tiny_model.params, batch_of(EXAMPLES))
-    # PidModel.score is held to transformers in tests/models.
+    # PidModel.score is compared with transformers in tests/models.
     scores = tiny_model.score(
         [example.document for example in EXAMPLES],
         [example.prompts for example in EXAMPLES],
@@ -174,7 +174,9 @@ def test_a_loss_without_targets_is_zero_and_not_nan(tiny_model):
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 64, 3 * 64, 64 * 64])
-def test_scores_do_not_depend_on_how_many_logits_are_held(tiny_model, monkeypatch, logits_at_once):
+def test_scores_do_not_depend_on_how_many_logits_exist_at_once(
+    tiny_model, monkeypatch, logits_at_once
+):
     batch = batch_of(EXAMPLES, BatchShape(2, 5, 2, 4, 3))
     logits = logits_of(tiny_model.model, tiny_model.params, batch)
     rows = jax.nn.log_softmax(np.asarray(logits))
@@ -226,7 +228,7 @@ def test_pie_puts_each_prompt_before_its_document():
     ]
 
 
-def test_pie_leaves_in_front_what_begins_a_text():
+def test_pie_leaves_the_first_special_tokens_in_front():
     """In example "b", nothing does."""
     documents = [pair.document for pair in prompt_in_decoder.prompt_in_encoder(EXAMPLES, [5, 6])]
     assert documents == [
@@ -383,7 +385,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(ar
     ],
     ids=["t5gemma", "merged", "merged-beams", "merged-drafts"],
 )
-def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, search):
+def test_keys_that_heads_share_exist_once_per_document_too(architecture, search):
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, GATHERED_PROMPTS, search, architecture)

@@ -180,16 +180,16 @@ def test_what_is_no_directory_and_no_hub_id_is_refused(tmp_path):
 
 
 def test_a_hub_id_is_fetched_without_pickles(directory, monkeypatch):
-    asked = {}
+    requested = {}
 
     def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+        requested.update(name=name, patterns=allow_patterns)
         return str(directory)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     PidModel.from_pretrained("google-t5/t5-small")
-    assert asked["name"] == "google-t5/t5-small"
-    assert not any(pattern.endswith((".bin", "*")) for pattern in asked["patterns"])
+    assert requested["name"] == "google-t5/t5-small"
+    assert not any(pattern.endswith((".bin", "*")) for pattern in requested["patterns"])
 
 
 def test_a_hub_checkpoint_that_is_pickled_only_is_refused_with_how_to_convert_it(

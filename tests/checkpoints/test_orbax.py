@@ -46,7 +46,7 @@ def test_steps_after_a_save_do_not_reach_into_it(tmp_path):
         np.testing.assert_array_equal(load_params(tmp_path, number)["kernel"], float(number))
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_stay(tmp_path):
     metrics = [{"loss": loss} for loss in (3.0, 1.0, 2.0, 4.0, 5.0)]
     assert write_run(tmp_path, metrics) == ([2, 4, 5], 2)
 
@@ -76,7 +76,7 @@ def test_without_an_evaluation_the_last_is_best(tmp_path):
     np.testing.assert_array_equal(load_params(tmp_path)["kernel"], 2.0)
 
 
-def test_parameters_come_in_the_dtype_asked_for(tmp_path):
+def test_parameters_come_in_the_requested_dtype(tmp_path):
     write_run(tmp_path, [None])
     assert load_params(tmp_path)["kernel"].dtype == jnp.float32
     assert load_params(tmp_path, dtype="bfloat16")["kernel"].dtype == jnp.bfloat16

@@ -164,8 +164,8 @@ def test_no_array_has_the_size_of_nodes_times_vocabulary(many):
 
 def test_strings_get_the_end_token_once():
     limits = {"end_token_ids": [END, TURN], "min_new_tokens": 0, "max_new_tokens": 3}
-    kept = admissible([[2, END], [3], [END], []], "abcd", "allowed[0]", **limits)
-    assert kept == [[2, END], [3, END], [END], [END]]
+    strings = admissible([[2, END], [3], [END], []], "abcd", "allowed[0]", **limits)
+    assert strings == [[2, END], [3, END], [END], [END]]
 
 
 def test_a_string_may_fill_max_new_tokens_exactly():

@@ -19,7 +19,7 @@ FIRST_TOKEN = 2
 OTHER_END = 6
 """Ends outputs of T5Gemma, too."""
 FORCED_FIRST = 5
-"""What outputs of BART begin with, unless they have a prompt."""
+"""The first token of BART's outputs that have no prompt."""
 
 
 class Pair(NamedTuple):

@@ -60,7 +60,7 @@ def test_the_cases_have_every_family_and_kind_of_decoding():
     assert {kind.method for kind in drawn} == {"pid", "pie"}
     assert {min(kind.num_beams, 2) for kind in drawn} == {1, 2}
     assert {kind.compact for kind in drawn} == {"auto", True, False}
-    for of in ("held", "lopsided", "batched", "draft_tokens"):
+    for of in ("limited", "lopsided", "batched", "draft_tokens"):
         assert {bool(getattr(kind, of)) for kind in drawn} == {True, False}
     rules = {name for case in cases_of(FEW, 12) for name in case.options}
     assert rules >= {"min_new_tokens", "stop", "repetition_penalty", "no_repeat_ngram_size"}
@@ -69,7 +69,7 @@ def test_the_cases_have_every_family_and_kind_of_decoding():
 
 
 @pytest.mark.slow
-def test_a_process_keeps_few_programs_and_memory_maps(monkeypatch):
+def test_a_process_has_few_programs_and_memory_maps(monkeypatch):
     """After 24 calls of random sizes as after 12: what is dropped is given back."""
     monkeypatch.setattr(programs, "PROCESS_CAPACITY", 8)
     first, second = endurance.run(calls=24, seed=0, every=12)
@@ -101,13 +101,13 @@ def test_a_wrong_token_is_a_fault(monkeypatch):
     """And so is a wrong score: the comparison would show both."""
     pair = pairs.of("t5")
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
-    asked = plain.Asked(pair, [5, 6, 7], [8], options, None)
-    right = plain.greedy(asked, [])
+    request = plain.Request(pair, [5, 6, 7], [8], options, None)
+    right = plain.greedy(request, [])
     assert len(right.tokens) == 6
     wrong = [*right.tokens[:3], 2 + (right.tokens[3] - 1) % 22, *right.tokens[4:]]
     with pytest.raises(plain.Fault, match=r"plain greedy takes \d+, generate \d+"):
-        plain.greedy(asked, wrong)
-    assert theirs.generate(asked)[0].tokens == right.tokens
+        plain.greedy(request, wrong)
+    assert theirs.generate(request)[0].tokens == right.tokens
 
 
 def test_the_watchdog_leaves_calls_in_time_alone():

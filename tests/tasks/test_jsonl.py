@@ -286,7 +286,7 @@ def test_scores_are_means_over_subtasks():
     assert report.policy.keys() >= {"exact_match", "f1"}
 
 
-def test_other_scores_can_be_asked_for_by_name():
+def test_other_scores_can_be_selected_by_name():
     pytest.importorskip("rouge_score", reason="an optional requirement")
     task = tasks.get("jsonl", metrics="rouge, exact_match, tests.helpers.own_scores:lengths")
     example = Example("d1", "d", (Subtask("1", "p", "the sky"), Subtask("2", "p", "sea")))
