@@ -45,9 +45,10 @@ quickstart: $(VENV)/.core
 	$(BIN)/python -m pid_jax.export --checkpoint=$(RUN)/workdir --output=$(RUN)/huggingface --overwrite
 	$(BIN)/python -m pid_jax.quickstart --evaluation=$(RUN)/evaluation --checkpoint=$(RUN)/huggingface
 
-# The tests of a file share compiled programs, so one process runs all of them.
+# The tests of a file share compiled programs, so one process runs all of them. The order is that of
+# tests/conftest.py: files with slow tests come first.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/ruff format --check .

@@ -21,29 +21,23 @@ install_import_hook(ARRAY_MODULES, "beartype.beartype")
 # Tests neither read the user's compiled programs nor leave any; some share a folder of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
 
+from tests.helpers.quick_compilation import compile_quickly  # noqa: E402
+
+compile_quickly()
+
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-# Many small programs, each run a few times: compiling them quickly is what counts. Tests that read
-# a compiled program have it as users do, by the mark `optimised`; so have commands.
-jax.config.update("jax_disable_most_optimizations", True)
-
 from pid_jax import models  # noqa: E402
 from pid_jax.inference.model import PidModel  # noqa: E402
-from tests import tiny_checkpoint  # noqa: E402
+from tests.helpers import tiny_checkpoint  # noqa: E402
+from tests.helpers.tiny_t5 import TINY  # noqa: E402
 
-TINY = {
-    "model_type": "t5",
-    "vocab_size": 64,
-    "d_model": 16,
-    "d_kv": 4,
-    "d_ff": 24,
-    "num_layers": 1,
-    "num_decoder_layers": 2,
-    "num_heads": 2,
-    "dropout_rate": 0.1,
-}
-"""A T5 `config.json` small enough to compile in a blink."""
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

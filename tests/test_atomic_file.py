@@ -64,7 +64,7 @@ def written(path: Path, *lines: bytes) -> None:
             file.append(line)
 
 
-def kept(file: ResumableFile) -> list[bytes]:
+def complete_lines(file: ResumableFile) -> list[bytes]:
     return list(iter(file.next_line, None))
 
 
@@ -89,14 +89,14 @@ def test_a_second_writer_goes_on_where_the_first_was_stopped(tmp_path: Path) -> 
     assert target.read_text() == "old"
     with ResumableFile(target) as file:
         assert file.settings == SETTINGS
-        assert kept(file) == [b"one\n", b"two\n"]
+        assert complete_lines(file) == [b"one\n", b"two\n"]
         file.append(b"three\n")
         file.finish()
     assert target.read_bytes() == b"one\ntwo\nthree\n"
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_kept_lines_that_are_not_read_are_dropped(tmp_path: Path) -> None:
+def test_complete_lines_that_are_not_read_are_dropped(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     written(target, b"one\n", b"two\n")
     with ResumableFile(target) as file:
@@ -114,7 +114,7 @@ def test_what_a_crash_left_of_a_line_is_dropped(tmp_path: Path, rest: bytes) -> 
     with partial_path(target).open("ab") as partial:
         partial.write(rest)
     with ResumableFile(target) as file:
-        assert kept(file) == [b"one\n"]
+        assert complete_lines(file) == [b"one\n"]
         file.finish()
     assert target.read_bytes() == b"one\n"
 
@@ -163,7 +163,7 @@ def test_a_restart_drops_the_lines_and_their_settings(tmp_path: Path) -> None:
         file.append(b"two\n")
     with ResumableFile(target) as file:
         assert file.settings == {"beams": 1}
-        assert kept(file) == [b"two\n"]
+        assert complete_lines(file) == [b"two\n"]
 
 
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_full_disk_is_named_and_costs_no_line_that_was_written(tmp_path: Path)
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert partial_path(target).read_bytes() == b"one\ntw"
     with ResumableFile(target) as file:
-        assert kept(file) == [b"one\n"]
+        assert complete_lines(file) == [b"one\n"]
         file.append(b"two\n")
         file.finish()
     assert target.read_bytes() == b"one\ntwo\n"

@@ -58,7 +58,7 @@ def test_flags_have_hyphens_and_the_spelling_with_underscores_works_too() -> Non
     assert "program reads 100% of DATA_DIR." in text
 
 
-def test_a_fault_of_the_code_keeps_its_traceback() -> None:
+def test_a_fault_of_the_code_shows_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError), user_errors():
         _ = 1 / 0
 

@@ -23,7 +23,7 @@ def cache_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_compiled_programs_are_kept_in_the_users_cache(
+def test_compiled_programs_go_to_the_users_cache(
     cache_directory: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

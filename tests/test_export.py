@@ -34,7 +34,7 @@ def test_transformers_reads_the_export_and_scores_alike(checkpoint: Path, tmp_pa
     np.testing.assert_allclose(score, expected, atol=1e-4)
 
 
-def test_weights_keep_their_dtype(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_have_their_dtype(checkpoint: Path, tmp_path: Path) -> None:
     PidModel.from_pretrained(checkpoint, dtype="bfloat16").save_pretrained(tmp_path / "half")
     main([f"--checkpoint={tmp_path / 'half'}", f"--output={tmp_path / 'exported'}"])
     for name in ("model.safetensors", "config.json"):
@@ -53,7 +53,7 @@ def test_a_directory_in_use_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_overwriting_replaces_the_model_and_keeps_other_files(
+def test_overwriting_replaces_the_model_and_leaves_other_files(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")

@@ -56,7 +56,7 @@ def test_a_shape_compiled_ahead_is_found_by_its_arrays() -> None:
     assert len(programs.compilations) == 1
 
 
-def test_the_programs_used_last_are_kept() -> None:
+def test_the_programs_used_last_stay() -> None:
     programs = Programs(capacity=2)
     one, two, three = (np.ones(size, np.float32) for size in (1, 2, 3))
     for y in (one, two, one, three, one):
@@ -132,7 +132,7 @@ def test_a_failed_compilation_is_told_and_tried_again() -> None:
     assert len(programs) == 0
 
 
-def test_all_models_of_a_process_keep_few_programs_together(
+def test_all_models_of_a_process_share_one_limit_of_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(programs_module, "_ALL_PROGRAMS", weakref.WeakSet())

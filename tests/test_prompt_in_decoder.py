@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from typing import Any
 
 import jax
@@ -18,6 +17,8 @@ from pid_jax.decoding.compaction import Gather, gather_prompts
 from pid_jax.decoding.decode import decode
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.prefill import prefill
+from tests.helpers.compiled_programs import array_sizes
+from tests.helpers.quick_compilation import compile_fully
 
 loss_of = jax.jit(
     prompt_in_decoder.loss, static_argnums=0, static_argnames=("label_smoothing", "z_loss")
@@ -36,7 +37,7 @@ def batch_of(examples, shape=None) -> Batch:
 
 def test_loss_is_the_mean_negative_log_probability_of_target_tokens(tiny_model):
     loss, metrics = loss_of(tiny_model.model, tiny_model.params, batch_of(EXAMPLES))
-    # PidModel.score is held to transformers in tests/models.
+    # PidModel.score is compared with transformers in tests/models.
     scores = tiny_model.score(
         [example.document for example in EXAMPLES],
         [example.prompts for example in EXAMPLES],
@@ -173,7 +174,9 @@ def test_a_loss_without_targets_is_zero_and_not_nan(tiny_model):
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 64, 3 * 64, 64 * 64])
-def test_scores_do_not_depend_on_how_many_logits_are_held(tiny_model, monkeypatch, logits_at_once):
+def test_scores_do_not_depend_on_how_many_logits_exist_at_once(
+    tiny_model, monkeypatch, logits_at_once
+):
     batch = batch_of(EXAMPLES, BatchShape(2, 5, 2, 4, 3))
     logits = logits_of(tiny_model.model, tiny_model.params, batch)
     rows = jax.nn.log_softmax(np.asarray(logits))
@@ -197,7 +200,7 @@ def test_scoring_with_a_large_vocabulary_holds_few_logits_at_once():
     score = jax.jit(prompt_in_decoder.target_log_probabilities, static_argnums=0)
     lowered = score.lower(model, models.abstract_params(model), batch)
     assert max(array_sizes(lowered)) <= prompt_in_decoder.LOGITS_AT_ONCE
-    temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
+    temporaries = compile_fully(lowered).memory_analysis().temp_size_in_bytes
     print(f"temporaries: {temporaries / 1e6:.0f} MB")
     assert temporaries < 3 * 4 * prompt_in_decoder.LOGITS_AT_ONCE
 
@@ -225,7 +228,7 @@ def test_pie_puts_each_prompt_before_its_document():
     ]
 
 
-def test_pie_leaves_in_front_what_begins_a_text():
+def test_pie_leaves_the_first_special_tokens_in_front():
     """In example "b", nothing does."""
     documents = [pair.document for pair in prompt_in_decoder.prompt_in_encoder(EXAMPLES, [5, 6])]
     assert documents == [
@@ -324,12 +327,6 @@ def decoding_array_sizes(
     }
 
 
-def array_sizes(lowered) -> list[int]:
-    arrays = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", lowered.compile().as_text())
-    assert len(arrays) > 10
-    return [math.prod(map(int, dimensions.split(","))) for dimensions in set(arrays)]
-
-
 def compiled_loss_array_sizes(
     documents: int, prompts: int, architecture: dict[str, Any] = WIDE
 ) -> list[int]:
@@ -388,7 +385,7 @@ def test_no_compiled_decoding_program_holds_an_array_of_a_document_per_prompt(ar
     ],
     ids=["t5gemma", "merged", "merged-beams", "merged-drafts"],
 )
-def test_keys_that_heads_share_are_not_held_per_prompt_either(architecture, search):
+def test_keys_that_heads_share_exist_once_per_document_too(architecture, search):
     """One layer's keys of a document have S * G * K elements, as many as an encoding has."""
     per_document = DOCUMENT_TOKENS * _STACK["num_key_value_heads"] * _STACK["head_dim"]
     sizes = decoding_array_sizes(DOCUMENTS, PROMPTS, GATHERED_PROMPTS, search, architecture)

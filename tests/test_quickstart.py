@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pid_jax.quickstart import last_turns, main, table
-from tests import tiny_checkpoint
+from tests.helpers import tiny_checkpoint
 
 
 def line(example_id: str, document: str, **answers: tuple[str, str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pid_jax import scoring
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.scoring import Answer
 from pid_jax.tasks import Predictions, Report
-from tests.html_report import evaluations
+from tests.helpers import evaluations
 
 EXAMPLES = [Example("d", "one two three", (Subtask("a", "which one ?", "one"), Subtask("b", "?")))]
 ANSWERS = [[Answer("one two"), Answer("")]]

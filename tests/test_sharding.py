@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from pid_jax import models, sharding
 from pid_jax.errors import UserError
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 
 @pytest.mark.parametrize("model_type", models.model_types())

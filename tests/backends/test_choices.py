@@ -5,7 +5,7 @@ import pytest
 
 from pid_jax import models
 from pid_jax.backends import choices
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 
 def test_only_a_cpu_has_options_of_the_compiler():

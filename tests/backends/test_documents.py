@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pid_jax.backends import documents
 from pid_jax.backends.documents import attend_at_once, attend_by_blocks
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST
-from tests.backends.written_out import BATCH, CAP, HEADS, SCALE, arrays, written_out
+from tests.helpers.attention_written_out import BATCH, CAP, HEADS, SCALE, arrays, written_out
+from tests.helpers.quick_compilation import compile_fully
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_short_windows_read_few_keys():
     """No array of the compiled program has as many entries as queries times keys."""
     query, layer, mask = arrays(4096, 2)
     run = jax.jit(lambda *arguments: attend_by_blocks(*arguments, reach=(16, 16)))
-    text = run.lower(query, layer, mask).compile().as_text()
+    text = compile_fully(run.lower(query, layer, mask)).as_text()
     assert "f32[1,512,544]" in text or "f32[512,544]" in text
     assert "512,4096]" not in text
 

@@ -13,7 +13,7 @@ from pid_jax import models, prompt_in_decoder
 from pid_jax.backends import choices
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, KeyValue
 from pid_jax.models.protocol import Past
-from tests.models.test_batch_mates import VARIANTS
+from tests.helpers.tiny_families import VARIANTS
 
 LAYOUTS = [ATTENDED_FIRST, ATTENDED_LAST]
 by_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: type(one).__name__)

@@ -62,7 +62,7 @@ class Model:
         report.tokens, report.decoder_calls = 12, 10 // (drafts + 1)
         report.drafted_tokens, report.accepted_tokens = 2 * drafts, drafts
         tokens = [7] if drafts > 8 else [5, 6]
-        return [[Generation("a b", tokens, -1.0) for _ in asked] for asked in prompts]
+        return [[Generation("a b", tokens, -1.0) for _ in row] for row in prompts]
 
 
 LINES = [

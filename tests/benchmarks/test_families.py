@@ -1,4 +1,4 @@
-"""The benchmark of the families, on models small enough to take seconds."""
+"""The benchmark of the families, on models that take seconds."""
 
 import json
 from pathlib import Path
@@ -43,8 +43,8 @@ def test_every_model_is_timed_and_compared_and_what_cannot_run_is_named(
     monkeypatch.setattr("benchmarks.workloads.VOCABULARY", 40)
     sizes = {"qa": Workload("", 1, 12, 3, 4, 3), "note": Workload("", 1, 40, 2, 4, 3)}
     monkeypatch.setattr(families, "WORKLOADS", sizes)
-    asked = ["--workloads", "qa", "note", "--repeats=1", f"--output={tmp_path}"]
-    assert families.main([*asked, "--models", *SMALL]) == 0
+    options = ["--workloads", "qa", "note", "--repeats=1", f"--output={tmp_path}"]
+    assert families.main([*options, "--models", *SMALL]) == 0
     written = json.loads((tmp_path / "families.json").read_text())
     found = {(one["model"], one["workload"]): one for one in written["measured"]}
     assert len(found) == 4

@@ -10,18 +10,20 @@ from pid_jax.models.t5 import T5Config
 SMALL = T5Config(
     vocab_size=11, d_model=2, d_kv=3, d_ff=5, num_layers=1, num_decoder_layers=2, num_heads=1
 )
-ASKED = Workload("small", documents=1, document_tokens=4, prompts=3, prompt_tokens=1, new_tokens=3)
+WORKLOAD = Workload(
+    "small", documents=1, document_tokens=4, prompts=3, prompt_tokens=1, new_tokens=3
+)
 
 
 def test_each_document_token_is_encoded_once() -> None:
     # A token: 2·4·2·3 = 48 projections, 2·2·2·5 = 40 feed-forward, 4·3·4 = 48 attention; 4 tokens.
     # Weights: 4·2·3 + 2·2·5 = 44 numbers of 4 bytes.
-    assert demands(SMALL, ASKED, 4)["encoder"] == [Demand(4 * 136, 4 * 44)]
+    assert demands(SMALL, WORKLOAD, 4)["encoder"] == [Demand(4 * 136, 4 * 44)]
 
 
 def test_keys_and_values_are_projected_once_per_document() -> None:
     # 2 layers · 4 tokens · 2 products of 2·2·3 FLOPs; 2·2·2·3 weights and 2·2·4·3 keys and values.
-    assert demands(SMALL, ASKED, 4)["cross_attention"] == [Demand(2 * 4 * 2 * 12, 4 * (24 + 48))]
+    assert demands(SMALL, WORKLOAD, 4)["cross_attention"] == [Demand(2 * 4 * 2 * 12, 4 * (24 + 48))]
 
 
 def test_the_prompts_pass_reads_weights_head_and_document_once() -> None:
@@ -29,7 +31,7 @@ def test_the_prompts_pass_reads_weights_head_and_document_once() -> None:
     # the document; they attend to 1 + 2 tokens at 4·3; the head costs 2·2·11 once.
     flops = 3 * (2 * (2 * 112 + 2 * 48 + 3 * 12) + 44)
     # Weights 2·(36 + 20), head 22, keys and values 2·2·4·3, cache 2·2·3 rows·3·2 tokens.
-    assert demands(SMALL, ASKED, 4)["prompts"] == [Demand(flops, 4 * (112 + 22 + 48 + 72))]
+    assert demands(SMALL, WORKLOAD, 4)["prompts"] == [Demand(flops, 4 * (112 + 22 + 48 + 72))]
 
 
 def test_each_step_attends_to_one_token_more() -> None:
@@ -38,7 +40,7 @@ def test_each_step_attends_to_one_token_more() -> None:
         Demand(3 * (2 * (112 + 48 + 12 * past) + 44), 4 * (112 + 22 + 48 + 36 * past))
         for past in (3, 4)
     ]
-    assert demands(SMALL, ASKED, 4)["steps"] == expected
+    assert demands(SMALL, WORKLOAD, 4)["steps"] == expected
 
 
 def test_a_gated_feed_forward_has_a_third_product() -> None:
@@ -52,14 +54,14 @@ def test_a_gated_feed_forward_has_a_third_product() -> None:
         num_heads=1,
         is_gated_act=True,
     )
-    assert demands(gated, ASKED, 4)["encoder"] == [Demand(4 * (48 + 60 + 48), 4 * 54)]
+    assert demands(gated, WORKLOAD, 4)["encoder"] == [Demand(4 * (48 + 60 + 48), 4 * 54)]
 
 
 def test_prompt_in_encoder_encodes_prompt_and_document_for_every_prompt() -> None:
-    asked = as_prompt_in_encoder(ASKED)
-    assert asked == Workload("small", 3, 5, 1, 0, 3)
+    workload = as_prompt_in_encoder(WORKLOAD)
+    assert workload == Workload("small", 3, 5, 1, 0, 3)
     # Now 15 document tokens with 4·3·5 of attention each.
-    assert demands(SMALL, asked, 4)["encoder"] == [Demand(15 * (48 + 40 + 60), 4 * 44)]
+    assert demands(SMALL, workload, 4)["encoder"] == [Demand(15 * (48 + 40 + 60), 4 * 44)]
 
 
 def test_a_pass_takes_the_longer_of_its_arithmetic_and_its_traffic() -> None:
@@ -70,7 +72,7 @@ def test_a_pass_takes_the_longer_of_its_arithmetic_and_its_traffic() -> None:
 
 def test_the_total_is_the_sum_of_the_phases() -> None:
     # One byte and one FLOP a second: every phase of this model moves less than it computes.
-    found = limit(SMALL, ASKED, "pid", 1, Rates(1.0, 1.0))
+    found = limit(SMALL, WORKLOAD, "pid", 1, Rates(1.0, 1.0))
     assert found["encoder"] == 544
     assert found["total"] == 544 + 192 + 3 * 756 + 3 * (436 + 460)
 

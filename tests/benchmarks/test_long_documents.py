@@ -1,4 +1,4 @@
-"""What longer documents cost: the measurement, and what is held against it."""
+"""What longer documents cost: the measurement, and what it is compared with."""
 
 import json
 

@@ -35,7 +35,7 @@ def test_a_slow_engine_stops_after_three_runs(clock: list[float]) -> None:
     assert fast[0].seconds == [1.0] * 5
 
 
-def test_the_fastest_configuration_is_kept(clock: list[float]) -> None:
+def test_the_fastest_configuration_remains(clock: list[float]) -> None:
     starting = {"eager": 9.0, "fused": 5.0}
 
     def configured(name: str, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What the engines are asked."""
+"""The questions of the engines."""
 
 from benchmarks.workloads import WORKLOADS, Workload, questions
 
@@ -21,12 +21,12 @@ def test_a_batched_workload_is_eight_documents_of_the_same_for_the_small_model()
         )
 
 
-def test_questions_have_the_sizes_asked_for_and_no_special_tokens() -> None:
-    asked = questions(Workload("t5-tiny", 2, 7, 3, 5, 4), seed=0)
-    assert [len(document) for document in asked.documents] == [7, 7]
-    assert [[len(p) for p in prompts] for prompts in asked.prompts] == [[5] * 3] * 2
-    assert min(token for document in asked.documents for token in document) > 2
-    assert asked.new_tokens == 4
+def test_questions_have_the_requested_sizes_and_no_special_tokens() -> None:
+    made = questions(Workload("t5-tiny", 2, 7, 3, 5, 4), seed=0)
+    assert [len(document) for document in made.documents] == [7, 7]
+    assert [[len(p) for p in prompts] for prompts in made.prompts] == [[5] * 3] * 2
+    assert min(token for document in made.documents for token in document) > 2
+    assert made.new_tokens == 4
 
 
 def test_a_seed_gives_the_same_questions_again() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pid_jax.checkpoints import contents, huggingface, identity, orbax, tensors
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.checkpoints.test_orbax import numbers
+from tests.helpers.training_checkpoints import numbers
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 242043056\n"
 

@@ -9,7 +9,7 @@ from pid_jax.checkpoints.finite import why_unusable
 from pid_jax.checkpoints.orbax import RunCheckpoints, load_params
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.checkpoints.test_orbax import numbers
+from tests.helpers.training_checkpoints import numbers
 
 NAME = "decoder.final_layer_norm.weight"
 

@@ -15,7 +15,7 @@ from pid_jax.checkpoints import huggingface
 from pid_jax.data.tokenizing import train_tokenizer
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 LAST = "decoder.final_layer_norm.weight"
 
@@ -180,16 +180,16 @@ def test_what_is_no_directory_and_no_hub_id_is_refused(tmp_path):
 
 
 def test_a_hub_id_is_fetched_without_pickles(directory, monkeypatch):
-    asked = {}
+    requested = {}
 
     def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+        requested.update(name=name, patterns=allow_patterns)
         return str(directory)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     PidModel.from_pretrained("google-t5/t5-small")
-    assert asked["name"] == "google-t5/t5-small"
-    assert not any(pattern.endswith((".bin", "*")) for pattern in asked["patterns"])
+    assert requested["name"] == "google-t5/t5-small"
+    assert not any(pattern.endswith((".bin", "*")) for pattern in requested["patterns"])
 
 
 def test_a_hub_checkpoint_that_is_pickled_only_is_refused_with_how_to_convert_it(

@@ -1,7 +1,5 @@
-import json
 import re
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from pid_jax.checkpoints import huggingface
 from pid_jax.checkpoints.orbax import (
     CHECKPOINTS,
-    CONFIG,
     MODEL,
     RunCheckpoints,
     load_model,
@@ -18,39 +15,7 @@ from pid_jax.checkpoints.orbax import (
     saved_steps,
 )
 from pid_jax.errors import UserError
-
-
-def numbers():
-    """A shuffled data set, as a Grain iterator."""
-    return iter(grain.MapDataset.range(100).seed(3).shuffle().to_iter_dataset())
-
-
-def state_of(step):
-    return {
-        "step": jnp.asarray(step, jnp.int32),
-        "params": {"kernel": jnp.full((200, 100), float(step))},
-        "opt_state": ({"kernel": jnp.full((200, 100), 2.0 * step)}, ()),
-        "key": jax.random.key_data(jax.random.key(step)),
-    }
-
-
-def abstract():
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state_of(0)
-    )
-
-
-def write_run(workdir, metrics, *, best_metric="loss", recent=2):
-    """A checkpoint for each of `metrics`, at steps 1, 2, ..."""
-    workdir.mkdir(exist_ok=True)
-    (workdir / CONFIG).write_text(json.dumps({"checkpoint": {"best_metric": best_metric}}))
-    with RunCheckpoints(workdir, recent=recent, best_metric=best_metric) as checkpoints:
-        data = numbers()
-        for step, figures in enumerate(metrics, start=1):
-            checkpoints.save(step, state_of(step), data, figures)
-            checkpoints.wait()
-        return saved_steps(workdir), checkpoints.best_step
+from tests.helpers.training_checkpoints import abstract, numbers, state_of, write_run
 
 
 def test_state_and_data_position_come_back_exactly(tmp_path):
@@ -81,7 +46,7 @@ def test_steps_after_a_save_do_not_reach_into_it(tmp_path):
         np.testing.assert_array_equal(load_params(tmp_path, number)["kernel"], float(number))
 
 
-def test_the_last_two_and_the_best_are_kept(tmp_path):
+def test_the_last_two_and_the_best_stay(tmp_path):
     metrics = [{"loss": loss} for loss in (3.0, 1.0, 2.0, 4.0, 5.0)]
     assert write_run(tmp_path, metrics) == ([2, 4, 5], 2)
 
@@ -111,7 +76,7 @@ def test_without_an_evaluation_the_last_is_best(tmp_path):
     np.testing.assert_array_equal(load_params(tmp_path)["kernel"], 2.0)
 
 
-def test_parameters_come_in_the_dtype_asked_for(tmp_path):
+def test_parameters_come_in_the_requested_dtype(tmp_path):
     write_run(tmp_path, [None])
     assert load_params(tmp_path)["kernel"].dtype == jnp.float32
     assert load_params(tmp_path, dtype="bfloat16")["kernel"].dtype == jnp.bfloat16

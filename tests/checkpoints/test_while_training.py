@@ -22,7 +22,7 @@ from pid_jax.checkpoints.orbax import (
     saved_steps,
 )
 from pid_jax.errors import UserError
-from tests.checkpoints.test_orbax import numbers, write_run
+from tests.helpers.training_checkpoints import numbers, write_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ SAVING = """
 import sys
 import jax.numpy as jnp
 from pid_jax.checkpoints.orbax import RunCheckpoints
-from tests.checkpoints.test_orbax import numbers
+from tests.helpers.training_checkpoints import numbers
 
 workdir, seconds = sys.argv[1], float(sys.argv[2])
 import time

@@ -12,7 +12,7 @@ from pid_jax.commands.prepare import main as prepare
 from pid_jax.data.examples import Example
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 TINY = Path(tiny_config.__file__)
 DATA = {"train_dialogues": 4, "validation_dialogues": 2, "test_dialogues": 2}

@@ -143,7 +143,7 @@ def test_masked_positions_hold_exactly_the_examples_and_nothing_else(drawn):
 
 
 @given(sets)
-def test_prompts_end_and_documents_and_targets_begin_at_the_edge(drawn):
+def test_prompts_end_and_documents_and_targets_start_at_the_edge(drawn):
     examples = examples_of(drawn)
     shape = shape_of(examples, document_multiple=8)
     batch = collate(examples, shape, pad_token_id=PAD, decoder_start_token_id=START)

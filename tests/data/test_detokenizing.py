@@ -1,4 +1,4 @@
-"""Text that a tokenizer can keep comes back exactly, added tokens too."""
+"""Text that a tokenizer can represent comes back exactly, added tokens too."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_a_separator_that_a_user_added_is_text(make: str, add: str) -> None:
     "text",
     [" a", "a ", "  a  \n", "price < 5 { cheap }", "one\ntwo", "a , b . isn 't", "日本 é 🏨", ""],
 )
-def test_tokenizers_of_bytes_keep_every_space_and_sign(make: str, text: str) -> None:
+def test_tokenizers_of_bytes_return_every_space_and_sign(make: str, text: str) -> None:
     assert back(MADE[make](), text) == text
 
 
@@ -74,7 +74,7 @@ def test_language_codes_are_not() -> None:
     assert text == "cheap north"
 
 
-def test_spaces_are_kept_where_the_tokenizer_would_clean_them_up() -> None:
+def test_spaces_stay_where_the_tokenizer_would_clean_them_up() -> None:
     inner = trained()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner.backend_tokenizer,

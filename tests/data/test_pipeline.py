@@ -39,7 +39,7 @@ class NumberTokenizer:
 
 
 def source_of(lengths, subtasks, negatives=0, limits=WIDE):
-    """Example n begins with 1000 + n; its subtask s asks 100 + s and is answered 200 + s,
+    """Example n starts with 1000 + n; its subtask s asks 100 + s and is answered 200 + s,
     but the last `negatives` are answered 99."""
     examples = [
         Example(
@@ -176,28 +176,28 @@ def test_at_most_max_prompts_are_drawn_without_repetition_and_all_get_their_turn
     for batch in take(training(source, max_prompts=3), 60):
         assert batch.prompts.shape[1] == 3
         for row in range(4):
-            asked = [prompt[0] for prompt, _ in pairs(batch, row)]
-            assert len(set(asked)) == 3
-            drawn.update(asked)
+            prompts_of_row = [prompt[0] for prompt, _ in pairs(batch, row)]
+            assert len(set(prompts_of_row)) == 3
+            drawn.update(prompts_of_row)
     assert set(drawn) == set(range(100, 108))
     assert all(60 < count < 120 for count in drawn.values())  # 90 each on average
 
 
-def test_without_max_prompts_every_subtask_is_asked():
+def test_without_max_prompts_every_subtask_is_used():
     for batch in take(training(source_of(lengths_of(24), 8)), 6):
         for row in range(4):
             assert [prompt for prompt, _ in pairs(batch, row)] == [[100 + n] for n in range(8)]
 
 
-@pytest.mark.parametrize(("rate", "kept"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
-def test_negative_targets_are_kept_at_the_rate(rate, kept):
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_negative_targets_stay_at_the_rate(rate, expected):
     source = source_of(lengths_of(24), 20, negatives=16)
     batches = take(training(source, negative_target=NONE, negative_rate=rate), 60)
     targets = [target for batch in batches for row in range(4) for _, target in pairs(batch, row)]
     assert len(targets) - targets.count(NONE) == 60 * 4 * 4  # every other target stays
     share = targets.count(NONE) / (60 * 4 * 16)
     # 3840 draws: the standard deviation of the share is at most 0.007.
-    assert share == pytest.approx(kept, abs=0.03)
+    assert share == pytest.approx(expected, abs=0.03)
 
 
 def test_the_cap_comes_after_the_rate():
@@ -208,15 +208,15 @@ def test_the_cap_comes_after_the_rate():
             assert [target for _, target in pairs(batch, row)] == [[200 + n, END] for n in range(4)]
 
 
-def test_a_document_with_nothing_but_negative_targets_keeps_one():
+def test_a_document_with_nothing_but_negative_targets_has_one():
     source = source_of(lengths_of(24), 5, negatives=5)
-    asked = Counter()
+    used = Counter()
     for batch in take(training(source, negative_target=NONE, negative_rate=0.0), 60):
         for row in range(4):
             ((prompt, target),) = pairs(batch, row)
             assert target == NONE
-            asked.update(prompt)
-    assert set(asked) == set(range(100, 105))
+            used.update(prompt)
+    assert set(used) == set(range(100, 105))
 
 
 @pytest.mark.parametrize(("threads", "prefetch"), [(0, 0), (1, 4), (3, 8)])

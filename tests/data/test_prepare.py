@@ -21,7 +21,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.prepared import Origin, PreparedExamples
 from pid_jax.errors import UserError
 from pid_jax.training import assembly
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -153,7 +153,7 @@ def test_a_source_without_any_split_is_refused(tmp_path, data_dir):
         prepare.prepare("jsonl", write_lines(tmp_path / "source"), data_dir)
 
 
-def test_only_the_splits_asked_for_are_prepared_and_must_be_there(tmp_path, data_dir):
+def test_only_the_requested_splits_are_prepared_and_must_be_there(tmp_path, data_dir):
     source = write_lines(tmp_path / "source", train=2, test=2)
     assert list(prepare.prepare("jsonl", source, data_dir, splits=["test"]).splits) == ["test"]
     with pytest.raises(UserError, match=r"there is no validation.jsonl"):

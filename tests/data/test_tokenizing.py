@@ -145,22 +145,22 @@ def test_subtasks_are_found_by_their_target(byt5):
 
 
 @pytest.mark.parametrize(
-    ("side", "kept"), [("right", "abcd"), ("left", "efgh")], ids=["right", "left"]
+    ("side", "expected"), [("right", "abcd"), ("left", "efgh")], ids=["right", "left"]
 )
-def test_a_document_is_cut_on_the_chosen_side_and_keeps_its_end_token(byt5, side, kept):
+def test_a_document_is_cut_on_the_chosen_side_before_its_end_token(byt5, side, expected):
     limits = Limits(5, 100, 100, truncation_side=side)
     tokenized = TokenizedExamples([example("abcdefgh")], byt5, limits, end_token_id=END)
-    assert tokenized[0].document == bytes_of(kept, 1)
+    assert tokenized[0].document == bytes_of(expected, 1)
 
 
-@pytest.mark.parametrize(("side", "kept"), [("right", [10, 11]), ("left", [13, 14])])
-def test_a_cut_document_keeps_special_tokens_at_both_ends(bart_like, side, kept):
+@pytest.mark.parametrize(("side", "expected"), [("right", [10, 11]), ("left", [13, 14])])
+def test_a_cut_document_has_special_tokens_at_both_ends(bart_like, side, expected):
     limits = Limits(4, 100, 100, truncation_side=side)
     tokenized = TokenizedExamples([example("abcde")], bart_like, limits, end_token_id=2)
-    assert tokenized[0].document == [0, *kept, 2]
+    assert tokenized[0].document == [0, *expected, 2]
 
 
-def test_prompts_and_targets_lose_their_last_tokens_and_targets_keep_the_end_token(byt5):
+def test_prompts_and_targets_lose_their_last_tokens_and_targets_end_with_the_end_token(byt5):
     limits = Limits(100, prompt_tokens=2, target_tokens=3)
     tokenized = TokenizedExamples([example("x", ("abc", "defg"))], byt5, limits, end_token_id=END)
     assert tokenized[0].prompts == [bytes_of("ab")]
@@ -232,7 +232,7 @@ def test_a_limit_below_one_is_a_user_error(name):
         Limits(**sizes)
 
 
-def test_a_document_limit_that_leaves_no_room_for_text_is_a_user_error(bart_like):
+def test_a_document_limit_that_leaves_no_tokens_for_text_is_a_user_error(bart_like):
     with pytest.raises(UserError, match="document_tokens is 2"):
         TokenizedExamples([example("abc")], bart_like, Limits(2, 9, 9), end_token_id=2)
 
@@ -297,13 +297,13 @@ def test_training_is_deterministic(tokenizer):
     assert train_tokenizer(TEXTS, 500).get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_vocabulary_has_at_most_the_size_asked_for():
-    # All pairs below occur often enough, so only the limit stops merging.
+def test_the_vocabulary_has_at_most_the_requested_size():
+    # All pairs below occur often, so only the limit stops merging.
     assert len(train_tokenizer(TEXTS, 300)) == 300
     assert len(train_tokenizer(TEXTS, 100_000)) < 600
 
 
-def test_a_vocabulary_without_room_for_the_bytes_is_a_user_error():
+def test_a_vocabulary_smaller_than_the_bytes_is_a_user_error():
     with pytest.raises(UserError, match=r"258 tokens is too small: .* take 259"):
         train_tokenizer(TEXTS, 258)
 
@@ -348,11 +348,11 @@ def test_targets_that_do_not_come_back_are_counted_by_subtask():
         "3 of 5 targets change when encoded and decoded, the first is "
         r"'one\ntwo' → 'one two'"
     )
-    kept = TokenizedExamples(
+    unchanged = TokenizedExamples(
         [example("a", ("b", "one\ntwo { <"))],
         train_tokenizer(TEXTS, 500),
         WIDE,
         end_token_id=END,
         text_of=Detokenizer(train_tokenizer(TEXTS, 500), [0, 1]).text,
     )
-    assert kept.target_report().changed == 0
+    assert unchanged.target_report().changed == 0

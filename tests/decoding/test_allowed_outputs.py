@@ -19,6 +19,7 @@ from pid_jax.decoding.allowed_outputs import (
     next_node,
 )
 from pid_jax.errors import UserError
+from tests.helpers.quick_compilation import compile_fully
 
 END = 1
 TURN = 19
@@ -155,7 +156,7 @@ def many() -> list[list[int]]:
 def test_no_array_has_the_size_of_nodes_times_vocabulary(many):
     forest, [root] = compile_forest([many])
     rows, vocab_size = 8, 32128
-    compiled = allowed.lower(forest, jnp.full(rows, root), vocab_size).compile()
+    compiled = compile_fully(allowed.lower(forest, jnp.full(rows, root), vocab_size))
     memory = compiled.memory_analysis()
     entries = rows * (vocab_size + 3 * len(forest.offsets))
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 4 * entries
@@ -163,8 +164,8 @@ def test_no_array_has_the_size_of_nodes_times_vocabulary(many):
 
 def test_strings_get_the_end_token_once():
     limits = {"end_token_ids": [END, TURN], "min_new_tokens": 0, "max_new_tokens": 3}
-    kept = admissible([[2, END], [3], [END], []], "abcd", "allowed[0]", **limits)
-    assert kept == [[2, END], [3, END], [END], [END]]
+    strings = admissible([[2, END], [3], [END], []], "abcd", "allowed[0]", **limits)
+    assert strings == [[2, END], [3, END], [END], [END]]
 
 
 def test_a_string_may_fill_max_new_tokens_exactly():

@@ -20,7 +20,7 @@ from pid_jax.decoding import beam_search, search
 from pid_jax.decoding.beam_search import BeamSearch
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
+from tests.helpers import transformers_models
 
 END, VOCABULARY, LENGTH = 1, 12, 10
 SHAPE = BatchShape(documents=2, document_tokens=9, prompts=3, prompt_tokens=5, target_tokens=LENGTH)
@@ -84,12 +84,12 @@ def in_transformers(
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(model: Any, params: Any, batch: Batch, tokens: jax.Array, step: int) -> jax.Array:
     """Logits `[B, P, K, V]` after `step` chosen tokens, everything computed anew."""
-    documents, prompts, width, room = tokens.shape
+    documents, prompts, width, length = tokens.shape
     rows = batch._replace(
         prompts=jnp.repeat(batch.prompts, width, axis=1),
         prompt_mask=jnp.repeat(batch.prompt_mask, width, axis=1),
-        targets=tokens.reshape(documents, prompts * width, room),
-        target_mask=jnp.ones((documents, prompts * width, room), bool),
+        targets=tokens.reshape(documents, prompts * width, length),
+        target_mask=jnp.ones((documents, prompts * width, length), bool),
     )
     logits = prompt_in_decoder.teacher_forced_logits(model, params, rows)
     last = jax.lax.dynamic_index_in_dim(logits, step, axis=2, keepdims=False)
@@ -263,8 +263,8 @@ def test_a_stop_sequence_ends_a_beam_as_in_transformers(pair, early_stopping):
         prompt_length = 1 + len(EXAMPLES[subtask[0]].prompts[subtask[1]])
 
         def stops(ids: torch.Tensor, _: Any, start: int = prompt_length, **__: Any) -> torch.Tensor:
-            long_enough = ids.shape[1] - start >= 2
-            return (ids[:, -2:] == torch.tensor(stop_pair)).all(-1) & long_enough
+            has_two_tokens = ids.shape[1] - start >= 2
+            return (ids[:, -2:] == torch.tensor(stop_pair)).all(-1) & has_two_tokens
 
         expected = in_transformers(
             theirs, subtask, stopping_criteria=[stops], early_stopping=early_stopping
@@ -288,7 +288,7 @@ def test_log_probabilities_are_the_models_own(pair, repetition_penalty):
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-def test_a_constraint_with_fewer_strings_than_beams_leaves_places_empty(pair, early_stopping):
+def test_a_constraint_with_fewer_strings_than_beams_leaves_beams_empty(pair, early_stopping):
     theirs, ours = pair
     strings = [[5, 1], [6, 7, 1], [6, 8, 8, 1]]
     allowed = np.full((3, LENGTH), -1)
@@ -316,7 +316,7 @@ def test_a_prompt_that_is_done_no_longer_changes(pair, early_stopping):
     _, ours = pair
     passed = states(ours, early_stopping=early_stopping)
     done_after = [sum(not state.finished[subtask] for state in passed) for subtask in SUBTASKS]
-    assert len(set(done_after)) > 1, "all end together: nothing is tested"
+    assert len(set(done_after)) > 1, "all end at once: nothing is tested"
     for subtask, end in zip(SUBTASKS, done_after, strict=True):
         for state in passed[end:]:
             jax.tree.map(
@@ -331,7 +331,7 @@ def test_a_prompt_that_is_done_no_longer_changes(pair, early_stopping):
 def test_a_prompt_gets_the_same_wherever_it_stands(pair):
     """Every leaf of the state has the axes of documents and prompts first."""
     _, ours = pair
-    together = states(ours)[-1]
+    batched = states(ours)[-1]
     turned = jax.tree.map(lambda leaf: leaf[::-1], BATCH)
     turned = turned._replace(
         prompts=turned.prompts[:, ::-1], prompt_mask=turned.prompt_mask[:, ::-1]
@@ -339,7 +339,7 @@ def test_a_prompt_gets_the_same_wherever_it_stands(pair):
     elsewhere = states(ours, batch=turned, active=ACTIVE[::-1, ::-1])[-1]
     for subtask in SUBTASKS:
         assert_equal(
-            sequences(elsewhere, (1 - subtask[0], 2 - subtask[1])), sequences(together, subtask)
+            sequences(elsewhere, (1 - subtask[0], 2 - subtask[1])), sequences(batched, subtask)
         )
 
 

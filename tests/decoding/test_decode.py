@@ -1,4 +1,4 @@
-"""The loop itself: its ends, its pauses, what it leaves alone, and what dropping prompts keeps."""
+"""The loop itself: its ends, its pauses, what it leaves alone, and what dropping prompts leaves."""
 
 from typing import Any
 
@@ -94,7 +94,7 @@ def test_an_ended_prompt_is_padded_and_its_score_is_that_of_its_tokens(
     varied_model: PidModel,
 ) -> None:
     outputs = decoded(varied_model)
-    assert len(set(outputs.lengths[ACTIVE].tolist())) > 2, "all end together: nothing is tested"
+    assert len(set(outputs.lengths[ACTIVE].tolist())) > 2, "all end at once: nothing is tested"
     tokens = [
         [outputs.tokens[i, j, : outputs.lengths[i, j]].tolist() for j in range(len(row.prompts))]
         for i, row in enumerate(EXAMPLES)
@@ -145,7 +145,7 @@ def test_it_pauses_once_few_are_active(
     encoded, state = start(varied_model, search)
     paused = go_on(varied_model, search, encoded, state, stop_at=stop_at)
     assert little_left(paused)
-    assert not little_left(state), "it need not advance at all: nothing is tested"
+    assert not little_left(state), "it need not run at all: nothing is tested"
     before = go_on(varied_model, search, encoded, state, until=int(paused.step) - 1)
     assert not little_left(before)
 

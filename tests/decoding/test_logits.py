@@ -127,7 +127,7 @@ def test_the_nucleus_is_that_of_transformers(rows, p, size):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_equally_likely_tokens_stay_or_go_together():
+def test_equally_likely_tokens_stay_or_go_as_one():
     logits = jnp.log(jnp.array([0.3, 0.1, 0.3, 0.3]))
     np.testing.assert_array_equal(
         jnp.isfinite(selection.restrict_to_top_k(logits, 2)), [True, False, True, True]
@@ -145,7 +145,7 @@ def test_a_single_possible_token_always_stays(p):
 
 
 @pytest.mark.parametrize("ids", [[1], [4, 1]])
-def test_tokens_are_barred_only_where_asked(rows, ids):
+def test_tokens_are_barred_only_in_their_rows(rows, ids):
     logits = rows[0]
     when = jnp.arange(PROMPTS) < 2
     found = np.asarray(functions.bar_tokens(logits, ids, jnp.broadcast_to(when, logits.shape[:-1])))

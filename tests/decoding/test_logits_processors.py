@@ -21,7 +21,7 @@ from pid_jax import models
 from pid_jax.decoding import logits_processors as ours
 from pid_jax.decoding.logits_processors import LogitsContext
 from pid_jax.errors import UserError
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 ROWS, WIDTH, VOCAB, END = 12, 10, 9, 1
 FILLED = 8

@@ -9,7 +9,7 @@ from pid_jax import models
 from pid_jax.decoding.automata import Automata
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.errors import UserError
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 
 @pytest.mark.parametrize(

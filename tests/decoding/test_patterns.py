@@ -35,7 +35,7 @@ from pid_jax.decoding.token_automata import (
 )
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import control_token_ids
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 PAD, END, UNKNOWN, END_OF_TURN = 0, 1, 2, 3
 SPECIAL = ["<pad>", "</s>", "<unk>", "<turn>"]

@@ -84,7 +84,7 @@ def decode(tokenizer: Any, tokens: list[int]) -> str:
 def sequences(tokenizer: Any) -> list[list[int]]:
     """Tokens in any order, special ones too, whose bytes are always whole characters."""
     chosen = random.Random(0)
-    # Twice, for the spaces that a beginning swallows.
+    # Twice, for the spaces that the start swallows.
     texts = {id: decode(tokenizer, [id, id]) for id in range(len(tokenizer))}
     tokens = [0, 1, *(id for id, text in texts.items() if text and set(text) <= set("abc. \né"))]
     made = [chosen.choices(tokens, k=chosen.randint(1, 12)) for _ in range(200)]
@@ -122,7 +122,7 @@ def test_control_tokens_and_ids_beyond_the_tokenizer_add_nothing(tokenizer):
         assert first[silent] == following[silent] == b""
 
 
-def test_parts_of_characters_are_kept_as_bytes():
+def test_parts_of_characters_stay_bytes():
     tokenizer = byte_fallback(strip=False)
     _, following, *_ = token_bytes(Detokenizer(tokenizer, ()), len(tokenizer))
     assert following[tokenizer.convert_tokens_to_ids("<0xE6>")] == b"\xe6"

@@ -30,8 +30,8 @@ class Kind:
     early_stopping: bool | str
     draft_tokens: int
     compact: bool | str
-    held: bool
-    """Whether outputs are held to lists, of a single one if `lopsided`."""
+    limited: bool
+    """Whether outputs are limited to lists, of a single one if `lopsided`."""
     lopsided: bool
     """Whether two documents have eight long answers each and all other answers are one token: what
     is left of a batch then has another shape than all that came before."""
@@ -77,7 +77,7 @@ def draw(seed: int, number: int) -> Case:
     if kind.draft_tokens:
         options["draft_tokens"] = kind.draft_tokens
         options["draft_ngram"] = int(random.choice([1, 3]))
-    if kind.held:
+    if kind.limited:
         options["allowed"] = _allowed(random, kind, prompts, options.get("min_new_tokens", 0))
     if kind.batched:
         name, value = [("batch_size", 1), ("batch_size", 2), ("batch_tokens", 300)][
@@ -106,7 +106,7 @@ def _kind(random: np.random.Generator) -> Kind:
         early_stopping=one_of(False, True, "never"),
         draft_tokens=one_of(2, 4) if way == "drafts" else 0,
         compact=one_of("auto", "auto", True) if lopsided else one_of("auto", True, False),
-        held=lopsided or random.random() < 0.2,
+        limited=lopsided or random.random() < 0.2,
         lopsided=lopsided,
         batched=not lopsided and random.random() < 0.2,
     )
@@ -143,7 +143,7 @@ def _rules(random: np.random.Generator, kind: Kind) -> dict[str, Any]:
     if random.random() < 0.25:
         stops = [_tokens(random, int(size)) for size in random.integers(1, 3, 2)]
         found["stop"] = stops
-    if kind.draft_tokens or kind.held:
+    if kind.draft_tokens or kind.limited:
         return found
     if random.random() < 0.35:
         found["repetition_penalty"] = float(random.choice([0.7, 1.3, 2.5]))

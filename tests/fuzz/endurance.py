@@ -1,4 +1,4 @@
-"""Many random calls of `generate` in one process: what it keeps of them."""
+"""Many random calls of `generate` in one process: what stays of them in memory."""
 
 import resource
 import time
@@ -11,8 +11,8 @@ from pid_jax.inference.model import PidModel
 from tests.fuzz import pairs, watchdog
 
 
-class Held(NamedTuple):
-    """What a process holds after so many calls."""
+class Usage(NamedTuple):
+    """What a process uses after so many calls."""
 
     calls: int
     programs: int
@@ -49,7 +49,7 @@ def call(model: PidModel, random: np.random.Generator) -> None:
     )
 
 
-def held(model: PidModel, calls: int, since: float) -> Held:
+def usage(model: PidModel, calls: int, since: float) -> Usage:
     programs: Any = model.programs
     count = len(programs) if hasattr(programs, "__len__") else len(programs.compilations)
     # Linux alone lists the maps; the most that was resident is known elsewhere, too.
@@ -60,11 +60,11 @@ def held(model: PidModel, calls: int, since: float) -> Held:
         resident = int(status.read_text().split()[1]) * resource.getpagesize() / 1e6
     else:
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return Held(calls, count, lines, resident, time.perf_counter() - since)
+    return Usage(calls, count, lines, resident, time.perf_counter() - since)
 
 
-def run(calls: int, seed: int, every: int = 100, seconds: int = 300) -> list[Held]:
-    """Makes so many calls and prints, every so many, what is held."""
+def run(calls: int, seed: int, every: int = 100, seconds: int = 300) -> list[Usage]:
+    """Makes so many calls and prints, every so many, what the process uses."""
     model = pairs.of("t5").ours
     random = np.random.default_rng(seed)
     since = time.perf_counter()
@@ -73,6 +73,6 @@ def run(calls: int, seed: int, every: int = 100, seconds: int = 300) -> list[Hel
         with watchdog.limit(seconds):
             call(model, random)
         if number % every == 0 or number == calls:
-            table.append(held(model, number, since))
+            table.append(usage(model, number, since))
             print(table[-1], flush=True)
     return table

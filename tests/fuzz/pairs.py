@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from pid_jax.inference.model import PidModel
-from tests.models import bart_checkpoints
-from tests.transformers_models import resemble_all
+from tests.helpers import bart_checkpoints
+from tests.helpers.transformers_models import resemble_all
 
 VOCABULARY = 24
 FIRST_TOKEN = 2
@@ -19,7 +19,7 @@ FIRST_TOKEN = 2
 OTHER_END = 6
 """Ends outputs of T5Gemma, too."""
 FORCED_FIRST = 5
-"""What outputs of BART begin with, unless they have a prompt."""
+"""The first token of BART's outputs that have no prompt."""
 
 
 class Pair(NamedTuple):

@@ -61,8 +61,8 @@ def logits(pair: Pair, document: Tokens, decoder_input: Tokens) -> np.ndarray:
     return np.asarray(found)[: len(decoder_input)]
 
 
-class Asked(NamedTuple):
-    """What is asked for one prompt."""
+class Request(NamedTuple):
+    """A request for one prompt."""
 
     pair: Pair
     document: Tokens
@@ -80,10 +80,10 @@ class Asked(NamedTuple):
         return end_token_ids(self.pair.ours.config)
 
 
-def ruled(asked: Asked, given: np.ndarray, chosen: Tokens) -> np.ndarray:
+def ruled(request: Request, given: np.ndarray, chosen: Tokens) -> np.ndarray:
     """Logits after all rules, for the token after `chosen`."""
-    options, config = asked.options, asked.pair.ours.config
-    history = [*asked.start, *chosen]
+    options, config = request.options, request.pair.ours.config
+    history = [*request.start, *chosen]
     scores = given.astype(np.float64)
     penalty = options.get("repetition_penalty", 1.0)
     for token in set(history):
@@ -100,18 +100,20 @@ def ruled(asked: Asked, given: np.ndarray, chosen: Tokens) -> np.ndarray:
         if len(before) <= len(history) and history[len(history) - len(before) :] == before:
             scores[word[-1]] = -np.inf
     if len(chosen) < options.get("min_new_tokens", 0):
-        scores[list(asked.ends)] = -np.inf
-    forced_first = not chosen and not asked.prompt and config.forced_bos_token_id is not None
+        scores[list(request.ends)] = -np.inf
+    forced_first = not chosen and not request.prompt and config.forced_bos_token_id is not None
     if forced_first:
         scores = _only(config.forced_bos_token_id, scores)
     if len(chosen) + 1 == options["max_new_tokens"] and config.forced_eos_token_id is not None:
         scores = _only(config.forced_eos_token_id, scores)
     scores[list(options.get("suppress_tokens", ()))] = -np.inf
-    forces = config.forced_bos_token_id is not None and not asked.prompt
+    forces = config.forced_bos_token_id is not None and not request.prompt
     if len(chosen) == int(forces):
         scores[list(options.get("begin_suppress_tokens", ()))] = -np.inf
-    if asked.allowed is not None:
-        following = sorted({row[len(chosen)] for row in _strings(asked) if _begins(row, chosen)})
+    if request.allowed is not None:
+        following = sorted(
+            {row[len(chosen)] for row in _strings(request) if _starts_with(row, chosen)}
+        )
         inside = np.full_like(scores, -np.inf)
         inside[following] = scores[following]
         if inside.max() == -np.inf:  # the list outweighs all other rules
@@ -124,24 +126,24 @@ def _only(token: int, scores: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(scores)) == token, 0.0, -np.inf)
 
 
-def _strings(asked: Asked) -> list[list[int]]:
-    """The allowed outputs, with the end token, that are long enough."""
-    assert asked.allowed is not None
-    least = asked.options.get("min_new_tokens", 0)
-    return [[*row, asked.ends[0]] for row in asked.allowed if len(row) >= least]
+def _strings(request: Request) -> list[list[int]]:
+    """The allowed outputs, with the end token, of at least `min_new_tokens`."""
+    assert request.allowed is not None
+    least = request.options.get("min_new_tokens", 0)
+    return [[*row, request.ends[0]] for row in request.allowed if len(row) >= least]
 
 
-def _begins(row: Tokens, beginning: Tokens) -> bool:
-    return len(row) > len(beginning) and list(row[: len(beginning)]) == list(beginning)
+def _starts_with(row: Tokens, start: Tokens) -> bool:
+    return len(row) > len(start) and list(row[: len(start)]) == list(start)
 
 
-def stopped(asked: Asked, chosen: Tokens) -> int:
+def stopped(request: Request, chosen: Tokens) -> int:
     """The length of the longest stop sequence at the end; 0 without."""
-    if asked.allowed is not None:
+    if request.allowed is not None:
         return 0
     ending = [
         len(stop)
-        for stop in asked.options.get("stop", ())
+        for stop in request.options.get("stop", ())
         if len(stop) <= len(chosen) and list(chosen[len(chosen) - len(stop) :]) == list(stop)
     ]
     return max(ending, default=0)
@@ -154,7 +156,7 @@ class Greedy(NamedTuple):
     ties: int
 
 
-def greedy(asked: Asked, guide: Tokens) -> Greedy:
+def greedy(request: Request, guide: Tokens) -> Greedy:
     """Decodes; where two tokens are equally likely and one is the guide's, takes that.
 
     Raises `Fault` where the guide's token is another than the likeliest.
@@ -164,13 +166,15 @@ def greedy(asked: Asked, guide: Tokens) -> Greedy:
     rows = np.zeros((0, 0))
     score, ties = 0.0, 0
     while True:
-        place = len(asked.start) - 1 + len(chosen)
+        place = len(request.start) - 1 + len(chosen)
         if following[: len(chosen)] != chosen or place >= len(rows):
-            following = [*chosen, *guide[len(chosen) :]] if _begins(guide, chosen) else [*chosen]
-            rows = logits(asked.pair, asked.document, [*asked.start, *following])
-        scores = ruled(asked, rows[place], chosen)
+            following = (
+                [*chosen, *guide[len(chosen) :]] if _starts_with(guide, chosen) else [*chosen]
+            )
+            rows = logits(request.pair, request.document, [*request.start, *following])
+        scores = ruled(request, rows[place], chosen)
         token = int(scores.argmax())
-        if _begins(guide, chosen) and (wanted := int(guide[len(chosen)])) != token:
+        if _starts_with(guide, chosen) and (wanted := int(guide[len(chosen)])) != token:
             gap = scores[token] - scores[wanted]
             if not gap < TIE:
                 raise Fault(
@@ -178,15 +182,15 @@ def greedy(asked: Asked, guide: Tokens) -> Greedy:
                     f"is {gap:.2e} less"
                 )
             token, ties = wanted, ties + 1
-        elif not _begins(guide, chosen) and np.sort(scores)[-2] > scores[token] - TIE:
+        elif not _starts_with(guide, chosen) and np.sort(scores)[-2] > scores[token] - TIE:
             ties += 1  # any of them may end it; compared by the caller
         chosen.append(token)
         score += log_probability(rows[place], token)
-        if token in asked.ends:
+        if token in request.ends:
             return Greedy(chosen[:-1], score, ties)
-        if (cut := stopped(asked, chosen)) > 0:
+        if (cut := stopped(request, chosen)) > 0:
             return Greedy(chosen[: len(chosen) - cut], score, ties)
-        if len(chosen) == asked.options["max_new_tokens"]:
+        if len(chosen) == request.options["max_new_tokens"]:
             return Greedy(chosen, score, ties)
 
 

@@ -18,10 +18,27 @@ def _quiet():
     checks.forget()
 
 
-def assert_explained(seed, numbers):
+# Seeds and kinds, whose programs are what takes time. What each is drawn for:
+FEW = [
+    (0, 4),  # LongT5, greedy, compacted
+    (0, 1),  # BART, documents of very different work, allowed outputs
+    (0, 3),  # T5Gemma, prompt in encoder, prompt lookup
+]
+MORE = [
+    (1, 10),  # mT5, two beams that never stop early
+    (2, 4),  # PEGASUS, four beams, allowed outputs, compacted
+    (1, 4),  # T5, greedy, several batches
+]
+
+
+def cases_of(kinds, count):
+    return [cases.draw(seed, CASES_ALIKE * kind + i) for seed, kind in kinds for i in range(count)]
+
+
+def assert_explained(drawn):
     tally = checks.Tally()
-    for number in numbers:
-        checks.check(cases.draw(seed, number), tally)
+    for case in drawn:
+        checks.check(case, tally)
     print(tally)
     assert not tally.faults, "\n".join(tally.faults)
     assert tally.counts["prompts equal to plain greedy"]
@@ -29,21 +46,34 @@ def assert_explained(seed, numbers):
 
 
 def test_generate_equals_plain_greedy_and_transformers():
-    """Twelve cases of each of three kinds: the programs of a kind are what takes time."""
-    assert_explained(0, [CASES_ALIKE * kind + i for kind in range(3) for i in range(12)])
+    assert_explained(cases_of(FEW, 12))
 
 
 @pytest.mark.slow
 def test_generate_equals_plain_greedy_and_transformers_at_length():
-    assert_explained(1, range(3 * CASES_ALIKE))
+    assert_explained(cases_of(MORE, 10))
+
+
+def test_the_cases_have_every_family_and_kind_of_decoding():
+    drawn = [case.kind for case in cases_of(FEW + MORE, 1)]
+    assert {kind.pair for kind in drawn} == {*pairs.NAMES}
+    assert {kind.method for kind in drawn} == {"pid", "pie"}
+    assert {min(kind.num_beams, 2) for kind in drawn} == {1, 2}
+    assert {kind.compact for kind in drawn} == {"auto", True, False}
+    for of in ("limited", "lopsided", "batched", "draft_tokens"):
+        assert {bool(getattr(kind, of)) for kind in drawn} == {True, False}
+    rules = {name for case in cases_of(FEW, 12) for name in case.options}
+    assert rules >= {"min_new_tokens", "stop", "repetition_penalty", "no_repeat_ngram_size"}
+    assert rules >= {"suppress_tokens", "begin_suppress_tokens", "bad_words_ids"}
+    assert any(case.every for case in cases_of(FEW, 12))
 
 
 @pytest.mark.slow
-def test_a_process_keeps_few_programs_and_memory_maps(monkeypatch):
-    """After 40 calls of random sizes as after 20: what is dropped is given back."""
-    monkeypatch.setattr(programs, "PROCESS_CAPACITY", 16)
-    first, second = endurance.run(calls=40, seed=0, every=20)
-    assert (first.programs, second.programs) == (16, 16)
+def test_a_process_has_few_programs_and_memory_maps(monkeypatch):
+    """After 24 calls of random sizes as after 12: what is dropped is given back."""
+    monkeypatch.setattr(programs, "PROCESS_CAPACITY", 8)
+    first, second = endurance.run(calls=24, seed=0, every=12)
+    assert (first.programs, second.programs) == (8, 8)
     assert second.maps < 1.2 * first.maps
 
 
@@ -71,13 +101,13 @@ def test_a_wrong_token_is_a_fault(monkeypatch):
     """And so is a wrong score: the comparison would show both."""
     pair = pairs.of("t5")
     options = {"max_new_tokens": 6, "min_new_tokens": 6}
-    asked = plain.Asked(pair, [5, 6, 7], [8], options, None)
-    right = plain.greedy(asked, [])
+    request = plain.Request(pair, [5, 6, 7], [8], options, None)
+    right = plain.greedy(request, [])
     assert len(right.tokens) == 6
     wrong = [*right.tokens[:3], 2 + (right.tokens[3] - 1) % 22, *right.tokens[4:]]
     with pytest.raises(plain.Fault, match=r"plain greedy takes \d+, generate \d+"):
-        plain.greedy(asked, wrong)
-    assert theirs.generate(asked)[0].tokens == right.tokens
+        plain.greedy(request, wrong)
+    assert theirs.generate(request)[0].tokens == right.tokens
 
 
 def test_the_watchdog_leaves_calls_in_time_alone():

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from tests.fuzz.plain import Asked, Tokens, stopped
+from tests.fuzz.plain import Request, Tokens, stopped
 
 SHARED = (
     "max_new_tokens",
@@ -46,67 +46,67 @@ class Noise(transformers.LogitsProcessor):
 OUTWEIGHED = {"min_new_tokens", "repetition_penalty", "no_repeat_ngram_size"}
 
 
-def can_answer(asked: Asked) -> bool:
+def can_answer(request: Request) -> bool:
     """Lists of allowed outputs outweigh other rules and forced tokens here, not there."""
-    config = asked.pair.ours.config
+    config = request.pair.ours.config
     forces = config.forced_bos_token_id is not None or config.forced_eos_token_id is not None
-    return asked.allowed is None or not (forces or OUTWEIGHED & asked.options.keys())
+    return request.allowed is None or not (forces or OUTWEIGHED & request.options.keys())
 
 
-def masks(asked: Asked, outputs: Iterable[Tokens]) -> bool:
+def masks(request: Request, outputs: Iterable[Tokens]) -> bool:
     """Whether an output holds padding: transformers' T5Gemma masks it even where it was chosen."""
-    config = asked.pair.theirs.config
+    config = request.pair.theirs.config
     return config.model_type == "t5gemma" and any(
         config.pad_token_id in tokens for tokens in outputs
     )
 
 
 @torch.no_grad()
-def generate(asked: Asked, noise: Noise | None = None) -> list[Sequence]:
+def generate(request: Request, noise: Noise | None = None) -> list[Sequence]:
     """The outputs, the best first."""
-    model = asked.pair.theirs
-    options = {name: asked.options[name] for name in SHARED if name in asked.options}
+    model = request.pair.theirs
+    options = {name: request.options[name] for name in SHARED if name in request.options}
     beams = options.get("num_beams", 1) > 1
-    document = asked.document or [model.config.pad_token_id]  # an empty one is read as that
-    length = len(asked.start)
+    document = request.document or [model.config.pad_token_id]  # an empty one is read as that
+    length = len(request.start)
 
     def ends_here(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.tensor([stopped(asked, row[length:].tolist()) > 0 for row in ids])
+        return torch.tensor([stopped(request, row[length:].tolist()) > 0 for row in ids])
 
     def follows(batch: int, ids: torch.Tensor) -> list[int]:
-        assert asked.allowed is not None
+        assert request.allowed is not None
         chosen = ids[length:].tolist()
-        strings = [[*row, asked.ends[0]] for row in asked.allowed]
+        strings = [[*row, request.ends[0]] for row in request.allowed]
         rest = [row[len(chosen)] for row in strings if row[: len(chosen)] == chosen != row]
-        return rest or [asked.ends[0]]
+        return rest or [request.ends[0]]
 
-    if asked.allowed is not None:
+    if request.allowed is not None:
         options["prefix_allowed_tokens_fn"] = follows
     out = model.generate(
         input_ids=torch.tensor([document]),
         attention_mask=torch.ones(1, len(document), dtype=torch.long),
-        decoder_input_ids=torch.tensor([asked.start]),
+        decoder_input_ids=torch.tensor([request.start]),
         do_sample=False,
         use_cache=False,
         return_dict_in_generate=True,
         output_scores=beams,
         logits_processor=transformers.LogitsProcessorList([] if noise is None else [noise]),
         stopping_criteria=transformers.StoppingCriteriaList(
-            [ends_here] if asked.options.get("stop") else []
+            [ends_here] if request.options.get("stop") else []
         ),
         **options,
     )
     ranks = out.sequences_scores.tolist() if beams else [0.0]
     rows = out.sequences[:, length:].tolist()
-    return [Sequence(_read(asked, row), rank) for row, rank in zip(rows, ranks, strict=True)]
+    return [Sequence(_read(request, row), rank) for row, rank in zip(rows, ranks, strict=True)]
 
 
-def _read(asked: Asked, row: list[int]) -> list[int]:
+def _read(request: Request, row: list[int]) -> list[int]:
     """Up to the first end token or stop sequence, without it."""
     for count in range(1, len(row) + 1):
-        if row[count - 1] in asked.ends:
+        if row[count - 1] in request.ends:
             return row[: count - 1]
-        if cut := stopped(asked, row[:count]):
+        if cut := stopped(request, row[:count]):
             return row[: count - cut]
     return row
 

@@ -15,8 +15,7 @@ from pid_jax.html_report import examples, page
 from pid_jax.html_report.page import MOST_ROWS
 from pid_jax.scoring import Answer, Evaluation, Lengths
 from pid_jax.tasks import Report
-from tests import browser
-from tests.html_report import evaluations
+from tests.helpers import browser, evaluations
 
 ABOUT = {"task": "two_slots", "split": "test", "checkpoint": "runs/x"}
 STYLE = Path(examples.__file__).with_name("style.css").read_text(encoding="utf-8")

@@ -33,7 +33,7 @@ def test_of_equal_ones_the_least_likely_wrong_prediction_comes_first() -> None:
     assert order(sure, unsure) == (["unsure", "sure"], 2)
 
 
-def test_no_more_than_asked_for_but_all_are_counted() -> None:
+def test_no_more_than_the_limit_but_all_are_counted() -> None:
     made = [example(str(n), ("a b", "c", -float(n))) for n in range(5)]
     assert order(*made, most=2) == (["4", "3"], 5)
 

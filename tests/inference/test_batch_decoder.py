@@ -31,7 +31,7 @@ from pid_jax.inference.compaction_policy import CompactionPolicy, DecodingRun, S
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 NEW_TOKENS, PROMPTS = 12, 10
 REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}
@@ -146,7 +146,7 @@ def test_right_drafts_save_calls_of_the_decoder(varied_model: PidModel, cases: C
 
 
 def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
-    """For two prompts of three a list of outputs, of which many begin alike."""
+    """For two prompts of three a list of outputs, many with the same first tokens."""
     random = np.random.default_rng(1)
     beginnings = random.integers(2, 24, size=(40, 5))
     choices = [
@@ -295,10 +295,12 @@ def test_documents_that_end_early_beside_others_leave_no_batch_stuck(
         allowed: list[list[list[list[int]]]] = [
             [[[3] * 9] if i < 2 else [[]]] * prompts for i in range(4)
         ]
-        asked = [[[2 + j % 20] for j in range(prompts)] for _ in documents]
+        rows_of_prompts = [[[2 + j % 20] for j in range(prompts)] for _ in documents]
         expected = [[one for [one] in row] for row in allowed]
         for compact in (True, "auto", False):
-            answers, _ = generate(model, Cases(documents, asked), allowed=allowed, compact=compact)
+            answers, _ = generate(
+                model, Cases(documents, rows_of_prompts), allowed=allowed, compact=compact
+            )
             assert [[one.tokens for one in row] for row in answers] == expected
 
 

@@ -1,4 +1,4 @@
-"""Which documents are decoded together, at which shapes."""
+"""Which documents form a batch, at which shapes."""
 
 import dataclasses
 from typing import Any
@@ -53,11 +53,11 @@ def test_batches_hold_every_example_once_within_their_limits(
     limits = BatchLimits(budget, documents, steps_per_octave=steps)
     planner = BatchPlanner()
     batches = planner.plan(examples, limits, new_tokens=new_tokens, sort=sort, devices=devices)
-    asked = [i for i, example in enumerate(examples) if example.prompts]
+    with_prompts = [i for i, example in enumerate(examples) if example.prompts]
     in_order = [index for batch in batches for index in batch.examples]
-    assert sorted(in_order) == asked
+    assert sorted(in_order) == with_prompts
     if not sort:
-        assert in_order == asked
+        assert in_order == with_prompts
     for batch in batches:
         assert 0 < len(batch.examples) <= batch.shape.documents
         assert documents is None or len(batch.examples) <= documents

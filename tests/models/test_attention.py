@@ -6,7 +6,7 @@ import pytest
 
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST
 from pid_jax.models.attention import Source, attend
-from tests.backends.written_out import BATCH, CAP, SCALE, arrays, written_out
+from tests.helpers.attention_written_out import BATCH, CAP, SCALE, arrays, written_out
 
 
 @pytest.mark.parametrize("layout", [ATTENDED_FIRST, ATTENDED_LAST])

@@ -12,9 +12,8 @@ from safetensors.numpy import load_file, save_file
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import bart_checkpoints, parity
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS
+from tests.helpers import bart_checkpoints, parity, transformers_models
+from tests.helpers.parity import DOCUMENTS, PROMPTS, TARGETS
 
 VARIANTS = {
     "BART": {"seed": 28},

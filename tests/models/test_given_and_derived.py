@@ -11,9 +11,8 @@ import transformers
 
 from pid_jax import models
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import bart_checkpoints
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS
+from tests.helpers import bart_checkpoints, transformers_models
+from tests.helpers.parity import DOCUMENTS, PROMPTS, TARGETS
 
 T5 = {
     "vocab_size": 96,

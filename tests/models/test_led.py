@@ -10,9 +10,8 @@ from transformers.models.led.modeling_led import LEDEncoder
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import bart_checkpoints, parity
-from tests.models.parity import PROMPTS, TARGETS
+from tests.helpers import bart_checkpoints, parity, transformers_models
+from tests.helpers.parity import PROMPTS, TARGETS
 
 AS_IT_IS = LEDEncoder.forward
 SIZES = {

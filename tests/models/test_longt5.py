@@ -12,10 +12,9 @@ import transformers
 from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import parity
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS
-from tests.transformers_models import resemble_all
+from tests.helpers import parity, transformers_models
+from tests.helpers.parity import DOCUMENTS, PROMPTS, TARGETS
+from tests.helpers.transformers_models import resemble_all
 
 SIZES = {
     "vocab_size": 96,

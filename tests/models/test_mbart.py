@@ -5,7 +5,7 @@ import pytest
 
 from pid_jax import models
 from pid_jax.inference.model import PidModel
-from tests.models import bart_checkpoints, parity
+from tests.helpers import bart_checkpoints, parity
 
 VARIANTS = {
     "mBART (starts with a language's code)": {

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from pid_jax.inference.model import PidModel
 from pid_jax.models import positions
-from tests.models import bart_checkpoints, parity
+from tests.helpers import bart_checkpoints, parity
 
 VARIANTS = {
     "PEGASUS (starts with padding)": {

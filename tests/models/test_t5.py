@@ -16,9 +16,9 @@ from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.models import positions
-from tests import transformers_models
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
-from tests.transformers_models import resemble_all
+from tests.helpers import transformers_models
+from tests.helpers.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
+from tests.helpers.transformers_models import resemble_all
 
 SIZES = {
     "vocab_size": 96,

@@ -15,10 +15,9 @@ from pid_jax.inference.model import PidModel
 from pid_jax.models import t5gemma
 from pid_jax.models.positions import Rotation
 from pid_jax.models.t5gemma.configuration import FULL, SLIDING
-from tests import transformers_models
-from tests.models import parity
-from tests.models.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
-from tests.transformers_models import resemble_all
+from tests.helpers import parity, transformers_models
+from tests.helpers.parity import DOCUMENTS, PROMPTS, TARGETS, Parity
+from tests.helpers.transformers_models import resemble_all
 
 STACK = {
     "vocab_size": 96,

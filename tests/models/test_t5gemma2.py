@@ -13,9 +13,9 @@ from pid_jax import models
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.models.positions import Rotation
-from tests.models import parity
-from tests.models.parity import Parity
-from tests.transformers_models import resemble_all
+from tests.helpers import parity
+from tests.helpers.parity import Parity
+from tests.helpers.transformers_models import resemble_all
 
 STACK = {
     "vocab_size": 98,

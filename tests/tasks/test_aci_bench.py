@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks.aci_bench import DIVISIONS, EMPTY, divisions, joined, note_scores
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 STEMS = {
     "train": "train",
@@ -84,7 +84,7 @@ def targets(examples):
 
 
 @pytest.mark.parametrize(("line", "division"), HEADERS.items())
-def test_a_header_at_the_start_of_a_line_begins_its_division(line, division):
+def test_a_header_at_the_start_of_a_line_starts_its_division(line, division):
     assert divisions(f"CC: x\n{line}")[division].endswith(line)
     assert divisions(f"x {line}") == {"subjective": f"x {line}"}
 
@@ -92,7 +92,7 @@ def test_a_header_at_the_start_of_a_line_begins_its_division(line, division):
 @pytest.mark.parametrize(
     "line", ["the results", "a :", "planned", "Impression", "examined", "ccu", "- exam:"]
 )
-def test_what_is_no_header_begins_no_division(line):
+def test_what_is_no_header_starts_no_division(line):
     assert divisions(f"\n{line}") == {"subjective": f"\n{line}"}
 
 
@@ -115,10 +115,10 @@ def check_properties(note):
     assert set(cut) <= set(DIVISIONS)
     position = 0
     for division, text in cut.items():
-        # Cut anew, the beginning of the note does not have this division yet: a first occurrence.
-        # (An empty beginning counts as subjective.)
+        # Cut anew, the start of the note does not have this division yet: a first occurrence.
+        # (An empty start counts as subjective.)
         assert position == 0 or division not in divisions(note[: position - 1])
-        # It begins with a header of its own, unless it begins the note.
+        # It starts with a header of its own, unless it starts the note.
         assert position == 0 or next(iter(divisions(text))) == division
         assert position == 0 or note[position - 1] == "\n"
         position += len(text)
@@ -143,7 +143,7 @@ def test_a_note_is_joined_from_the_divisions_that_are_not_empty():
 
 
 @pytest.mark.parametrize("files", [cut_files(), full_files()], ids=["divisions", "full notes"])
-def test_each_conversation_is_asked_for_four_divisions(tmp_path, files):
+def test_each_conversation_has_a_prompt_for_each_of_four_divisions(tmp_path, files):
     examples = read(write(tmp_path, files))
     assert [(e.id, e.document) for e in examples] == [
         ("D1-aci", "[doctor] hello D1-aci"),
@@ -164,7 +164,7 @@ def test_splits_and_test_sets_have_their_files(tmp_path):
         tasks.get("aci_bench", test_set="test4")
 
 
-def test_files_that_are_missing_or_do_not_belong_together_are_errors(tmp_path):
+def test_files_that_are_missing_or_do_not_match_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"there is no train.csv; it contains no files"):
         read(tmp_path, "train")
     files = cut_files()
@@ -279,7 +279,7 @@ def test_real_notes_are_cut_as_the_release_has_them(real_data):
             check_properties(entry["tgt"])
             orders[tuple(divisions(entry["tgt"]))] += 1
             assert joined({s.id: s.target for s in example.subtasks}) == entry["tgt"]
-    # One plan ends in a sentence that begins with "Physical exam": a later part of the exam to
+    # One plan ends in a sentence that starts with "Physical exam": a later part of the exam to
     # the release, part of the plan to the evaluation, for which the first header counts.
     assert different == ["D2N030-virtscribe"]
     assert orders.total() == 207

@@ -10,7 +10,7 @@ from pid_jax import tasks
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.tasks import jsonl
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 LINE = {
     "id": "d1",
@@ -286,14 +286,14 @@ def test_scores_are_means_over_subtasks():
     assert report.policy.keys() >= {"exact_match", "f1"}
 
 
-def test_other_scores_can_be_asked_for_by_name():
+def test_other_scores_can_be_selected_by_name():
     pytest.importorskip("rouge_score", reason="an optional requirement")
-    task = tasks.get("jsonl", metrics="rouge, exact_match, tests.tasks.own_scores:lengths")
+    task = tasks.get("jsonl", metrics="rouge, exact_match, tests.helpers.own_scores:lengths")
     example = Example("d1", "d", (Subtask("1", "p", "the sky"), Subtask("2", "p", "sea")))
     report = task.score([example], {"d1": {"1": "the sky", "2": "a ship"}})
     rouge = dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), 0.5)
     assert report.metrics == {**rouge, "exact_match": 0.5, "longest": 7.0, "shortest": 6.0}
-    assert report.policy["lengths"] == "computed by tests.tasks.own_scores:lengths"
+    assert report.policy["lengths"] == "computed by tests.helpers.own_scores:lengths"
     with pytest.raises(UserError, match="unknown metric 'bleu': choose from exact_match, f1, r"):
         tasks.get("jsonl", metrics="bleu")
 

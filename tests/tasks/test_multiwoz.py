@@ -10,7 +10,7 @@ from pid_jax.scoring import negative_baseline
 from pid_jax.tasks.multiwoz import SLOTS as TRACKED
 from pid_jax.tasks.multiwoz_labels import corrected_label
 from pid_jax.tasks.multiwoz_text import normalized
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 # The 30 slots of TRADE, by domain.
 SLOTS = {

@@ -8,7 +8,7 @@ import pytest
 from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks.schema_guided import MULTIWOZ_22_SLOTS
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 SCHEMA = [
     {
@@ -66,7 +66,7 @@ def read(path, split="test", name="sgd", **options):
     return list(tasks.get(name, **options).examples(path, split))
 
 
-def asked(example):
+def subtasks_of(example):
     return {subtask.id: (subtask.target, subtask.references) for subtask in example.subtasks}
 
 
@@ -76,15 +76,15 @@ def test_each_user_turn_asks_the_slots_of_its_services(tmp_path, beside):
     assert first.document == "[user] a table in san jose"
     assert second.document == "[user] a table in san jose [system] when? [user] half past 11"
     assert (first.id, second.id, third.id) == ("1_00000:0", "1_00000:2", "1_00000:3")
-    assert asked(first) == {
+    assert subtasks_of(first) == {
         "Restaurants_2-time": ("none", None),
         "Restaurants_2-location": ("san jose", None),
     }
-    assert asked(second) == {
+    assert subtasks_of(second) == {
         "Restaurants_2-time": ("11:30 am", ("11:30 am", "half past 11")),
         "Restaurants_2-location": ("san jose", None),
     }
-    assert asked(third) == {"Alarm_1-alarm_time": ("none", None)}
+    assert subtasks_of(third) == {"Alarm_1-alarm_time": ("none", None)}
 
 
 def test_the_schema_s_descriptions_ask(tmp_path):
@@ -171,7 +171,7 @@ def test_multiwoz_2_2_tracks_35_slots_in_every_turn(tmp_path):
     ]
     dialogue = broken(user("Hi", hotel={"hotel-area": ["north"], "hotel-phone": ["1"]}))
     (example,) = read(layout(tmp_path, [dialogue], schema), name="multiwoz22")
-    assert asked(example).keys() == MULTIWOZ_22_SLOTS
+    assert subtasks_of(example).keys() == MULTIWOZ_22_SLOTS
     assert len(example.subtasks) == 35
     assert {s.id for s in example.subtasks if s.target != "none"} == {"hotel-area"}
     with pytest.raises(UserError, match=r"schema.json: there is no slot attraction-area"):

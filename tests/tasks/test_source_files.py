@@ -7,7 +7,7 @@ import pytest
 
 from pid_jax.errors import UserError
 from pid_jax.tasks.source_files import SourceFiles
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 FILES = {
     "readme.txt": b"\xef\xbb\xbfone\r\ntwo\n",
@@ -179,7 +179,7 @@ def test_long_json_is_read_across_the_pieces_it_comes_in(tmp_path, monkeypatch):
         assert dict(SourceFiles(tmp_path).read_json_object("a.json")) == keyed
 
 
-def test_only_as_much_of_long_json_is_read_as_is_asked_for(tmp_path):
+def test_long_json_is_read_only_as_far_as_it_is_used(tmp_path):
     class Counting(io.BytesIO):
         taken = 0
 

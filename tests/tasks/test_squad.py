@@ -6,7 +6,7 @@ import pytest
 from pid_jax import tasks
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 
 def question(identifier, *answers, **more):
@@ -45,8 +45,8 @@ def write(directory, data=DATA, name="dev-v2.0.json"):
     return directory
 
 
-def one_question(asked):
-    return {"data": [{"paragraphs": [{"context": "c", "qas": [asked]}]}]}
+def one_question(question):
+    return {"data": [{"paragraphs": [{"context": "c", "qas": [question]}]}]}
 
 
 def read(path, split="validation", name="squad2", **options):
@@ -191,8 +191,8 @@ def test_an_answer_that_reads_as_no_answer_is_an_error(tmp_path):
 
 
 def test_without_answers_questions_can_be_answered_but_not_scored(tmp_path):
-    for asked in (question("q"), {"id": "q", "question": "?"}):
-        [example] = read(write(tmp_path, one_question(asked)))
+    for one in (question("q"), {"id": "q", "question": "?"}):
+        [example] = read(write(tmp_path, one_question(one)))
         assert example.subtasks[0].target is None
         with pytest.raises(UserError, match=r"question 'q' of paragraph 1:1 has no answers to sc"):
             tasks.get("squad2").score([example], {"1:1": {"q": "x"}})
@@ -275,8 +275,12 @@ def test_real_squad_1_1_questions_are_all_there(real_data):
 
 
 def test_ids_may_be_integers_as_covid_qa_has_them(tmp_path):
-    asked = [question(262, "blue", is_impossible=False), question(-7, "wet"), question(10**20, "x")]
-    data = {"data": [{"paragraphs": [{"context": "c", "document_id": 630, "qas": asked}]}]}
+    questions = [
+        question(262, "blue", is_impossible=False),
+        question(-7, "wet"),
+        question(10**20, "x"),
+    ]
+    data = {"data": [{"paragraphs": [{"context": "c", "document_id": 630, "qas": questions}]}]}
     [example] = read(write(tmp_path, data, "COVID-QA.json") / "COVID-QA.json", "train")
     assert [subtask.id for subtask in example.subtasks] == ["262", "-7", "1" + 20 * "0"]
     data = {"data": [{"paragraphs": [{"context": "c", "qas": [question(1), question("1")]}]}]}

@@ -44,7 +44,7 @@ def test_every_turn_asks_for_every_slot_of_three_domains(splits):
     }
 
 
-def test_each_split_has_the_dialogues_asked_for_with_several_turns(splits):
+def test_each_split_has_its_number_of_dialogues_with_several_turns(splits):
     for split, examples in splits.items():
         dialogues = turns_of_dialogues(examples)
         assert len(dialogues) == SMALL[f"{split}_dialogues"]

@@ -15,7 +15,7 @@ from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.tasks import jsonl, source_files, text_files
 from pid_jax.tasks.source_files import SourceFiles
-from tests.tasks import mutations
+from tests.helpers import mutations
 
 LINES = [
     {

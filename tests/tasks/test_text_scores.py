@@ -3,7 +3,7 @@ import pytest
 from pid_jax.errors import UserError
 from pid_jax.tasks.text_scores import TextScores
 
-OWN = "tests.tasks.own_scores"
+OWN = "tests.helpers.own_scores"
 
 
 def test_scores_are_reported_under_their_names():
@@ -26,7 +26,7 @@ def test_scores_are_reported_under_their_names():
         ("no_such_module:score", "the module 'no_such_module' cannot be imported .*PYTHONPATH"),
         (":score", "the module '' cannot be imported"),
         (".a:score", "the module '.a' cannot be imported"),
-        (f"{OWN}:scores", "tests.tasks.own_scores has no class or function 'scores'"),
+        (f"{OWN}:scores", "tests.helpers.own_scores has no class or function 'scores'"),
         (f"{OWN}:score", "has no class or function 'score'"),
         (f"{OWN}:", "has no class or function ''"),
         (f"{OWN}:one_argument", "it must take two lists, predictions and references"),

@@ -12,8 +12,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import assembly
-from tests import tiny_checkpoint
-from tests.training import tiny_config
+from tests.helpers import tiny_checkpoint, tiny_config
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_limits_beyond_a_models_positions_are_refused(config, method, limits, me
     config.data.update(dict(zip(names, limits, strict=True)))
     examples = assembly.read_examples(config, "train")
     model, _, tokenizer = assembly.new_model(config, examples)
-    assert model.config.forced_bos_token_id is None  # targets do not begin with it
+    assert model.config.forced_bos_token_id is None  # no target starts with it
     assert model.config.forced_eos_token_id == 1
     if message is None:
         assert len(assembly.tokenize(config, examples, model, tokenizer)) == len(examples)
@@ -153,7 +152,7 @@ def test_negative_targets_are_drawn_at_their_rate(config):
 
 
 @pytest.mark.parametrize("beside", ["weights", "model"])  # the latter as a run has it
-def test_how_a_checkpoint_chooses_its_outputs_is_kept_but_for_their_lengths(
+def test_how_a_checkpoint_generates_is_saved_except_for_lengths(
     config, text_model, tmp_path, beside
 ):
     said = {"num_beams": 4, "length_penalty": 2.0, "min_length": 56, "max_length": 142}
@@ -163,6 +162,6 @@ def test_how_a_checkpoint_chooses_its_outputs_is_kept_but_for_their_lengths(
     config.model.init = str(tmp_path / "start")
     model, _, tokenizer = assembly.new_model(config, [])
     assembly.save_model(tmp_path / "run", model, tokenizer, assembly.generation_of(config))
-    kept = huggingface.read_generation(tmp_path / "run")
-    assert kept.items() >= {"num_beams": 4, "length_penalty": 2.0}.items()
-    assert not kept.keys() & {"min_length", "max_length"}
+    saved = huggingface.read_generation(tmp_path / "run")
+    assert saved.items() >= {"num_beams": 4, "length_penalty": 2.0}.items()
+    assert not saved.keys() & {"min_length", "max_length"}

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it began with, or on purpose with other."""
+"""A run goes on with its first data, or on purpose with other data."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.training import fingerprints, loop
 from pid_jax.training.stop_signals import Interrupted, StopSignals
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 FIRST = [
     {"id": f"d{i}", "document": text, "subtasks": [{"id": "q", "prompt": "p", "target": "north"}]}
@@ -110,7 +110,7 @@ def test_the_same_data_may_lie_elsewhere(begun, monkeypatch):
     (begun / "moved").rename(begun / "data")
 
 
-def asked_to_stop(signals):
+def stop_requested(signals):
     signals.received = signal.SIGTERM
     return signals
 
@@ -125,7 +125,7 @@ def test_a_command_that_takes_no_step_changes_nothing(begun, tmp_path, monkeypat
         options.optimizer.warmup_steps = 9
     else:
         expected, message = Interrupted, "stopped after step 2"
-        monkeypatch.setattr(StopSignals, "__enter__", asked_to_stop)
+        monkeypatch.setattr(StopSignals, "__enter__", stop_requested)
     files = [begun / "run" / name for name in ("config.json", "data.json")]
     before = [file.read_bytes() for file in files]
     with pytest.raises(expected, match=message):

@@ -16,7 +16,7 @@ from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop
 from pid_jax.training.step import BatchEvaluation
-from tests.training import tiny_config
+from tests.helpers import tiny_config
 
 
 @dataclasses.dataclass
@@ -81,7 +81,7 @@ def test_a_document_counts_the_same_when_each_prompt_has_a_row_of_its_own():
     assert figures["joint_exact_match"] == pytest.approx(2 / 3)
 
 
-def test_an_evaluation_ends_when_asked_to_stop():
+def test_an_evaluation_ends_at_a_request_to_stop():
     assert evaluated([batch([[1]], [[1]])], [1], Stop(requested=True)) is None
 
 

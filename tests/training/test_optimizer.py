@@ -13,11 +13,13 @@ import torch
 import transformers
 from ml_collections import ConfigDict
 
+from pid_jax.checkpoints.orbax import RunCheckpoints
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop, optimizer
-from tests.training import tiny_config
+from tests.helpers import tiny_config
+from tests.helpers.training_checkpoints import numbers
 
 
 def options(**optimizer_options):
@@ -243,6 +245,19 @@ def assert_resumes(tmp_path, given=lambda: None, **optimizer_options):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
+        ("adafactor", {"momentum": 0.9}),  # factors of matrices
+        ("contrib.muon", {}),  # a state for matrices and another for the rest
+    ],
+)
+def test_an_optimizer_of_optax_trains_and_resumes_exactly(tmp_path, name, args):
+    lines = assert_resumes(tmp_path, name=name, args=args, weight_decay=0.1)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
         ("lion", {}),
         ("sgd", {"momentum": 0.9, "nesterov": True}),
         ("lamb", {}),
@@ -251,10 +266,21 @@ def assert_resumes(tmp_path, given=lambda: None, **optimizer_options):
         ("contrib.muon", {}),
     ],
 )
-def test_an_optimizer_of_optax_trains_and_resumes_exactly(tmp_path, name, args):
-    lines = assert_resumes(tmp_path, name=name, args=args, weight_decay=0.1)
-    assert all(np.isfinite(line["loss"]) for line in lines)
-    assert [line["learning_rate"] for line in lines] == pytest.approx([1e-3, 1e-3])
+def test_the_state_of_an_optimizer_comes_back_from_a_checkpoint(tmp_path, name, args):
+    params = {"kernel": jnp.ones((4, 4)), "scale": jnp.ones(4)}
+    update = optimizer.build(options(name=name, args=args, warmup_steps=1, weight_decay=0.1))
+    _, opt_state = update.update(params, update.init(params), params)
+    state = {"opt_state": opt_state}
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
+    )
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
+        checkpoints.save(1, state, numbers())
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
+        restored = checkpoints.restore(1, abstract, numbers())
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def of_python(rate=1e-3):
@@ -276,18 +302,24 @@ def test_an_optimizer_from_python_replaces_the_configured_one(tmp_path, caplog):
     assert "the update of the optimizer was" in caplog.text
 
 
-def test_a_configured_run_does_not_go_on_with_an_optimizer_from_python(tmp_path):
-    run(tmp_path / "whole")
-    copy = resumed_after_one(tmp_path / "whole", tmp_path / "copy")
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """The workdir of two steps with the usual optimizer, and their metrics."""
+    workdir = tmp_path_factory.mktemp("configured") / "whole"
+    return workdir, run(workdir)
+
+
+def test_a_configured_run_does_not_go_on_with_an_optimizer_from_python(configured, tmp_path):
+    copy = resumed_after_one(configured[0], tmp_path / "copy")
     with pytest.raises(UserError, match=r'optimizer\.name was "adamw", is "train\(optimizer'):
         run(copy, of_python())
     with pytest.raises(UserError, match="GradientTransformation, not float"):
         run(copy, 1e-3)
 
 
-def test_a_run_of_an_earlier_version_goes_on_without_a_word(tmp_path, caplog):
-    whole = run(tmp_path / "whole")
-    copy = resumed_after_one(tmp_path / "whole", tmp_path / "copy")
+def test_a_run_of_an_earlier_version_goes_on_without_a_word(configured, tmp_path, caplog):
+    workdir, whole = configured
+    copy = resumed_after_one(workdir, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     del config["optimizer"]["args"]
     (copy / "config.json").write_text(json.dumps(config))

@@ -29,7 +29,7 @@ def test_rates_are_counts_over_seconds(clock):
     }
 
 
-def test_rates_begin_anew_with_each_line(clock):
+def test_rates_start_anew_with_each_line(clock):
     progress = Progress(0, 100, clock)
     progress.add(documents=1000, tokens=1)
     clock.now += 1

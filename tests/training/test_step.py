@@ -102,7 +102,7 @@ def test_a_first_update_that_overflows_is_reported(tiny_model, batch):
 
 
 def test_an_evaluation_calls_right_what_greedy_decoding_yields(tiny_model):
-    # With the end token held back, every generation is three tokens; then it is cut there.
+    # Without the end token, every generation is three tokens; then it is cut there.
     decoded = tiny_model.generate(DOCUMENTS, PROMPTS, max_new_tokens=3, min_new_tokens=3)
     targets = [[generation.tokens for generation in row] for row in decoded]
     assert all(len(target) == 3 for row in targets for target in row)
@@ -123,10 +123,10 @@ def test_an_evaluation_sums_the_scores_of_the_targets(tiny_model):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_every_array_of_the_state_has_a_place(tiny_model, name):
+def test_every_array_of_the_state_has_a_sharding(tiny_model, name):
     config = configuration.default()
     config.optimizer.name = name
     update = optimizer.build(config)
-    places = step.state_shardings(sharding.make_mesh(), tiny_model.model, update)
+    shardings = step.state_shardings(sharding.make_mesh(), tiny_model.model, update)
     state = step.initial_state(tiny_model.params, update, 0)
-    assert jax.tree.structure(places) == jax.tree.structure(state)
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)

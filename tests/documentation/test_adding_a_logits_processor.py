@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import pages
+from tests.helpers import pages
 
 PAGE = pages.ROOT / "docs/adding_a_logits_processor.md"
 FUNCTION, DATACLASS, PROCESSOR, REGISTRATION = pages.blocks(PAGE, "python")
@@ -22,7 +22,7 @@ import pid_jax
 from pid_jax import models
 from pid_jax.decoding.automata import Automata
 from pid_jax.decoding.logits_processors import TypicalP
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 logits = np.random.default_rng(0).normal(size=(1, 6, 1, 40)).astype(np.float32) * 3
 config = models.build(TINY).config
@@ -63,7 +63,7 @@ def test_a_processor_with_an_option_takes_one_class_and_one_registration(tmp_pat
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -10,8 +10,7 @@ import torch
 import transformers
 
 from pid_jax.inference.model import PidModel
-from tests import transformers_models
-from tests.models import bart_checkpoints
+from tests.helpers import bart_checkpoints, transformers_models
 
 DOCUMENTS = [[*range(2, 18)], [11, 2, 11, 2, 1]]
 PROMPTS = [[[3, 4, 5], []], [[8, 2, 3], [6]]]
@@ -43,7 +42,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PidModel]:
 
 
 def assert_equal_transformers(pair: tuple[Any, PidModel], **options: Any) -> list[list[int]]:
-    """Ours all together, theirs one by one; returns the outputs."""
+    """Ours as a batch, theirs one by one; returns the outputs."""
     theirs, ours = pair
     outputs = []
     options = {"max_new_tokens": 12, **options}
@@ -139,7 +138,7 @@ def test_options_in_pairs_equal_transformers(
     assert_equal_transformers(pair, **options)
 
 
-def test_a_forced_first_token_moves_the_beginning(tmp_path: Path) -> None:
+def test_a_forced_first_token_moves_the_first_position(tmp_path: Path) -> None:
     """BART: after an empty prompt the second token is the first that is chosen."""
     theirs = bart_checkpoints.make("Bart", tmp_path, seed=3, forced_bos_token_id=95)
     pair = theirs, PidModel.from_pretrained(tmp_path)

@@ -28,7 +28,7 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer, step
-from tests import transformers_models
+from tests.helpers import transformers_models
 
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1], [50, 1]]
 PROMPTS = [[[3, 4, 5], [9]], [[60, 61, 62, 63, 64]], [[], [7, 7], [8, 9, 10, 11]]]

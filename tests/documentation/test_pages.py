@@ -15,7 +15,7 @@ import pytest
 
 from pid_jax.tasks import jsonl
 from pid_jax.training import config as configuration
-from tests import pages, tiny_checkpoint
+from tests.helpers import pages, tiny_checkpoint
 
 ROOT = pages.ROOT
 OWN_TASK = ROOT / "docs/your_own_task.md"
@@ -152,6 +152,15 @@ def test_the_line_that_is_shown_is_read() -> None:
     assert [subtask.target for subtask in example.subtasks] == ["1000", "late"]
 
 
+# A smaller model and fewer steps than on the page, which change nothing that a reader would write.
+SMALLER = (
+    "--config.train.steps=4",
+    "--config.optimizer.warmup_steps=1",
+    *(f"--config.model.architecture.{name}=1" for name in ("num_layers", "num_decoder_layers")),
+    *(f"--config.model.architecture.{name}=32" for name in ("d_model", "d_ff")),
+)
+
+
 @pytest.mark.slow
 def test_everything_runs_as_it_stands(tmp_path: Path) -> None:
     # A checkout of one's own, as far as these commands see it.
@@ -174,7 +183,7 @@ def test_everything_runs_as_it_stands(tmp_path: Path) -> None:
             (tmp_path / file[1]).write_text(text, encoding="utf-8")
         for command in text.splitlines() if language == "sh" else ():
             result = subprocess.run(
-                command.split(),
+                [*command.split(), *(SMALLER if "train.py" in command else ())],
                 capture_output=True,
                 text=True,
                 cwd=tmp_path,

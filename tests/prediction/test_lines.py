@@ -16,8 +16,8 @@ from pid_jax.atomic_file import partial_path
 from pid_jax.inference.results import Generation
 from pid_jax.predict import main
 from pid_jax.prediction import progress
-from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
-from tests.questions import question
+from tests.helpers.predict_command import LINES, Model, error_in, ids_in, run, status_of
+from tests.helpers.questions import question
 
 BAD = [
     b"{",
@@ -52,7 +52,7 @@ def test_bad_lines_are_left_out_on_request_and_counted(
     assert "4 bad lines left out" in printed.out
 
 
-def test_a_stop_at_a_bad_line_keeps_the_answers_for_when_it_is_mended(
+def test_a_stop_at_a_bad_line_leaves_the_answers_for_when_it_is_mended(
     no_model: Path, ten_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -223,7 +223,7 @@ def test_too_little_memory_is_no_bad_line(
     assert error.startswith("error: document 'short': the memory does not suffice for it alone")
 
 
-def test_what_takes_too_much_memory_together_is_answered_one_by_one(
+def test_what_takes_too_much_memory_as_a_batch_is_answered_one_by_one(
     no_model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def generate(
@@ -240,7 +240,7 @@ def test_what_takes_too_much_memory_together_is_answered_one_by_one(
     ]
 
 
-def test_ctrl_c_keeps_the_answers_and_says_how_to_go_on(
+def test_ctrl_c_leaves_the_answers_and_says_how_to_go_on(
     no_model: Path,
     questions: Path,
     tmp_path: Path,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import pages, tiny_checkpoint
+from tests.helpers import pages, tiny_checkpoint
 
 README = pages.ROOT / "README.md"
 

@@ -1,4 +1,4 @@
-"""A checkpoint with a tokenizer, small enough to be made in a second. It answers nonsense."""
+"""A checkpoint with a tokenizer, made in a second. It answers nonsense."""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""From a user's own JSON lines to a scored, answering and exported model, by the four commands."""
+"""From a user's own JSON lines to a scored, answering and exported model, by the four commands.
+
+The commands run as users run them, without the settings that let tests compile quickly.
+"""
 
 import json
 import subprocess
@@ -8,7 +11,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers.quick_compilation import users_environment
+
+ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "green", "blue")
 
 
@@ -31,6 +36,7 @@ def run(*command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
         text=True,
         cwd=ROOT,
         timeout=280,
+        env=users_environment(),
     )
     assert result.returncode == status, result.stdout + result.stderr
     return result

@@ -36,10 +36,10 @@ def test_outputs_are_of_their_lists(varied_model: PidModel, options: dict[str, A
 
 
 def test_prompts_without_a_list_are_answered_as_without_any(varied_model: PidModel) -> None:
-    free, held = generate(varied_model), generate(varied_model, allowed=ALLOWED)
+    free, limited = generate(varied_model), generate(varied_model, allowed=ALLOWED)
     for i, lists in enumerate(ALLOWED):
         for j, strings in enumerate(lists):
-            same = free[i][j].tokens == held[i][j].tokens
+            same = free[i][j].tokens == limited[i][j].tokens
             assert same if strings is None else not same
 
 
@@ -163,8 +163,10 @@ def test_stops_mean_nothing_to_outputs_of_a_list(varied_model: PidModel) -> None
             for answer, strings in zip(row, lists, strict=True):
                 assert strings is None or [answer.tokens] == strings
     [*partials] = varied_model.stream(DOCUMENTS, PROMPTS, 12, allowed=allowed, stop=stop)
-    held = [one.generation.tokens for one in partials if (one.document, one.prompt) == (0, 0)]
-    assert held == [[5], [5, 6], [5, 6, 7], [5, 6, 7]]
+    tokens_so_far = [
+        one.generation.tokens for one in partials if (one.document, one.prompt) == (0, 0)
+    ]
+    assert tokens_so_far == [[5], [5, 6], [5, 6, 7], [5, 6, 7]]
     free_one = next(one for one in partials if one.done and (one.document, one.prompt) == (0, 1))
     assert free_one.generation.tokens == free[0][1].tokens
 

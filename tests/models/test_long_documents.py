@@ -6,7 +6,7 @@ import pytest
 
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data.batching import Batch
-from tests.test_prompt_in_decoder import array_sizes
+from tests.helpers.compiled_programs import array_sizes
 
 TOKENS, PROMPTS, PROMPT_TOKENS, TARGET_TOKENS, WIDTH = 4096, 2, 3, 4, 16
 HEADS = 2
@@ -33,7 +33,6 @@ LED_SIZES = {
     "attention_dropout": 0.1,
 }
 LONG = {
-    "longt5-local": {"model_type": "longt5", **T5_SIZES, "local_radius": 31},
     "longt5-transient-global": {
         "model_type": "longt5",
         **T5_SIZES,

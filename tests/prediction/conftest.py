@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pid_jax.inference.model import PidModel
-from tests.predict.command import LINES, Model
+from tests.helpers.predict_command import LINES, Model
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
 from pid_jax.inference.results import Generation
-from tests.predict.command import LINES, Model, error_in, ids_in, run, status_of
-from tests.questions import question, text_of
+from tests.helpers.predict_command import LINES, Model, error_in, ids_in, run, status_of
+from tests.helpers.questions import question, text_of
 
 
 @pytest.mark.parametrize("method", ["pid", "pie"])
@@ -39,7 +39,7 @@ def test_every_subtask_gains_what_the_model_generates(
         )
 
 
-def test_lines_keep_their_order_and_whatever_else_they_hold(
+def test_lines_stay_in_order_with_whatever_else_they_hold(
     checkpoint: Path, questions: Path, tmp_path: Path
 ) -> None:
     lines = run(checkpoint, questions, tmp_path / "out.jsonl", "--max-new-tokens=2")
@@ -190,7 +190,7 @@ def with_allowed(number: int, *allowed: Any) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def test_predictions_keep_to_what_a_line_allows(
+def test_predictions_are_among_what_a_line_allows(
     checkpoint: Path, questions: Path, tmp_path: Path
 ) -> None:
     questions.write_bytes(text_of(2) + with_allowed(5, ["north", "south"], None, ["4"]))

@@ -16,7 +16,7 @@ from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 ids = st.integers(min_value=2, max_value=63)
 
@@ -48,8 +48,8 @@ def assert_same(left, right):
 def test_generation_depends_on_neither_batch_mates_nor_padding(tiny_model, method, ragged):
     documents, prompts = ragged
     options = {"max_new_tokens": 2, "method": method}
-    together = tiny_model.generate(documents, prompts, **options)
-    assert_same(together, alone(tiny_model, documents, prompts, **options))
+    batched = tiny_model.generate(documents, prompts, **options)
+    assert_same(batched, alone(tiny_model, documents, prompts, **options))
 
 
 @settings(max_examples=12, deadline=None)
@@ -73,11 +73,11 @@ def test_generation_does_not_depend_on_order(tiny_model, ragged, data):
 def test_scores_depend_on_neither_batch_mates_nor_padding(tiny_model, ragged, data):
     documents, prompts = ragged
     targets = [[data.draw(st.lists(ids, min_size=1, max_size=2)) for _ in row] for row in prompts]
-    together = tiny_model.score(documents, prompts, targets)
+    batched = tiny_model.score(documents, prompts, targets)
     for i, document in enumerate(documents):
         for j, prompt in enumerate(prompts[i]):
             [[single]] = tiny_model.score([document], [[prompt]], [[targets[i][j]]])
-            assert together[i][j] == pytest.approx(single, abs=1e-4)
+            assert batched[i][j] == pytest.approx(single, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["pid", "pie"])

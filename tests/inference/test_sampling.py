@@ -26,7 +26,7 @@ def sample(model: PidModel, documents: Any = DOCUMENTS, prompts: Any = PROMPTS, 
 def test_what_is_drawn_depends_on_neither_batch_mates_nor_order(
     varied_model: PidModel, method: str
 ) -> None:
-    together = tokens(sample(varied_model, method=method))
+    batched = tokens(sample(varied_model, method=method))
     backwards = sample(
         varied_model,
         DOCUMENTS[::-1],
@@ -34,8 +34,8 @@ def test_what_is_drawn_depends_on_neither_batch_mates_nor_order(
         batch_size=1,
         method=method,
     )
-    assert [row[::-1] for row in tokens(backwards)[::-1]] == together
-    assert together == tokens(sample(varied_model, method=method))
+    assert [row[::-1] for row in tokens(backwards)[::-1]] == batched
+    assert batched == tokens(sample(varied_model, method=method))
 
 
 def test_seeds_documents_and_prompts_draw_differently(varied_model: PidModel) -> None:
@@ -107,7 +107,7 @@ def draws(model: PidModel, max_new_tokens: int, **options: Any) -> list[tuple[in
 def surprise(counts: np.ndarray, expected: np.ndarray) -> float:
     """Pearson's chi-squared as a number of standard deviations above what chance makes it.
 
-    Outcomes expected fewer than 8 times are counted together.
+    Outcomes expected fewer than 8 times are counted as one.
     """
     rare = expected < 8
     counts = np.append(counts[~rare], counts[rare].sum())

@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 
 from pid_jax.atomic_file import partial_path
-from tests import tiny_checkpoint
-from tests.predict.command import ids_in
-from tests.questions import question
+from tests.helpers import tiny_checkpoint
+from tests.helpers.predict_command import ids_in
+from tests.helpers.questions import question
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What one process compiles is found by the next."""
     cache = tmp_path_factory.mktemp("cache")
-    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **quickly, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
 
 @pytest.mark.slow
@@ -88,15 +87,15 @@ def test_killed_five_times_the_output_is_complete_in_order_and_each_once(
         assert not output.exists()
         left.append(partial_size(output))
         if left[-1]:
-            assert_begins_alike(partial_path(output).read_bytes(), whole)
+            assert_same_start(partial_path(output).read_bytes(), whole)
     assert start(output).wait(timeout=1000) == 0
-    assert_begins_alike(output.read_bytes(), whole)
+    assert_same_start(output.read_bytes(), whole)
     assert output.read_bytes().count(b"\n") == whole.count(b"\n")
     assert not list(tmp_path.glob("*.partial*"))
     print(f"{documents} documents, {len(whole)} bytes; killed with {left} bytes written")
 
 
-def assert_begins_alike(part: bytes, whole: bytes) -> None:
+def assert_same_start(part: bytes, whole: bytes) -> None:
     """The same lines and answers. Scores may round differently: a process that has compiled other
     shapes before pads its batches otherwise."""
     lines = part.splitlines()

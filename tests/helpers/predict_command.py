@@ -16,7 +16,7 @@ LINES: list[dict[str, Any]] = [
     {
         "id": "short",
         "document": "[user] a hotel",
-        "note": {"kept": [1, 2]},
+        "note": {"extra": [1, 2]},
         "subtasks": [
             {"id": "area", "prompt": "hotel-area"},
             {"id": "stars", "prompt": "hotel-stars", "target": "4", "weight": 0.5},

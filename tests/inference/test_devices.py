@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.quick_compilation import xla_flags
+
 SCRIPT = """
 import json, sys
 import jax
 from pid_jax import models, sharding
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.inference.model import PidModel
-from tests.conftest import TINY
+from tests.helpers.tiny_t5 import TINY
 
 model = models.build(TINY)
 params = models.init_params(model, jax.random.key(0))
@@ -64,15 +66,14 @@ json.dump(
 @pytest.fixture(scope="module")
 def seen():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=4"),
     }
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

@@ -26,15 +26,15 @@ def test_texts_end_before_the_first_stop_in_them(text_model: PidModel, free: Any
     text = free[0][0].text
     assert len(text) > 12
     shortened = 0
-    for beginning in range(2, 10):
-        stop = [text[beginning : beginning + 3], "\N{SNOWMAN}"]
+    for start in range(2, 10):
+        stop = [text[start : start + 3], "\N{SNOWMAN}"]
         answers = generate(text_model, stop=stop)
         for i, j in PLACES:
             before, found, _ = free[i][j].text.partition(stop[0])
             assert answers[i][j].text == (before if found else free[i][j].text)
-            kept = answers[i][j].tokens
-            assert kept == free[i][j].tokens[: len(kept)]
-            shortened += len(kept) < len(free[i][j].tokens)
+            shown = answers[i][j].tokens
+            assert shown == free[i][j].tokens[: len(shown)]
+            shortened += len(shown) < len(free[i][j].tokens)
     assert shortened >= 8
 
 

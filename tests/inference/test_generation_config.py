@@ -1,4 +1,4 @@
-"""A checkpoint's generation_config.json: the defaults of `generate`, and kept by exports."""
+"""A checkpoint's generation_config.json: the defaults of `generate`, and exports have it too."""
 
 import dataclasses
 import json
@@ -16,8 +16,7 @@ from pid_jax.errors import UserError
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.request import Method
-from tests import transformers_models
-from tests.models import bart_checkpoints
+from tests.helpers import bart_checkpoints, transformers_models
 
 DOCUMENTS = [[*range(2, 25)], [40, 41, 42, 43, 44, 45, 46, 1]]
 PROMPTS = [[[3, 4, 5], [], [9]], [[], [60, 61, 62, 63, 64]]]
@@ -168,7 +167,7 @@ def test_what_does_not_go_with_a_given_option_yields_to_it(
     assert {name: getattr(options, name) for name in expected} == expected
 
 
-def test_given_options_that_do_not_go_together_are_refused_as_ever() -> None:
+def test_given_options_that_contradict_each_other_are_refused_as_ever() -> None:
     with pytest.raises(UserError, match="num_beams > 1 and do_sample=True"):
         of(BART_LARGE_CNN).options_with({"num_beams": 2, "do_sample": True})
     with pytest.raises(UserError, match="unknown option beams"):
@@ -283,7 +282,7 @@ def test_lengths_beyond_the_models_positions_are_cut_to_them() -> None:
 
 
 @pytest.mark.parametrize("method", ["pid", "pie"])
-def test_a_checkpoints_length_leaves_room_for_the_longest_prompt(method: Method) -> None:
+def test_a_checkpoints_length_allows_for_the_longest_prompt(method: Method) -> None:
     sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 1}
     sizes |= {"decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     special = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 1}
@@ -343,9 +342,11 @@ def test_a_least_length_holds_for_prompts_without_a_list(
     documents, free = [[5, 6, 7, 8, 9, 10]], [[3, 4, 5, 6], [9], [8, 2]]
     [alone] = tokens(ours.generate(documents, [free], **options))
     allowed = [[None, None, None, [[20, 21], [22]]]]
-    [[*beside, held]] = tokens(ours.generate(documents, [[*free, [9]]], allowed=allowed, **options))
+    [[*beside, limited]] = tokens(
+        ours.generate(documents, [[*free, [9]]], allowed=allowed, **options)
+    )
     assert beside == alone
-    assert held in ([20, 21], [22])
+    assert limited in ([20, 21], [22])
 
 
 def test_scores_and_warming_up_heed_it(pair: tuple[Any, PidModel]) -> None:

@@ -16,7 +16,7 @@ def resemble_all(output_embedding: torch.Tensor, end: int = 1) -> torch.Tensor:
 
 @torch.no_grad()
 def logits(model: Any, document: list[int], decoder_input: list[int]) -> torch.Tensor:
-    """Float32 logits `[L, V]` after each decoder input token, which begin with the start token."""
+    """Float32 logits `[L, V]` after each decoder input token, the start token first."""
     return model(
         input_ids=torch.tensor([document]), decoder_input_ids=torch.tensor([decoder_input])
     ).logits[0]
@@ -101,7 +101,7 @@ def beam_search(
 
 
 def start_of(model: Any) -> int:
-    """The token that a decoder's input begins with."""
+    """The first token of a decoder's input."""
     config = model.generation_config
     start: int | None = config.decoder_start_token_id
     return config.bos_token_id if start is None else start

@@ -88,8 +88,8 @@ def test_they_are_those_of_teacher_forcing_in_transformers(
 
 def test_none_beside_the_chosen_one_and_more_than_there_are(pair: tuple[Any, PidModel]) -> None:
     theirs, model = pair
-    for asked, top in ((0, 0), (500, 12)):
-        [[answer]] = model.generate(DOCUMENTS[:1], [[[9]]], LIMIT, logprobs=asked)
+    for number, top in ((0, 0), (500, 12)):
+        [[answer]] = model.generate(DOCUMENTS[:1], [[[9]]], LIMIT, logprobs=number)
         check(theirs, DOCUMENTS[0], [9], answer, top)
 
 

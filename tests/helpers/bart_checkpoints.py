@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests.transformers_models import resemble_all
+from tests.helpers.transformers_models import resemble_all
 
 SIZES = {
     "vocab_size": 96,

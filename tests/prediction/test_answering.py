@@ -20,7 +20,7 @@ from pid_jax.inference.results import Generation, TokenLogprob
 from pid_jax.prediction import answering
 from pid_jax.prediction.answering import Counts, answer_lines
 from pid_jax.tasks import jsonl
-from tests.questions import question, text_of
+from tests.helpers.questions import question, text_of
 
 
 class Killed(BaseException):
