@@ -231,7 +231,8 @@ class CompiledFunction:
         encode.warm_up(params, shape, shape, label="8 documents of 512 tokens")
         encoded = encode(params, documents, mask, label="8 documents of 512 tokens")
 
-    The label says for people what a shape means, in the log and in the table of `programs`.
+    The label says for people what a shape means, in the log and in the table of `programs`. Two
+    functions of one `Programs` have different names, or differ in the shapes of their arguments.
     """
 
     def __init__(

@@ -35,7 +35,8 @@ def decode_greedily(
 ) -> GreedyOutputs:
     """Decodes every prompt against one encoding of its document, until all outputs have ended.
 
-    A pure function: call it under `jax.jit` with `model` and `max_new_tokens` static.
+    Without logits processors: tokens that a configuration forces, such as BART's first, are not
+    forced here. A pure function: call it under `jax.jit` with `model` and `max_new_tokens` static.
     encoded: of `prompt_in_decoder.encode`. prompts: left-padded, the decoder start token first, as
     `pid_jax.data.batching.collate` makes them. max_new_tokens: the length T of an output that does
     not end, at least 1.

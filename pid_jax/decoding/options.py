@@ -299,6 +299,13 @@ def read_option(name: str, value: Any) -> Any:
 
 
 def _as_tree(function: Any) -> Any:
-    """A function that is no pytree becomes part of the program."""
-    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(function))
-    return processors.PlainFunction(function) if is_leaf else function
+    """A function that is no pytree becomes part of the program. Leaves become arrays."""
+    if jax.tree_util.treedef_is_leaf(jax.tree.structure(function)):
+        return processors.PlainFunction(function)
+    return jax.tree.map(_as_array, function)
+
+
+def _as_array(leaf: Any) -> np.ndarray:
+    """On the host, in the type that it has on a device: another type is another program."""
+    array = np.asarray(leaf)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))

@@ -38,6 +38,9 @@ class Executor(Sequence[BatchDecoder]):
         self._params = jax.tree.map(jnp.asarray, params)
         devices = jax.local_devices()
         used = jax.tree.leaves(self._params)[0].devices()
+        # Threads would launch collectives in an order that may differ from device to device.
+        one_at_a_time = jax.default_backend() == "cpu" or len(used) > 1
+        self._per_device = 1 if one_at_a_time else 2
         default = jax.config.jax_default_device  # type: ignore[attr-defined]
         placed = used != {devices[0]} or default is not None
         self._devices = [None] if placed else devices
@@ -66,20 +69,20 @@ class Executor(Sequence[BatchDecoder]):
     ) -> Generator[tuple[PlannedBatch, ResultT, float], None, None]:
         """`function(decoder, batch)` for every batch, on whichever device is free.
 
-        Yields each batch with its result and the seconds since the item before, in the order of
-        completion. A CPU device runs one batch at a time, an accelerator two: the host prepares one
-        while the other runs. The first error ends all, and so does closing. With one worker,
-        everything runs in the calling thread.
+        Yields each batch with its result and its seconds, divided by the number of workers: over
+        all batches they add up to about the time that passed. The order is that of completion. An
+        accelerator runs two batches at a time: the host prepares one while the other runs. A CPU
+        runs one, and so do devices over which the parameters are sharded. The first error ends all
+        as soon as the batches in progress have finished, and so does closing. With one worker,
+        everything runs in the calling thread. Of the JAX settings of the calling thread, other
+        threads have the precision of matrix products and the rank promotion.
         """
-        since = time.perf_counter()
-        per_device = 1 if jax.default_backend() == "cpu" else 2
-        workers = min(len(self) * per_device, len(batches))
+        workers = min(len(self) * self._per_device, len(batches))
         if workers <= 1:
             for batch in batches:
+                started = time.perf_counter()
                 result = function(self[0], batch)
-                now = time.perf_counter()
-                yield batch, result, now - since
-                since = now
+                yield batch, result, time.perf_counter() - started
             return
         # Every device has a batch before any has two.
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -87,11 +90,13 @@ class Executor(Sequence[BatchDecoder]):
             free.put(worker % len(self))
         settings = _settings_of_this_thread()
 
-        def run_one(batch: PlannedBatch) -> ResultT:
+        def run_one(batch: PlannedBatch) -> tuple[ResultT, float]:
             device = free.get()
+            started = time.perf_counter()
             try:
                 with settings():
-                    return function(self[device], batch)
+                    result = function(self[device], batch)
+                return result, (time.perf_counter() - started) / workers
             finally:
                 free.put(device)
 
@@ -99,10 +104,8 @@ class Executor(Sequence[BatchDecoder]):
         try:
             futures = {pool.submit(run_one, batch): batch for batch in batches}
             for future in as_completed(futures):
-                result = future.result()
-                now = time.perf_counter()
-                yield futures.pop(future), result, now - since
-                since = now
+                result, seconds = future.result()
+                yield futures.pop(future), result, seconds
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

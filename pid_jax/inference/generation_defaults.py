@@ -33,7 +33,14 @@ from pid_jax.models.protocol import Config
 
 log = logging.getLogger(__name__)
 
-_WHOLE = (*LENGTHS, "num_beams", "num_return_sequences", "top_k", "no_repeat_ngram_size")
+_WHOLE = (
+    *LENGTHS,
+    "num_beams",
+    "num_return_sequences",
+    "top_k",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+)
 _FLAGS = ("do_sample", "early_stopping")
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 _SHAPES_OUTPUTS = ("num_beams", "do_sample", "repetition_penalty", "no_repeat_ngram_size")

@@ -14,14 +14,13 @@ from jax.typing import DTypeLike
 from pid_jax import arguments
 from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import enable_compilation_cache
-from pid_jax.data import sequences
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
-from pid_jax.inference.batch_planning import BatchLimits, PlannedBatch
+from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.plan import Arrangement, Plan, Planner, compaction
@@ -175,12 +174,14 @@ class PidModel:
         device, or sharded over devices, are used where they are.
         progress: a progress bar on standard error, by default if that is a terminal.
         after_batch: called after each batch with its number of documents (a document with prompts
-        in several batches counts in parts) and the seconds since the batch before.
+        in several batches counts in parts) and its seconds, divided by the number of batches that
+        run at a time: over all batches they add up to about the time that passed.
         report: an object to be filled with counts of what was done. Results depend neither on the
         other documents of a batch nor on order or padding. Raises `UserError` for arguments that
         do not fit.
         """
         compact = compaction(compact)
+        max_new_tokens = RequestReader.limits(max_new_tokens)
         chosen = self._options(
             options | {"min_new_tokens": min_new_tokens, "num_beams": num_beams},
             max_new_tokens,
@@ -234,6 +235,7 @@ class PidModel:
         ignored, with a warning in the log.
         """
         every = arguments.integer("every", every, at_least=1)
+        max_new_tokens = RequestReader.limits(max_new_tokens)
         chosen = self._options(
             options | {"min_new_tokens": min_new_tokens},
             max_new_tokens,
@@ -300,15 +302,15 @@ class PidModel:
             "", padding * document_tokens, [padding * prompt_tokens] * prompts, [()] * prompts
         )
         request = self._requests.request([example] * documents, chosen, method)
-        # Its own planner: these batches do not predict those of later calls.
-        planner = Planner(self.config, self.tokenizer)
-        arrangement = planner.arrange(request)
-        plan = planner.plan(
+        arrangement = self._planner.arrange(request)
+        # Its own memory of shapes: these batches do not predict those of later calls.
+        plan = self._planner.plan(
             request,
             arrangement,
             _limits(arrangement, batch_tokens, batch_size),
             devices=len(self._executor),
             compact=compact,
+            batches=BatchPlanner(),
         )
         self._executor.warm_up(plan.batches, plan.batch)
         return self.programs
@@ -355,9 +357,8 @@ class PidModel:
     ) -> GenerationOptions:
         """The options of a call, with the checkpoint's where the caller gives none."""
         most: Any = max_new_tokens
-        if sequences.is_collection(max_new_tokens):
-            rows = RequestReader.limits(max_new_tokens)
-            most = max((n for row in rows for n in row), default=None)
+        if isinstance(max_new_tokens, list):
+            most = max((n for row in max_new_tokens for n in row), default=None)
         return self._defaults.options_with(
             given | {"max_new_tokens": most}, streamed=streamed, constrained=constrained
         )

@@ -185,14 +185,16 @@ class Planner:
         compact: Compaction = "auto",
         sort: bool = True,
         scored: bool = False,
+        batches: BatchPlanner | None = None,
     ) -> Plan:
         """The batches of a request.
 
         compiled: shapes that need no compilation. sort: False maintains the order of documents.
-        scored: for the targets of the examples instead of new tokens.
+        scored: for the targets of the examples instead of new tokens. batches: a planner other than
+        the one that remembers the shapes of earlier calls.
         """
         longest = max((n for row in arrangement.max_new_tokens for n in row), default=1)
-        batches = self._batches.plan(
+        planned = (batches or self._batches).plan(
             arrangement.examples,
             limits,
             new_tokens=None if scored else longest,
@@ -203,7 +205,7 @@ class Planner:
         )
         after: Counter[BatchShape] = Counter()
         counted = []
-        for batch in reversed(batches):
+        for batch in reversed(planned):
             counted.append(dataclasses.replace(batch, same_shape_after=after[batch.shape]))
             after[batch.shape] += 1
         return Plan(arrangement, counted[::-1], self.config, compact, devices)

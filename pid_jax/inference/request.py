@@ -196,8 +196,13 @@ class RequestReader:
         return examples
 
     @staticmethod
-    def limits(max_new_tokens: Any) -> list[list[int]]:
-        """A limit of new tokens for each prompt. Raises `UserError` for anything else."""
+    def limits(max_new_tokens: Any) -> Any:
+        """Nested limits of new tokens as lists of integers; any other value as it is.
+
+        Raises `UserError` for nested values that are not limits.
+        """
+        if not sequences.is_collection(max_new_tokens):
+            return max_new_tokens
         name = "max_new_tokens"
         nested = "a number, or a list with one list of numbers per document"
         return [
@@ -216,15 +221,22 @@ class RequestReader:
     ) -> list[list[int]]:
         """The most tokens of each prompt's output."""
         counts = [len(example.prompts) for example in examples]
-        if not sequences.is_collection(max_new_tokens):
-            return [[options.max_new_tokens] * count for count in counts]
         rows = self.limits(max_new_tokens)
+        if not isinstance(rows, list):
+            return [[options.max_new_tokens] * count for count in counts]
         if list(map(len, rows)) != counts:
             raise UserError(
                 "max_new_tokens must be a number, or nested as the prompts are: the documents have "
                 f"{_shortened(counts)} prompts, and max_new_tokens has "
                 f"{_shortened(list(map(len, rows)))} numbers"
             )
+        for i, row in enumerate(rows):
+            for j, limit in enumerate(row):
+                if limit < options.min_tokens_of_allowed():
+                    raise UserError(
+                        f"max_new_tokens[{i}][{j}]={limit} is below min_new_tokens="
+                        f"{options.min_new_tokens}"
+                    )
         return rows
 
     def _check_positions(

@@ -18,9 +18,8 @@ BATCHES = [PlannedBatch((i,), BatchShape(1, 1, 1, 1, 1)) for i in range(5)]
 @pytest.fixture
 def executor(tiny_model: PidModel, monkeypatch: pytest.MonkeyPatch) -> Executor:
     """Two workers, as an accelerator has them."""
-    executor = Executor(tiny_model.model, tiny_model.params)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    return executor
+    return Executor(tiny_model.model, tiny_model.params)
 
 
 def test_two_batches_run_at_a_time_and_come_as_they_complete(executor: Executor) -> None:
@@ -42,7 +41,7 @@ def test_two_batches_run_at_a_time_and_come_as_they_complete(executor: Executor)
 def test_the_seconds_of_all_batches_are_those_that_passed(executor: Executor) -> None:
     started = time.perf_counter()
     seconds = [seconds for *_, seconds in executor.run(lambda *_: time.sleep(0.02), BATCHES)]
-    assert sum(seconds) == pytest.approx(time.perf_counter() - started, abs=0.02)
+    assert sum(seconds) == pytest.approx(time.perf_counter() - started, abs=0.04)
     assert min(seconds) >= 0
 
 
@@ -60,6 +59,23 @@ def test_other_threads_have_the_callers_precision(executor: Executor) -> None:
     with jax.default_matmul_precision("bfloat16"):
         results = {result for _, result, _ in executor.run(precision, BATCHES)}
     assert results == {"bfloat16"}
+
+
+def test_sharded_parameters_are_used_by_one_thread(
+    tiny_model: PidModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads would launch collectives in different orders on different devices."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    executor = Executor(tiny_model.model, tiny_model.params)
+    assert executor._per_device == 2
+
+    class Sharded:
+        def devices(self) -> set[int]:
+            return {0, 1}
+
+    monkeypatch.setattr(jax.tree, "leaves", lambda tree: [Sharded()])
+    executor = Executor(tiny_model.model, tiny_model.params)
+    assert (len(executor), executor._per_device) == (1, 1)
 
 
 @pytest.mark.parametrize("ended_by", ["error", "closing"])

@@ -21,14 +21,13 @@ PROMPTS = [[[2, 11], [3], []], [[2]]]
 def test_every_prompt_may_have_its_own_limit(
     varied_model: PidModel, search: dict[str, Any], method: Any
 ) -> None:
-    options = {"method": method, "min_new_tokens": 8, "suppress_tokens": [1], **search}
+    options = {"method": method, "suppress_tokens": [1], **search}
     limits = [[3, 1, 8], [5]]
     answers = varied_model.generate(DOCUMENTS, PROMPTS, max_new_tokens=limits, **options)
     assert [[len(one.tokens) for one in row] for row in answers] == limits
     assert {one.finish_reason for row in answers for one in row} == {"length"}
     for i, row in enumerate(answers):
         for j, one in enumerate(row):
-            options["min_new_tokens"] = limits[i][j]
             [[alone]] = varied_model.generate(
                 [DOCUMENTS[i]], [[PROMPTS[i][j]]], max_new_tokens=limits[i][j], **options
             )
@@ -94,6 +93,25 @@ def test_another_number_of_a_callers_processor_compiles_nothing(varied_model: Pi
         assert answers == least
         compiled.append(len(model.programs.compilations))
     assert compiled[0] == compiled[-1]
+
+
+def test_limits_may_come_from_a_generator(varied_model: PidModel) -> None:
+    limits = (iter(row) for row in [[3, 1, 2], [2]])
+    answers = varied_model.generate(DOCUMENTS, PROMPTS, max_new_tokens=limits, suppress_tokens=[1])
+    assert [[len(one.tokens) for one in row] for row in answers] == [[3, 1, 2], [2]]
+
+
+def test_a_limit_below_the_least_number_of_tokens_is_named(varied_model: PidModel) -> None:
+    with pytest.raises(UserError, match=r"max_new_tokens\[0\]\[1\]=1 is below min_new_tokens=2"):
+        varied_model.generate(DOCUMENTS, PROMPTS, max_new_tokens=[[3, 1, 2], [2]], min_new_tokens=2)
+
+
+def test_plain_numbers_in_a_processor_are_leaves_too(varied_model: PidModel) -> None:
+    model = PidModel(varied_model.model, varied_model.params)
+    for steps in (2, np.float64(3), jnp.int32(4)):
+        own = [NotYet(1, int(steps))]
+        model.generate(DOCUMENTS, PROMPTS, max_new_tokens=6, logits_processors=own)
+    assert len([one for one in model.programs.compilations if one.program == "decode"]) == 1
 
 
 def tokens_of(model: PidModel, **options: Any) -> list[list[int]]:

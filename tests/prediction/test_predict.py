@@ -4,7 +4,6 @@ import copy
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import pytest
 
 from pid_jax import models
+from pid_jax.command_line import with_flags
 from pid_jax.commands.predict import make_predict_parser
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.inference.model import PidModel
@@ -116,7 +116,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
 
 def test_options_of_decoding_that_are_not_given_are_left_to_the_checkpoint() -> None:
     given = make_predict_parser("predict").parse_args(["--checkpoint=c", "--input=i", "--output=o"])
-    assert {getattr(given, field.name) for field in fields(GenerationOptions)} == {None}
+    assert {getattr(given, field.name) for field in with_flags(GenerationOptions)} == {None}
 
 
 def test_options_reach_the_model(
