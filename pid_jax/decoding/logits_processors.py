@@ -130,7 +130,7 @@ class NoRepeatNgram:
 
 @flax.struct.dataclass
 class EncoderNoRepeatNgram:
-    """No n-gram of the document occurs in prompt and output."""
+    """Bars tokens that complete an n-gram of the document. Prompt and output are the context."""
 
     size: int = flax.struct.field(pytree_node=False)
 

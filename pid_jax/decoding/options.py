@@ -1,8 +1,9 @@
 """`GenerationOptions`: what a caller may set for decoding.
 
-Each field names its default and how its value is read. The field of a logits processor also names
-the class that implements it, and that is all there is to registering one: `generate`, the commands
-and a checkpoint's `generation_config.json` take every field by its name.
+Each field names its default, how its value is read, and the logits processor that implements it, if
+any. `generate` accepts every field by name, and so do the commands unless `flag=False`. A
+checkpoint's `generation_config.json` sets only the options listed in `HONOURED`
+(`pid_jax.checkpoints.generation_config`).
 """
 
 import dataclasses
@@ -117,7 +118,7 @@ class GenerationOptions:
     """
 
     max_new_tokens: int = option(32, arguments.integer)
-    """The greatest length of an output, the end token included."""
+    """Maximum number of new tokens, including the end token."""
     num_beams: int = option(1, _at_least(1))
     """Above 1: beam search with this number of beams, all against one encoding of the document."""
     length_penalty: float = option(1.0, _finite)
@@ -156,14 +157,15 @@ class GenerationOptions:
     no_repeat_ngram_size: int = option(0, _at_least(0), processors.NoRepeatNgram)
     """No n-gram of prompt and output occurs twice. 0: it may."""
     encoder_no_repeat_ngram_size: int = option(0, _at_least(0), processors.EncoderNoRepeatNgram)
-    """No n-gram of the document occurs in the output. 0: it may."""
+    """No new token completes an n-gram of the document. The prompt counts as context. 0: no
+    restriction."""
     bad_words_ids: Sequence[Sequence[int]] = option((), arguments.token_lists, processors.BadWords)
-    """None of these sequences of token ids is completed in prompt and output."""
+    """No new token completes one of these sequences of token ids. The prompt counts as context."""
     min_new_tokens: int = option(0, arguments.integer, processors.MinNewTokens, always=True)
-    """The end token cannot come before this number of other tokens."""
+    """The minimum number of tokens before the end token."""
     suppress_tokens: Sequence[int] = option((), arguments.token_ids, processors.SuppressTokens)
-    """These token ids never come, unless an allowed output has no other token next. That exception
-    applies to all logits processors."""
+    """These tokens are never generated, unless an allowed output requires one. The same exception
+    applies to every logits processor."""
     begin_suppress_tokens: Sequence[int] = option(
         (), arguments.token_ids, processors.BeginSuppressTokens
     )

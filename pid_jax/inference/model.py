@@ -154,31 +154,29 @@ class PidModel:
     ) -> list[list[Generation]]:
         """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
 
-        prompts: one list for each document, of any length, which may be 0. max_new_tokens: a
-        number for all prompts, or one for each, nested as the prompts are. method: "pid" encodes
-        each document once, "pie" encodes it once for each prompt, with the prompt in front.
-        options: those of `GenerationOptions`. An option that is not given, or None, has the
-        checkpoint's value of its `generation_config.json` (see
-        `pid_jax.inference.generation_defaults`), or else the default of `GenerationOptions`:
-        greedy, max_new_tokens=32. allowed: nested as the prompts are, for each prompt the list of
-        its allowed outputs, a `Regex` or `JsonSchema` that they match, or None where every output
-        is allowed.
-        compact: whether finished prompts are dropped from the batch, which compiles a few smaller
-        programs. "auto" does so where it is likely to repay.
-        batch_tokens: the most tokens of documents, prompts and outputs in a batch, padding
-        included, by default 4,096 on a CPU and 65,536 elsewhere. batch_size: the most documents in
-        a batch (under "pie" as many pairs as that number of documents can have). A batch has
-        documents of similar length, and the longest come first: if memory does not suffice, that
-        shows at once. Every device of this process takes a batch at a time, and fewer documents
-        than fill a batch on each are distributed. Parameters that are elsewhere than on the first
-        device, or sharded over devices, are used where they are.
-        progress: a progress bar on standard error, by default if that is a terminal.
-        after_batch: called after each batch with its number of documents (a document with prompts
-        in several batches counts in parts) and its seconds, divided by the number of batches that
-        run at a time: over all batches they add up to about the time that passed.
-        report: an object to be filled with counts of what was done. Results depend neither on the
-        other documents of a batch nor on order or padding. Raises `UserError` for arguments that
-        do not fit.
+        prompts: one list per document, possibly empty. max_new_tokens: one number, or one per
+        prompt in the same nesting. method: "pid" encodes each document once, "pie" once per prompt
+        with the prompt in front of the document. options: the fields of `GenerationOptions`.
+        Omitted or None options come from the checkpoint's `generation_config.json` (see
+        `pid_jax.inference.generation_defaults`), or else from the defaults of `GenerationOptions`.
+        allowed: per prompt, a list of allowed outputs, a `Regex`, a `JsonSchema`, or None for no
+        restriction.
+
+        compact: whether to remove finished prompts from the batch, which compiles a few smaller
+        programs. "auto" does so when it is likely to save time.
+
+        batch_tokens: maximum number of document, prompt and output tokens per batch, padding
+        included. Default 4,096 on a CPU, 65,536 elsewhere. batch_size: maximum number of documents
+        per batch. Under "pie" the limit is the number of pairs that these documents can have. The
+        longest documents run first, so a lack of memory shows immediately. Batches are distributed
+        over all local devices. Parameters that are sharded or not on the first device stay where
+        they are.
+
+        progress: show a progress bar on standard error. Default: only on a terminal. after_batch:
+        called after each batch with its number of documents (fractional if a document spans
+        batches) and its seconds, divided by the number of batches that run at a time. report:
+        filled with counts of the work. Results do not depend on the batch, order or padding.
+        Raises `UserError` for invalid arguments.
         """
         compact = compaction(compact)
         max_new_tokens = RequestReader.limits(max_new_tokens)
@@ -227,12 +225,11 @@ class PidModel:
     ) -> Iterator[Partial]:
         """Yields outputs while they grow: each that has grown, every `every` tokens.
 
-        For interactive use: documents are decoded in the given order. The last item of an output,
-        and only that, is `done` and equal to the result of `generate`, which has the same
-        arguments. An output may lack its last character while that is half generated, and the part
-        that may become a stop sequence. Beam search has no outputs before its end: a caller's
-        num_beams is a `UserError`, and that of the checkpoint's `generation_config.json` is
-        ignored, with a warning in the log.
+        Documents are decoded in the given order. The last item of each output has `done=True` and
+        equals the result of `generate`. Arguments that `generate` also has mean the same. A partial
+        output omits an incomplete last character and a trailing partial stop-sequence match. Beam
+        search cannot stream: `num_beams` from the caller raises `UserError`, and from the
+        checkpoint it is ignored with a warning.
         """
         every = arguments.integer("every", every, at_least=1)
         max_new_tokens = RequestReader.limits(max_new_tokens)
@@ -287,9 +284,9 @@ class PidModel:
     ) -> Programs:
         """Compiles the programs of `generate` for batches of this shape, before the first request.
 
-        Sizes are rounded up as those of a batch are, and batches are no larger than those of
-        `generate`, which has the same further arguments. Programs with `allowed` are not covered:
-        their shapes depend on the lists. Returns the table of compiled programs.
+        Sizes are rounded up and batches are limited as in `generate`. `compact=True` also compiles
+        the smaller programs for compaction. Programs with `allowed` are not covered, because their
+        shapes depend on the lists. Returns the table of compiled programs.
         """
         compact = compaction(compact)
         chosen = self._options(options | {"min_new_tokens": min_new_tokens}, max_new_tokens)

@@ -5,7 +5,7 @@
 <workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
 <workdir>/checkpoints/STEP/ the state and the position of the data after a step
 <workdir>/metrics.jsonl     the metrics of every step and every evaluation
-<workdir>/events.out.*      the same metrics and the speed, for TensorBoard
+<workdir>/events/           the same metrics and the speed, for TensorBoard
 """
 
 import functools
