@@ -55,7 +55,8 @@ class Automata(NamedTuple):
         node, pattern, stop = position
         if self.stops is not None and stop is not None:
             after = self.stops.after(jnp.asarray(stop), tokens)
-            stop = jnp.where(is_constrained(position), stop_sequences.START, after)
+            constrained = is_constrained(node) | is_constrained(pattern)
+            stop = jnp.where(constrained, stop_sequences.START, after)
         if self.forest is not None and node is not None:
             node = allowed_outputs.next_node(self.forest, jnp.asarray(node), tokens)
         if self.patterns is not None and pattern is not None:
@@ -100,10 +101,8 @@ class Automata(NamedTuple):
         return allowed_outputs.constrain(logits, unprocessed, allowed)
 
 
-def is_constrained(position: Position) -> Bool[Array, "*rows"]:
-    """Which outputs are constrained. A scalar if the call has no constraints."""
-    constrained = jnp.zeros((), bool)
-    for state in (position.node, position.pattern):
-        if state is not None:
-            constrained = constrained | (jnp.asarray(state) != UNCONSTRAINED)
-    return constrained
+def is_constrained(state: Int[Arr, "*rows"] | None) -> Bool[Array, "*rows"]:
+    """Which outputs an automaton constrains. A scalar if the call has no such automaton."""
+    if state is None:
+        return jnp.zeros((), bool)
+    return jnp.asarray(state) != UNCONSTRAINED

@@ -90,7 +90,8 @@ def logits_context(
             step=steps,
             max_new_tokens=prompts.max_new_tokens[..., None],
             has_prompt=prompts.mask.sum(axis=-1, keepdims=True) > 1,
-            is_constrained=jnp.broadcast_to(is_constrained(position), shape),
+            has_allowed_list=jnp.broadcast_to(is_constrained(position.node), shape),
+            has_pattern=jnp.broadcast_to(is_constrained(position.pattern), shape),
             documents=jnp.asarray(documents[0]),
             document_mask=jnp.asarray(documents[1]),
         )

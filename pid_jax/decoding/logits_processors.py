@@ -46,8 +46,10 @@ class LogitsContext(NamedTuple):
     max_new_tokens: Int[Array, "B P 1"]
     has_prompt: Bool[Array, "B P 1"]
     """False where the decoder's input is the start token only."""
-    is_constrained: Bool[Array, "B P R"]
-    """True where the output is one of a list of allowed outputs, or matches a pattern."""
+    has_allowed_list: Bool[Array, "B P R"]
+    """True where the output is one of a list of allowed outputs."""
+    has_pattern: Bool[Array, "B P R"]
+    """True where the output matches a regular expression or a JSON schema."""
     documents: Int[Arr, "B S"]
     document_mask: Bool[Arr, "B S"]
 
@@ -205,11 +207,14 @@ class BadWords:
 class MinNewTokens:
     """The end tokens do not come before some number of other tokens.
 
-    Outputs of a list of allowed outputs are exempt: the list is checked when it is read.
+    Outputs of a list of allowed outputs are exempt: the list is checked when it is read. A pattern
+    that allows nothing but the end token has priority.
     """
 
     minimum: Leaf
     end_tokens: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    exempts_patterns: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether the minimum is a checkpoint's, which was set for free text."""
 
     @classmethod
     def create(cls, value: int, config: Config) -> "MinNewTokens":
@@ -218,7 +223,9 @@ class MinNewTokens:
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `logits.bar_tokens`."""
-        too_early = (context.step < self.minimum) & ~context.is_constrained
+        too_early = (context.step < self.minimum) & ~context.has_allowed_list
+        if self.exempts_patterns:
+            too_early &= ~context.has_pattern
         return functions.bar_tokens(logits, self.end_tokens, too_early)
 
 

@@ -262,6 +262,8 @@ class GenerationOptions:
                 continue
             if field.metadata["always"] or value != field.default:
                 created.append(processor.create(value, config))
+            if processor is processors.MinNewTokens and self.min_tokens_of_allowed() < value:
+                created[-1] = created[-1].replace(exempts_patterns=True)
             if processor is processors.MinNewTokens:  # the order of transformers
                 created.append(processors.ForcedTokens.create(config))
         return tuple(one for one in created if one is not None)

@@ -136,6 +136,7 @@ class BatchDecoder:
             batch.active[:, part],
             ~batch.active[:, part],
         )
+        del state  # or a compacted batch would leave the whole one in memory
         limit, step, run = batch.max_steps, 1, DecodingRun()
         if every is not None or limit == 1:
             _write_outputs(batch, active, outputs)

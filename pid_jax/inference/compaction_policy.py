@@ -82,7 +82,7 @@ class Savings:
     def repays(self, kind: Hashable, seconds: float, batches_left: int) -> bool:
         """Whether a program of this kind is expected to save its seconds of compilation."""
         losses = self._losses.get(kind)
-        if losses is None:
+        if losses is None or not losses.batches:  # another thread may be about to count
             return False
         return losses.seconds * (1 + batches_left / losses.batches) > seconds
 

@@ -48,7 +48,8 @@ def rows_of(seed: int) -> tuple[jax.Array, LogitsContext]:
         step=jnp.asarray(step),
         max_new_tokens=jnp.full((1, ROWS, 1), 20),
         has_prompt=jnp.asarray(lengths[..., 0] - step > 1),
-        is_constrained=jnp.zeros((1, ROWS, 1), bool),
+        has_allowed_list=jnp.zeros((1, ROWS, 1), bool),
+        has_pattern=jnp.zeros((1, ROWS, 1), bool),
         documents=jnp.asarray(document),
         document_mask=jnp.arange(6)[None] < 5,
     )

@@ -108,8 +108,8 @@ def test_a_limit_below_the_least_number_of_tokens_is_named(varied_model: PidMode
 
 def test_plain_numbers_in_a_processor_are_leaves_too(varied_model: PidModel) -> None:
     model = PidModel(varied_model.model, varied_model.params)
-    for steps in (2, np.float64(3), jnp.int32(4)):
-        own = [NotYet(1, int(steps))]
+    for steps in (2, np.int64(3), jnp.int32(4)):
+        own = [NotYet(1, steps)]
         model.generate(DOCUMENTS, PROMPTS, max_new_tokens=6, logits_processors=own)
     assert len([one for one in model.programs.compilations if one.program == "decode"]) == 1
 
@@ -148,6 +148,32 @@ def test_outputs_match_their_patterns(text_model: PidModel, search: dict[str, An
     assert re.fullmatch("[0-9]{2,3}", answers[0][0].text)
     assert answers[0][2].text in ("cheap", "dear")
     assert set(json.loads(answers[1][0].text)) <= {"north", "south"}
+
+
+def test_a_pattern_has_the_least_number_of_tokens(text_model: PidModel) -> None:
+    """The end token is likeliest by far, and the pattern would allow it after two letters."""
+    pytest.importorskip("outlines_core")
+
+    def end_is_likely(logits: Any, context: Any) -> Any:
+        is_end = jnp.arange(logits.shape[-1]) == text_model.config.eos_token_id
+        return logits + 100.0 * is_end
+
+    [[short, long]] = [
+        [
+            text_model.generate(
+                ["a hotel"],
+                [["area"]],
+                allowed=[[pid_jax.Regex("[a-z]{2,30}")]],
+                max_new_tokens=30,
+                min_new_tokens=least,
+                logits_processors=[end_is_likely],
+            )[0][0]
+            for least in (0, 8)
+        ]
+    ]
+    assert len(short.tokens) <= 2
+    assert len(long.tokens) >= 8
+    assert re.fullmatch("[a-z]{2,30}", str(long.text))
 
 
 def test_a_pattern_without_a_short_match_is_named(text_model: PidModel) -> None:
