@@ -1,4 +1,5 @@
 # Each target sets up what it needs in .venv first. Requirements: python3 (3.11 or newer), make, a package index.
+#   make setup        all tools of development into .venv
 #   make quickstart   train a small model, score it, export it, show what prompt-in-decoder saves
 #   make test         all tests
 #   make lint         formatting, lint, types, and a strict build of the documentation
@@ -16,7 +17,7 @@ RUN := runs/quickstart
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format docs wheel clean
+.PHONY: help setup quickstart test lint format docs wheel clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -38,6 +39,8 @@ $(VENV)/.docs: $(VENV)/.core requirements-docs.txt
 	@echo "Installing the documentation tools into $(VENV) (once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-docs.txt
 	@touch $@
+
+setup: $(VENV)/.dev $(VENV)/.docs
 
 quickstart: $(VENV)/.core
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)/workdir

@@ -134,6 +134,7 @@ class Programs:
         self._capacity = capacity
         self._executables: OrderedDict[Hashable, Executable] = OrderedDict()
         self._others: list[Programs] = []
+        self._functions: dict[str, tuple[Any, ...]] = {}
         with _LOCK:
             _ALL_PROGRAMS.add(self)
 
@@ -143,6 +144,13 @@ class Programs:
         others.compilations = self.compilations
         self._others.append(others)
         return others
+
+    def claim(self, name: str, function: Any, static: tuple[Any, ...]) -> None:
+        """Reserves a name. Raises ValueError if another function has it: executables are found by
+        name and shapes."""
+        known = self._functions.setdefault(name, (function, static))
+        if known != (function, static):
+            raise ValueError(f"{name!r} is the name of another function: {known[0]}")
 
     def __len__(self) -> int:
         """The number of executables in memory, on all devices."""
@@ -232,7 +240,7 @@ class CompiledFunction:
         encoded = encode(params, documents, mask, label="8 documents of 512 tokens")
 
     The label says for people what a shape means, in the log and in the table of `programs`. Two
-    functions of one `Programs` have different names, or differ in the shapes of their arguments.
+    functions of one `Programs` have different names.
     """
 
     def __init__(
@@ -255,6 +263,7 @@ class CompiledFunction:
         self.name = name
         self.programs = programs
         self._static = tuple(static)
+        programs.claim(name, function, self._static)
         self._constant_shapes = constant_shapes
         self._jitted = jax.jit(
             function,

@@ -47,6 +47,14 @@ def test_each_shape_type_and_static_value_compiles_once() -> None:
         assert len(programs.compilations) == compiled
 
 
+def test_two_functions_of_one_name_are_refused() -> None:
+    """They would run each other's executables."""
+    programs = Programs()
+    sums(programs)
+    with pytest.raises(ValueError, match="'sum' is the name of another function"):
+        CompiledFunction(programs, "sum", lambda x, y: x * y)
+
+
 def test_a_shape_compiled_ahead_is_found_by_its_arrays() -> None:
     programs = Programs()
     shape = jax.ShapeDtypeStruct((4,), jnp.float32)

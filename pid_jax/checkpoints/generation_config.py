@@ -28,20 +28,21 @@ HONOURED = (
     "early_stopping",
     "num_return_sequences",
     "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "bad_words_ids",
     "stop_strings",
 )
-NOT_HONOURED: Mapping[str, tuple[Any, ...]] = {
+"""Keys that `GenerationOptions` has, besides the options of logits processors."""
+CHANGING_OUTPUTS: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (1.0,),
+    "top_k": (50, 0),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+    "encoder_repetition_penalty": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "bad_words_ids": (),
     "top_h": (),
     "typical_p": (1.0,),
     "epsilon_cutoff": (0.0,),
@@ -92,7 +93,7 @@ WITHOUT_EFFECT = (
 )
 """Keys that affect how transformers computes or which additional values it returns."""
 
-_KNOWN = {*OF_CONFIG, *HONOURED, *NOT_HONOURED, *WITHOUT_EFFECT}
+_KNOWN = {*OF_CONFIG, *HONOURED, *CHANGING_OUTPUTS, *WITHOUT_EFFECT}
 
 
 def of_config(config: Mapping[str, Any]) -> dict[str, Any]:

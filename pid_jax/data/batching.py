@@ -81,6 +81,11 @@ def bucket_below(size: int) -> int:
     return size // step * step
 
 
+def power_of_two(size: int, at_least: int) -> int:
+    """The smallest power of two that is no smaller than either."""
+    return max(at_least, 1 << max(size - 1, 0).bit_length())
+
+
 DOCUMENT_MULTIPLE = 32
 """Smallest bucket step of document lengths, which vary more than those of prompts and targets."""
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from pid_jax.data.batching import Arr
+from pid_jax.data.batching import Arr, power_of_two
 from pid_jax.decoding.logits import unless_all_barred
 from pid_jax.errors import UserError
 
@@ -142,9 +142,9 @@ def compile_forest(
 
     parent = np.concatenate([np.zeros(0, np.int64), *parents])
     fan_out = np.bincount(parent, minlength=nodes)
-    width = _rounded_up(int(fan_out.max()), at_least=8)
-    size = _rounded_up(len(parent) + width, at_least=64)
-    first_edge = np.full(_rounded_up(nodes + 1, at_least=64), len(parent), np.int32)
+    width = power_of_two(int(fan_out.max()), at_least=8)
+    size = power_of_two(len(parent) + width, at_least=64)
+    first_edge = np.full(power_of_two(nodes + 1, at_least=64), len(parent), np.int32)
     first_edge[: nodes + 1] = np.concatenate([[0], np.cumsum(fan_out)])
     forest = PrefixForest(
         first_edge,
@@ -201,11 +201,6 @@ def _edges(
     edges = first_edge[node][..., None] + offsets
     exists = edges < first_edge[node + 1][..., None]
     return jnp.where(exists, edge_tokens[edges], absent_token), edge_targets[edges]
-
-
-def _rounded_up(size: int, at_least: int) -> int:
-    """To a power of two."""
-    return max(at_least, 1 << (size - 1).bit_length())
 
 
 def _padded(parts: list[np.ndarray], size: int) -> Int[np.ndarray, " edges"]:

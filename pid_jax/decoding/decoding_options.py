@@ -13,6 +13,7 @@ from pid_jax.decoding.automata import Automata, Position, is_constrained
 from pid_jax.decoding.logits_processors import LogitsContext
 from pid_jax.decoding.search import GreedySearch
 from pid_jax.decoding.state import Prompts
+from pid_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -56,9 +57,22 @@ class DecodingOptions:
     ) -> Float[Array, "B P R V"]:
         """Applies the logits processors, and then the constraints."""
         for processor in self.logits_processors:
-            logits = processor(logits, context)
+            logits = _checked(processor, processor(logits, context), logits)
         tokens_left = context.max_new_tokens - context.step - self.forces_end
         return self.automata.constrain(logits, context.unprocessed, position, tokens_left)
+
+
+def _checked(processor: Any, result: Any, logits: Float[Array, "B P R V"]) -> Array:
+    """What a processor returns. Raises `UserError`, while tracing, unless it is logits."""
+    if getattr(result, "shape", None) != logits.shape or result.dtype != logits.dtype:
+        function = getattr(processor, "function", processor)
+        name = getattr(function, "__name__", type(function).__name__)
+        described = getattr(result, "aval", type(result).__name__)
+        raise UserError(
+            f"logits_processors: {name} must return {logits.dtype} logits of the shape "
+            f"{logits.shape}, not {described}"
+        )
+    return result
 
 
 def logits_context(

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.data.batching import Arr
-from pid_jax.models.protocol import Config
 
 ANY = -1
 """In a prefix of a barred word: any token, or none."""
@@ -135,24 +134,6 @@ def force_token(
     """Bars all tokens but one in the rows where `when` is True, and gives that one the logit 0."""
     forced = jnp.where(jnp.arange(logits.shape[-1]) == token, 0.0, -jnp.inf)
     return jnp.where(when[..., None], forced, logits)
-
-
-def force_first_and_last(
-    logits: Float[Array, "*rows V"],
-    config: Config,
-    is_first: Bool[Array, "*#rows"],
-    is_last: Bool[Array, "*#rows"],
-) -> Float[Array, "*rows V"]:
-    """Forces the first and the last token of outputs, as a model's configuration names them.
-
-    is_first: True where only the start token precedes the next token. After a prompt transformers
-    forces nothing. is_last: True where the next token reaches the greatest length.
-    """
-    if config.forced_bos_token_id is not None:
-        logits = force_token(logits, config.forced_bos_token_id, is_first)
-    if config.forced_eos_token_id is not None:
-        logits = force_token(logits, config.forced_eos_token_id, is_last)
-    return logits
 
 
 def truncate_min_p(

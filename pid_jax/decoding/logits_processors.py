@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends import selection
-from pid_jax.data.batching import Arr
+from pid_jax.data.batching import Arr, power_of_two
 from pid_jax.decoding import logits as functions
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config, end_token_ids
@@ -68,9 +68,29 @@ class PlainFunction:
 
     function: Any = flax.struct.field(pytree_node=False)
 
-    def __call__(self, logits: Array, context: LogitsContext) -> Array:
+    def __call__(self, logits: Array, context: LogitsContext) -> Any:
         """Calls the function."""
         return self.function(logits, context)
+
+
+class OfNumber:
+    """A processor whose one field is a number of its option, a leaf."""
+
+    @classmethod
+    def create(cls: Any, value: float, config: Config) -> Any:
+        """value: above 0 and finite."""
+        del config
+        return cls(float32(value, 1e-30, 1e30))
+
+
+class OfSize:
+    """A processor whose one field is a whole number that is part of the program."""
+
+    @classmethod
+    def create(cls: Any, value: int, config: Config) -> Any:
+        """value: at least 1."""
+        del config
+        return cls(value)
 
 
 @flax.struct.dataclass
@@ -92,16 +112,10 @@ class EncoderRepetitionPenalty:
 
 
 @flax.struct.dataclass
-class RepetitionPenalty:
+class RepetitionPenalty(OfNumber):
     """Above 1, tokens of the prompt and of the output so far become less likely."""
 
     penalty: Leaf
-
-    @classmethod
-    def create(cls, value: float, config: Config) -> "RepetitionPenalty":
-        """value: above 0 and finite."""
-        del config
-        return cls(float32(value, 1e-30, 1e30))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `logits.penalize_repetition`."""
@@ -111,16 +125,10 @@ class RepetitionPenalty:
 
 
 @flax.struct.dataclass
-class NoRepeatNgram:
+class NoRepeatNgram(OfSize):
     """No n-gram of prompt and output occurs twice, unless every token would be barred."""
 
     size: int = flax.struct.field(pytree_node=False)
-
-    @classmethod
-    def create(cls, value: int, config: Config) -> "NoRepeatNgram":
-        """value: n."""
-        del config
-        return cls(value)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `logits.bar_repeated_ngrams`."""
@@ -131,16 +139,10 @@ class NoRepeatNgram:
 
 
 @flax.struct.dataclass
-class EncoderNoRepeatNgram:
+class EncoderNoRepeatNgram(OfSize):
     """Bars tokens that complete an n-gram of the document. Prompt and output are the context."""
 
     size: int = flax.struct.field(pytree_node=False)
-
-    @classmethod
-    def create(cls, value: int, config: Config) -> "EncoderNoRepeatNgram":
-        """value: n."""
-        del config
-        return cls(value)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `logits.bar_ngrams_of`."""
@@ -181,7 +183,7 @@ class BadWords:
             _check_ids("bad_words_ids", word, config.vocab_size)
         longer = [word for word in words if len(word) > 1]
         longest = max((len(word) - 1 for word in longer), default=1)
-        shape = _power_of_two(len(longer), 4), _power_of_two(longest, 2)
+        shape = power_of_two(len(longer), 4), power_of_two(longest, 2)
         prefixes = np.full(shape, functions.ANY, np.int32)
         last = np.full(shape[0], config.vocab_size, np.int32)
         for row, word in enumerate(longer):
@@ -292,16 +294,10 @@ class BeginSuppressTokens:
 
 
 @flax.struct.dataclass
-class Temperature:
+class Temperature(OfNumber):
     """Divides the logits, relative to the likeliest, which stays finite at any temperature."""
 
     temperature: Leaf
-
-    @classmethod
-    def create(cls, value: float, config: Config) -> "Temperature":
-        """value: above 0 and finite."""
-        del config
-        return cls(float32(value, 1e-30, 1e30))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """Scales the logits."""
@@ -310,16 +306,10 @@ class Temperature:
 
 
 @flax.struct.dataclass
-class TopK:
+class TopK(OfSize):
     """Samples from the k likeliest tokens."""
 
     k: int = flax.struct.field(pytree_node=False)
-
-    @classmethod
-    def create(cls, value: int, config: Config) -> "TopK":
-        """value: k."""
-        del config
-        return cls(value)
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `backends.selection.restrict_to_top_k`."""
@@ -327,16 +317,10 @@ class TopK:
 
 
 @flax.struct.dataclass
-class TopP:
+class TopP(OfNumber):
     """Samples from the fewest likeliest tokens whose probabilities sum to p."""
 
     p: Leaf
-
-    @classmethod
-    def create(cls, value: float, config: Config) -> "TopP":
-        """value: above 0 and at most 1."""
-        del config
-        return cls(float32(value, 1e-30, 1.0))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `backends.selection.restrict_to_top_p`."""
@@ -344,16 +328,10 @@ class TopP:
 
 
 @flax.struct.dataclass
-class MinP:
+class MinP(OfNumber):
     """Samples from the tokens at least p times as likely as the likeliest."""
 
     p: Leaf
-
-    @classmethod
-    def create(cls, value: float, config: Config) -> "MinP":
-        """value: above 0 and at most 1."""
-        del config
-        return cls(float32(value, 1e-30, 1.0))
 
     def __call__(self, logits: Array, context: LogitsContext) -> Array:
         """See `logits.truncate_min_p`."""
@@ -390,7 +368,3 @@ def _check_ids(name: str, tokens: Sequence[int], vocab_size: int) -> None:
             raise UserError(
                 f"{name} has the token id {token}, but ids go from 0 to {vocab_size - 1}"
             )
-
-
-def _power_of_two(size: int, at_least: int) -> int:
-    return max(at_least, 1 << max(size - 1, 0).bit_length())

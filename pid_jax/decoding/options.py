@@ -1,9 +1,8 @@
 """`GenerationOptions`: what a caller may set for decoding.
 
 Each field names its default, how its value is read, and the logits processor that implements it, if
-any. `generate` accepts every field by name, and so do the commands unless `flag=False`. A
-checkpoint's `generation_config.json` sets only the options listed in `HONOURED`
-(`pid_jax.checkpoints.generation_config`).
+any. `generate` accepts every field by name, and so do the commands unless `flag=False`. The option
+of a logits processor can also be set by a checkpoint's `generation_config.json`.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from pid_jax.errors import UserError
 from pid_jax.models.protocol import Config
 
 Read = Callable[[str, Any], Any]
-"""Makes a value plain and hashable, given the option's name; raises `UserError` for other types."""
+"""Makes a value plain, given the option's name. Raises `UserError` for other types."""
 
 
 def option(
@@ -105,6 +104,8 @@ def _logprobs(name: str, value: Any) -> int | None:
 def _functions(name: str, value: Any) -> tuple[Any, ...]:
     functions = sequences.items(value, name, "a list of functions (logits, context) -> logits")
     for i, function in enumerate(functions):
+        if isinstance(function, type):
+            raise UserError(f"{name}[{i}] is the class {function.__name__}: give an instance of it")
         if not callable(function):
             raise UserError(f"{name}[{i}] must be a function, not {sequences.kind(function)}")
     return tuple(functions)
@@ -272,6 +273,8 @@ class GenerationOptions:
 _FIELDS = {field.name: field for field in dataclasses.fields(GenerationOptions)}
 DEFAULTS = {name: field.default for name, field in _FIELDS.items()}
 """The default of each option."""
+PROCESSOR_OPTIONS = tuple(name for name, field in _FIELDS.items() if field.metadata["processor"])
+"""The options of logits processors."""
 SAMPLING_OPTIONS = tuple(name for name, field in _FIELDS.items() if field.metadata["sampling"])
 """The options that have an effect on sampling only."""
 

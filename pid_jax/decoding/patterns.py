@@ -66,7 +66,11 @@ class JsonSchema:
         except (ValueError, TypeError) as error:
             raise UserError(f"JsonSchema: the schema is no JSON: {error}") from None
         object.__setattr__(self, "schema", text)
-        byte_automaton(self.regex)
+        try:
+            regex = self.regex
+        except TypeError as error:  # a list or an object where a name belongs
+            raise UserError(f"JsonSchema: the schema is malformed: {error}") from error
+        byte_automaton(regex)
 
     @functools.cached_property
     def regex(self) -> str:

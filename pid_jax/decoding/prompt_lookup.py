@@ -17,9 +17,9 @@ from pid_jax.backends.selection import likeliest
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import token_logprobs
 from pid_jax.decoding.decoding_options import DecodingOptions, logits_context
+from pid_jax.decoding.logits import is_one_of
 from pid_jax.decoding.search import Sequences
 from pid_jax.decoding.state import LookupCounts, Prompts, State
-from pid_jax.decoding.step import is_one_of
 from pid_jax.decoding.token_logprobs import TokenLogprobs
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past, end_token_ids
 from pid_jax.prompt_in_decoder import EncodedDocuments

@@ -40,16 +40,16 @@ class SearchStep(NamedTuple):
 
 
 class BestOutputs(NamedTuple):
-    """R outputs of each prompt, the best first."""
+    """The returned outputs of each prompt, the best first."""
 
-    tokens: Int[Array, "B P R T"]
+    tokens: Int[Array, "B P returned T"]
     """Padded after `lengths`."""
-    lengths: Int[Array, "B P R"]
+    lengths: Int[Array, "B P returned"]
     """The number of selected tokens, the end token included; 0 where there is no output."""
-    scores: Float[Array, "B P R"]
+    scores: Float[Array, "B P returned"]
     """The sum of the log-probabilities that the model gives the tokens."""
     logprobs: TokenLogprobs | None
-    """`[B, P, R, T]`."""
+    """`[B, P, returned, T]`."""
 
 
 class Selection(NamedTuple):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.decoding.decoding_options import DecodingOptions, logits_context
+from pid_jax.decoding.logits import is_one_of
 from pid_jax.decoding.search import SearchStep
 from pid_jax.decoding.state import State
 from pid_jax.models.protocol import EncoderDecoder, end_token_ids
@@ -77,8 +78,3 @@ def select_tokens(
             cache=cache,
         ),
     )
-
-
-def is_one_of(tokens: Int[Array, "*shape"], ids: tuple[int, ...]) -> Bool[Array, "*shape"]:
-    """True at the tokens that are listed."""
-    return jnp.isin(tokens, jnp.asarray(ids, tokens.dtype))

@@ -15,15 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from pid_jax.data.batching import Arr
+from pid_jax.data.batching import Arr, power_of_two
+from pid_jax.decoding.allowed_outputs import DEAD_END, UNCONSTRAINED
 from pid_jax.decoding.regular_expressions import ByteAutomaton
 from pid_jax.decoding.stop_sequences import TokenBytes
 from pid_jax.decoding.transitions import NEVER, check_size, distances, neighbours
 
-UNCONSTRAINED = 0
-"""The state in which every token is allowed, and which every token leads back to."""
-DEAD_END = 1
-"""The state in which nothing is allowed: behind the end token, or off every match."""
 NO_TEXT = 0
 """The class of tokens that no pattern allows anywhere."""
 END = 1
@@ -118,7 +115,10 @@ def joined(
     for automaton in automata:
         starts.append(states)
         states += len(automaton.accepting)
-    shape = _rounded_up(states), _rounded_up(_OTHER_CLASSES + len(example))
+    shape = (
+        power_of_two(states, at_least=64),
+        power_of_two(_OTHER_CLASSES + len(example), at_least=64),
+    )
     check_size(shape[0] * shape[1])
     next_state = np.full(shape, DEAD_END, np.int32)
     next_state[UNCONSTRAINED] = UNCONSTRAINED
@@ -285,8 +285,3 @@ def _numbered(
     numbers: dict[bytes, int] = {}
     number = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
     return number, np.unique(number, return_index=True)[1]
-
-
-def _rounded_up(size: int) -> int:
-    """To a power of two."""
-    return max(64, 1 << (size - 1).bit_length())

@@ -61,6 +61,8 @@ class BatchDecoder:
         self.params = params
         self._sharding = _replicated_like(params)
         self._policy = CompactionPolicy()
+        self._options: tuple[DecodingOptions | None, Any] = None, None
+        """Those of the latest batch, and where they are on the device: tables may be large."""
 
         def compiled(name: str, function: Any, **jit_options: Any) -> CompiledFunction:
             return CompiledFunction(
@@ -72,7 +74,9 @@ class BatchDecoder:
         self._decode = compiled("decode", decode, donate_argnames=("state",))
         self._score = compiled("score", prompt_in_decoder.target_log_probabilities)
         self._gather_prompts = CompiledFunction(programs, "compaction", gather_prompts)
-        self._gather_documents = CompiledFunction(programs, "compaction", gather_documents)
+        self._gather_documents = CompiledFunction(
+            programs, "compaction of documents", gather_documents
+        )
 
     def shapes(self, options: DecodingOptions) -> list[BatchShape]:
         """The shapes for which decoding with such options is compiled."""
@@ -97,7 +101,7 @@ class BatchDecoder:
 
         every: None yields once, at the end. The arrays of all items are the same.
         """
-        options = self._on_device(batch.options)
+        options = self._options_on_device(batch.options)
         encoded = self._encoded(batch.batch)
         outputs = no_outputs(batch, self.model.config.vocab_size)
         outputs.report.add_batch(batch.batch, batch.active)
@@ -246,7 +250,7 @@ class BatchDecoder:
             return encoded, state
         state = self._gather_prompts.warm_up(state, gather, label=_move(size, target))
         if target[0] < size[0]:
-            label = f"the encodings of {size[0]} to {target[0]} documents"
+            label = f"{size[0]} to {target[0]} documents"
             encoded = self._gather_documents.warm_up(encoded, gather.documents, label=label)
         return encoded, state
 
@@ -263,7 +267,7 @@ class BatchDecoder:
         else:
             on_device = self._on_device(gather)
             if target[0] < size[0]:
-                label = f"the encodings of {size[0]} to {target[0]} documents"
+                label = f"{size[0]} to {target[0]} documents"
                 encoded = self._gather_documents(encoded, on_device.documents, label=label)
             state = self._gather_prompts(state, on_device, label=_move(size, target))
         columns, real = np.asarray(gather.prompts), np.asarray(gather.active)
@@ -280,6 +284,13 @@ class BatchDecoder:
         documents = self._on_device(_documents(batch))
         encoded: EncodedDocuments = self._encode(self.params, *documents, label=_label(documents))
         return encoded
+
+    def _options_on_device(self, options: DecodingOptions) -> DecodingOptions:
+        known, on_device = self._options  # once: another thread may replace it
+        if known is not options:
+            on_device = self._on_device(options)
+            self._options = options, on_device
+        return on_device
 
     def _on_device(self, arguments: Any) -> Any:
         """Explicitly, so that decoding has no implicit transfer."""

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from pid_jax.data.batching import DOCUMENT_MULTIPLE, BatchShape, bucket, bucket_below
 from pid_jax.data.tokenizing import TokenizedExample
 
-Size = tuple[int, int, int, int]
+ExampleSize = tuple[int, int, int, int]
 """Document tokens, prompts, prompt tokens with the start token, tokens of an output or target."""
 
 
@@ -77,14 +77,14 @@ class BatchPlanner:
     """Plans batches; remembers how much padding the reuse of larger shapes has cost."""
 
     def __init__(self) -> None:
-        self._padding: Counter[Size] = Counter()
+        self._padding: Counter[ExampleSize] = Counter()
 
     def plan(
         self,
         examples: Sequence[TokenizedExample],
         limits: BatchLimits,
         *,
-        new_tokens: int | None,
+        new_tokens: int | Sequence[int] | None,
         num_beams: int = 1,
         devices: int = 1,
         compiled: Collection[BatchShape] = (),
@@ -92,9 +92,11 @@ class BatchPlanner:
     ) -> list[PlannedBatch]:
         """Batches of all examples that have prompts, the largest first.
 
-        new_tokens: of an output. None for the examples' own targets. num_beams: rows of a prompt.
-        devices: fewer documents than fill a batch on each are distributed. compiled: shapes that
-        need no compilation. sort: False maintains the order of the documents.
+        new_tokens: of an output, for all examples or for each. None for the examples' own targets.
+        num_beams: rows of a prompt. devices: fewer documents than fill a batch on each are
+        distributed. compiled: shapes that need no compilation. sort: False maintains the order of
+        the documents.
+
         A batch has at most `limits.tokens` unless one document alone exceeds them. If the prompts
         of one document exceed them, they are decoded in parts. The largest batches come first: if
         memory does not suffice, that shows at once.
@@ -102,12 +104,17 @@ class BatchPlanner:
         prompted = [index for index, example in enumerate(examples) if example.prompts]
         if not prompted:
             return []
-        output_tokens = None
-        if new_tokens is not None:
-            output_tokens = _output_length(new_tokens, limits, compiled)
-        known = [shape for shape in compiled if output_tokens in (None, shape.target_tokens)]
-        layout = _Layout(limits, output_tokens, num_beams, math.ceil(len(prompted) / devices))
-        sizes = {index: layout.size_of(examples[index]) for index in prompted}
+        known = list(compiled)
+        if isinstance(new_tokens, int):
+            length = _output_length(new_tokens, limits, compiled)
+            known = [shape for shape in compiled if shape.target_tokens == length]
+            lengths = dict.fromkeys(prompted, length)
+        else:
+            own = new_tokens or [max(map(len, one.targets), default=0) for one in examples]
+            lengths = {index: _rounded(max(own[index], 1), limits) for index in prompted}
+        share = math.ceil(len(prompted) / devices)
+        layout = _Layout(limits, new_tokens is not None, num_beams, share)
+        sizes = {index: layout.size_of(examples[index], lengths[index]) for index in prompted}
         shapes = self._shapes(sizes, layout, known)
         cut = layout.filled(sizes, shapes) if sort else layout.in_order(sizes, shapes)
         return [
@@ -120,8 +127,8 @@ class BatchPlanner:
         ]
 
     def _shapes(
-        self, sizes: dict[int, Size], layout: "_Layout", compiled: Sequence[BatchShape]
-    ) -> dict[Size, BatchShape]:
+        self, sizes: dict[int, ExampleSize], layout: "_Layout", compiled: Sequence[BatchShape]
+    ) -> dict[ExampleSize, BatchShape]:
         """For each size its class's shape, or a compiled one where that costs less."""
         classes = layout.classes(Counter(sizes.values()))
         shapes = {}
@@ -148,18 +155,18 @@ Cut = list[tuple[tuple[int, ...], BatchShape]]
 @dataclass(frozen=True)
 class _Layout:
     limits: BatchLimits
-    output_tokens: int | None
-    """The length of the output arrays. None: as long as an example's own targets."""
+    decoding: bool
+    """False for scoring, which reads all targets in one call."""
     num_beams: int
     share: int
     """The most documents that a device should take at once."""
 
-    def size_of(self, example: TokenizedExample) -> Size:
-        """The example's own size, rounded up; of prompts, those decoded at once."""
+    def size_of(self, example: TokenizedExample, output_tokens: int) -> ExampleSize:
+        """The example's own size, rounded up; of prompts, those decoded at once.
+
+        output_tokens: the length of the output arrays.
+        """
         prompt_tokens = _rounded(1 + max(map(len, example.prompts)), self.limits)
-        output_tokens = self.output_tokens
-        if output_tokens is None:
-            output_tokens = _rounded(max(max(map(len, example.targets)), 1), self.limits)
         each = self.num_beams * (prompt_tokens + output_tokens)
         at_once = max(bucket_below(self.limits.tokens // each), 1)
         count = len(example.prompts)
@@ -171,12 +178,12 @@ class _Layout:
             output_tokens,
         )
 
-    def tokens(self, size: Size) -> int:
+    def tokens(self, size: ExampleSize) -> int:
         """Of one document of this size, with prompts and outputs."""
         document_tokens, prompts, prompt_tokens, output_tokens = size
         return document_tokens + prompts * self.num_beams * (prompt_tokens + output_tokens)
 
-    def shape(self, size: Size, count: int) -> BatchShape:
+    def shape(self, size: ExampleSize, count: int) -> BatchShape:
         """The shape for `count` documents of this size, evenly filled."""
         most = min(max(self.limits.tokens // self.tokens(size), 1), self.share)
         if self.limits.documents is not None:
@@ -187,11 +194,11 @@ class _Layout:
 
     def cost(self, shape: BatchShape, count: int) -> int:
         """What batches of this shape take for `count` documents, in tokens."""
-        steps = 2 + (shape.target_tokens if self.output_tokens is not None else 0)
+        steps = 2 + (shape.target_tokens if self.decoding else 0)
         each = shape.documents * self.tokens(_size(shape)) + steps * self.limits.tokens_per_step
         return math.ceil(count / shape.documents) * each
 
-    def admits(self, shape: BatchShape, size: Size) -> bool:
+    def admits(self, shape: BatchShape, size: ExampleSize) -> bool:
         """Whether documents of this size may be decoded at this shape, within the limits."""
         return _fits(size, shape) and (
             shape.documents == 1
@@ -209,7 +216,7 @@ class _Layout:
             return self.limits.tokens_per_compilation
         return self.limits.tokens_per_shape
 
-    def classes(self, counts: Counter[Size]) -> dict[Size, Size]:
+    def classes(self, counts: Counter[ExampleSize]) -> dict[ExampleSize, ExampleSize]:
         """The class of each size, as a size that is no smaller than any of its members.
 
         Classes are merged, those first that add the fewest tokens of padding, as long as separate
@@ -228,10 +235,10 @@ class _Layout:
         merged = [tuple(size) for size in _merged(sizes, members, self).tolist()]
         return {size: merged[number[coarser[size]]] for size in counts}
 
-    def filled(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
+    def filled(self, sizes: dict[int, ExampleSize], shapes: dict[ExampleSize, BatchShape]) -> Cut:
         """Batches of the class with most tokens first, filled up with what else fits."""
-        waiting: dict[Size, deque[int]] = {}
-        of_shape: dict[BatchShape, list[Size]] = {}
+        waiting: dict[ExampleSize, deque[int]] = {}
+        of_shape: dict[BatchShape, list[ExampleSize]] = {}
         for size in sorted(
             shapes,
             key=lambda size: (self.tokens(_size(shapes[size])), self.tokens(size), size),
@@ -259,7 +266,7 @@ class _Layout:
             cut.append((tuple(taken), shape))
         return cut
 
-    def in_order(self, sizes: dict[int, Size], shapes: dict[Size, BatchShape]) -> Cut:
+    def in_order(self, sizes: dict[int, ExampleSize], shapes: dict[ExampleSize, BatchShape]) -> Cut:
         """Batches of consecutive documents for which one of the shapes is sufficient."""
         known = sorted(set(shapes.values()), key=lambda shape: self.tokens(_size(shape)))
         cut: Cut = []
@@ -278,11 +285,11 @@ class _Layout:
         return cut
 
 
-def _size(shape: BatchShape) -> Size:
+def _size(shape: BatchShape) -> ExampleSize:
     return shape.document_tokens, shape.prompts, shape.prompt_tokens, shape.target_tokens
 
 
-def _fits(size: Size, shape: BatchShape) -> bool:
+def _fits(size: ExampleSize, shape: BatchShape) -> bool:
     return all(one <= most for one, most in zip(size, _size(shape), strict=True))
 
 
@@ -341,7 +348,7 @@ def _rounded(size: int, limits: BatchLimits, multiple: int = 1) -> int:
     return _coarse(bucket(size, multiple=multiple), limits.steps_per_octave)
 
 
-def _coarser(size: Size, steps: int) -> Size:
+def _coarser(size: ExampleSize, steps: int) -> ExampleSize:
     document_tokens, prompts, prompt_tokens, output_tokens = (
         _coarse(length, steps) for length in size
     )

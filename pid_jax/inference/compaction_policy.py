@@ -49,6 +49,10 @@ class _Losses:
     batches: int = 0
 
 
+_MOST_KINDS = 1024
+"""Kinds of programs to remember. A caller's function that is made anew is a new kind."""
+
+
 class Savings:
     """The seconds that the lack of smaller programs has cost so far, by kind of program."""
 
@@ -75,9 +79,13 @@ class Savings:
         for kind, size in candidates:
             possible = np.array([fits(one, size) for one in active_sizes])
             fewer = np.where(possible, np.maximum(rows - size[0] * size[1], 0), 0).sum()
-            losses = self._losses.setdefault(kind, _Losses())
+            losses = self._losses.pop(kind, None) or _Losses()
+            self._losses[kind] = losses  # the latest last
             losses.batches += 1
             losses.seconds += run.seconds * float(fewer) / run.row_steps
+
+        while len(self._losses) > _MOST_KINDS:
+            del self._losses[next(iter(self._losses))]
 
     def repays(self, kind: Hashable, seconds: float, batches_left: int) -> bool:
         """Whether a program of this kind is expected to save its seconds of compilation."""

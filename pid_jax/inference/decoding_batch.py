@@ -76,19 +76,19 @@ class DecodingBatch:
 
 
 class Outputs(NamedTuple):
-    """The outputs of a batch on the host, R for each prompt, the best first."""
+    """The outputs of a batch on the host, the best of each prompt first."""
 
-    tokens: Int[np.ndarray, "B P R T"]
-    lengths: Int[np.ndarray, "B P R"]
+    tokens: Int[np.ndarray, "B P returned T"]
+    lengths: Int[np.ndarray, "B P returned"]
     """The number of selected tokens, the end token included; 0 for no output."""
-    scores: Float[np.ndarray, "B P R"]
+    scores: Float[np.ndarray, "B P returned"]
     finished: Bool[np.ndarray, "B P"]
     drafted: Int[np.ndarray, "B P"]
     """Tokens that prompt lookup guessed."""
     accepted: Int[np.ndarray, "B P"]
     """Guessed tokens that were right."""
     logprobs: TokenLogprobs | None
-    """`[B, P, R, T]`, where the options ask for them."""
+    """`[B, P, returned, T]`, where the options ask for them."""
     report: DecodingReport
 
 

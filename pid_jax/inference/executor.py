@@ -1,19 +1,18 @@
 """The executor: runs batches on all devices of this process, several at a time."""
 
 import os
-import queue
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
-from itertools import chain
-from typing import TypeVar
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.inference.batch_decoder import BatchDecoder
 from pid_jax.inference.batch_planning import PlannedBatch
 from pid_jax.inference.decoding_batch import DecodingBatch
@@ -74,8 +73,8 @@ class Executor(Sequence[BatchDecoder]):
         accelerator runs two batches at a time: the host prepares one while the other runs. A CPU
         runs one, and so do devices over which the parameters are sharded. The first error ends all
         as soon as the batches in progress have finished, and so does closing. With one worker,
-        everything runs in the calling thread. Of the JAX settings of the calling thread, other
-        threads have the precision of matrix products and the rank promotion.
+        everything runs in the calling thread. Other threads have its JAX settings
+        (`thread_settings`).
         """
         workers = min(len(self) * self._per_device, len(batches))
         if workers <= 1:
@@ -84,49 +83,72 @@ class Executor(Sequence[BatchDecoder]):
                 result = function(self[0], batch)
                 yield batch, result, time.perf_counter() - started
             return
-        # Every device has a batch before any has two.
-        free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for worker in range(workers):
-            free.put(worker % len(self))
-        settings = _settings_of_this_thread()
+        settings = thread_settings()
 
-        def run_one(batch: PlannedBatch) -> tuple[ResultT, float]:
-            device = free.get()
+        def run_one(device: int, batch: PlannedBatch) -> tuple[ResultT, float]:
             started = time.perf_counter()
-            try:
-                with settings():
-                    result = function(self[device], batch)
-                return result, (time.perf_counter() - started) / workers
-            finally:
-                free.put(device)
+            with settings():
+                result = function(self[device], batch)
+            return result, (time.perf_counter() - started) / workers
 
+        waiting = deque(batches)
+        running: dict[Future[tuple[ResultT, float]], tuple[int, PlannedBatch]] = {}
+        busy: Counter[int] = Counter()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+        def start(device: int) -> None:
+            """The next batch, unless the last ones are left for a device that is idle."""
+            if waiting and (not busy[device] or len(waiting) >= len(self)):
+                batch = waiting.popleft()
+                busy[device] += 1
+                running[pool.submit(run_one, device, batch)] = device, batch
+
         try:
-            futures = {pool.submit(run_one, batch): batch for batch in batches}
-            for future in as_completed(futures):
-                result, seconds = future.result()
-                yield futures.pop(future), result, seconds
+            # Every device has a batch before any has two.
+            for worker in range(workers):
+                start(worker % len(self))
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    device, batch = running.pop(future)
+                    busy[device] -= 1
+                    result, seconds = future.result()
+                    start(device)
+                    yield batch, result, seconds
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     @contextmanager
-    def compiling_ahead(self, batches: Sequence[PlannedBatch], make: Make) -> Iterator[None]:
-        """Meanwhile other threads compile what decoding of these batches needs, per device."""
+    def compiling_ahead(
+        self, options: DecodingOptions, batches: Sequence[PlannedBatch], make: Make
+    ) -> Iterator[None]:
+        """Meanwhile other threads compile what decoding of these batches needs, per device.
+
+        options: those of all batches. Programs are traced in the calling thread.
+        """
         devices = min(len(self), len(batches))
         count = Counter(batch.shape for batch in batches)
         with ExitStack() as stack:
             for i in range(devices):
+                compiled = {*self[i].shapes(options)}
                 # A device can expect a batch of each shape that as many batches have as devices.
-                own = {batches[i].shape: batches[i]} | {
+                # The programs of its first batch come first.
+                expected = {batches[i].shape: batches[i]} | {
                     batch.shape: batch for batch in batches if count[batch.shape] >= devices
                 }
-                stack.enter_context(_compiling_ahead(self[i], own.values(), devices, make))
+                missing = [one for shape, one in expected.items() if shape not in compiled]
+                if missing:
+                    threads = max(min((os.cpu_count() or 1) // (2 * devices), len(missing)), 1)
+                    pool = ThreadPoolExecutor(threads, thread_name_prefix="compile")
+                    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+                    for batch in missing:
+                        for executable in self[i].trace(make(batch)):
+                            pool.submit(executable.compile)
             yield
 
     def warm_up(self, batches: Sequence[PlannedBatch], make: Make) -> None:
         """Compiles, on every device, what decoding of these batches may need."""
         made = [make(batch) for batch in {batch.shape: batch for batch in batches}.values()]
-        settings = _settings_of_this_thread()
+        settings = thread_settings()
 
         def warm_up(decoder: BatchDecoder) -> None:
             with settings():
@@ -140,36 +162,29 @@ class Executor(Sequence[BatchDecoder]):
             list(pool.map(warm_up, self))
 
 
-@contextmanager
-def _compiling_ahead(
-    decoder: BatchDecoder, batches: Collection[PlannedBatch], devices: int, make: Make
-) -> Iterator[None]:
-    """Traces in this thread, compiles in others. The first batch's programs come first."""
-    batches = list(batches)
-    first = make(batches[0])
-    compiled = {*decoder.shapes(first.options)}
-    missing = [batch for batch in batches if batch.shape not in compiled]
-    threads = max(min((os.cpu_count() or 1) // (2 * devices), 1 + len(missing)), 1)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="compile")  # starts none by itself
-    try:
-        rest = (make(batch) for batch in missing if batch.shape != first.shape)
-        for batch in chain([first] * (first.shape not in compiled), rest):
-            for executable in decoder.trace(batch):
-                pool.submit(executable.compile)
-        yield
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+_THREAD_SETTINGS: Mapping[str, Callable[[Any], AbstractContextManager[Any]]] = {
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_enable_x64": jax.enable_x64,
+    "jax_debug_nans": jax.debug_nans,
+    "jax_debug_infs": jax.debug_infs,
+    "jax_transfer_guard_host_to_device": jax.transfer_guard_host_to_device,
+    "jax_transfer_guard_device_to_device": jax.transfer_guard_device_to_device,
+    "jax_transfer_guard_device_to_host": jax.transfer_guard_device_to_host,
+}
+"""Settings of JAX that a caller may change for its own thread, and how to enter them."""
 
 
-def _settings_of_this_thread() -> Callable[[], ExitStack]:
-    """JAX settings that a caller may have changed for its own thread, for another thread."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    promotion = jax.config.jax_numpy_rank_promotion  # type: ignore[attr-defined]
+def thread_settings() -> Callable[[], ExitStack]:
+    """The JAX settings of the calling thread, to be entered in another."""
+    values = {name: getattr(jax.config, name) for name in _THREAD_SETTINGS}
 
     def entered() -> ExitStack:
         stack = ExitStack()
-        stack.enter_context(jax.default_matmul_precision(precision))
-        stack.enter_context(jax.numpy_rank_promotion(promotion))
+        for name, value in values.items():
+            if value is not None:
+                stack.enter_context(_THREAD_SETTINGS[name](value))
         return stack
 
     return entered

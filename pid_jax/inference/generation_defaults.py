@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pid_jax.checkpoints import generation_config
-from pid_jax.checkpoints.generation_config import FILE, HONOURED, LENGTHS, NOT_HONOURED
+from pid_jax.checkpoints.generation_config import CHANGING_OUTPUTS, FILE, HONOURED, LENGTHS
 from pid_jax.decoding.options import (
     DEFAULTS,
+    PROCESSOR_OPTIONS,
     SAMPLING_OPTIONS,
     CheckpointOptions,
     GenerationOptions,
@@ -33,17 +34,12 @@ from pid_jax.models.protocol import Config
 
 log = logging.getLogger(__name__)
 
-_WHOLE = (
-    *LENGTHS,
-    "num_beams",
-    "num_return_sequences",
-    "top_k",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-)
-_FLAGS = ("do_sample", "early_stopping")
+_KEYS = tuple(dict.fromkeys((*HONOURED, *PROCESSOR_OPTIONS)))
+"""The keys of a file that set an option."""
+_WHOLE = (*LENGTHS, *(name for name, value in DEFAULTS.items() if type(value) is int))
+_FLAGS = tuple(name for name, value in DEFAULTS.items() if type(value) is bool)
 _SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
-_SHAPES_OUTPUTS = ("num_beams", "do_sample", "repetition_penalty", "no_repeat_ngram_size")
+_SHAPES_OUTPUTS = ("num_beams", "do_sample")
 """Options without which a checkpoint's outputs are others than in transformers."""
 
 
@@ -118,7 +114,7 @@ class GenerationDefaults:
 
     def _translated(self, content: Mapping[str, Any], has_tokenizer: bool) -> dict[str, Any]:
         options: dict[str, Any] = {}
-        for key in HONOURED:
+        for key in _KEYS:
             if content.get(key) is None:
                 continue
             value = _plain(key, content[key])
@@ -155,13 +151,13 @@ class GenerationDefaults:
         return {name: value for name, value in options.items() if name not in self._impossible}
 
     def _name_the_rest(self, content: Mapping[str, Any]) -> None:
-        known = {*generation_config.ABOUT_ITSELF, *generation_config.OF_CONFIG, *HONOURED}
+        known = {*generation_config.ABOUT_ITSELF, *generation_config.OF_CONFIG, *_KEYS}
         rest = {key: value for key, value in content.items() if key not in known}
         unsupported, without_effect = {}, {}
         for key, value in rest.items():
             if key in generation_config.WITHOUT_EFFECT:
                 without_effect[key] = value
-            elif value is not None and value not in NOT_HONOURED.get(key, ()):
+            elif value is not None and value not in CHANGING_OUTPUTS.get(key, ()):
                 unsupported[key] = value
         if unsupported:
             self._say(logging.WARNING, f"{FILE}: not supported here: {_listed(unsupported)}")

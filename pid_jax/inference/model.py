@@ -196,7 +196,7 @@ class PidModel:
             progress_bar(
                 sum(1 for example in request.examples if example.prompts), progress
             ) as bar,
-            executor.compiling_ahead(plan.batches, plan.batch),
+            executor.compiling_ahead(plan.arrangement.options, plan.batches, plan.batch),
             closing(
                 executor.run(lambda decoder, one: decoder.decode(plan.batch(one)), plan.batches)
             ) as completed,

@@ -193,11 +193,12 @@ class Planner:
         scored: for the targets of the examples instead of new tokens. batches: a planner other than
         the one that remembers the shapes of earlier calls.
         """
-        longest = max((n for row in arrangement.max_new_tokens for n in row), default=1)
+        longest = [max(row, default=1) for row in arrangement.max_new_tokens]
+        new_tokens = longest[0] if len(set(longest)) == 1 else longest
         planned = (batches or self._batches).plan(
             arrangement.examples,
             limits,
-            new_tokens=None if scored else longest,
+            new_tokens=None if scored else new_tokens,
             num_beams=request.options.num_beams,
             devices=devices,
             compiled=compiled,

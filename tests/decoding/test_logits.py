@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
     LogitsProcessor,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -19,7 +17,6 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from pid_jax import models
 from pid_jax.backends import selection
 from pid_jax.decoding import logits as functions
 
@@ -52,24 +49,6 @@ def processed(
         tokens = torch.tensor(history[row][mask[row]])[None].long()
         result[row] = processor(tokens, torch.tensor(logits[row])[None])[0].numpy()
     return result
-
-
-def test_forced_tokens_are_those_of_transformers(rows):
-    """The first where the history is the start token alone, the last before the greatest length."""
-    logits, _, mask = rows
-    most = 6
-    config = models.config_from_hf(
-        {"model_type": "bart", "forced_bos_token_id": 4, "forced_eos_token_id": 2}
-    )
-    lengths = mask.sum(axis=-1)
-    found = functions.force_first_and_last(logits, config, lengths == 1, lengths == most - 1)
-    for processor in (
-        ForcedBOSTokenLogitsProcessor(4),
-        ForcedEOSTokenLogitsProcessor(most, 2, device="cpu"),
-    ):
-        logits = processed(processor, logits, *rows[1:])
-    np.testing.assert_array_equal(found, logits)
-    assert (np.asarray(found) == 0).sum() == 2
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])

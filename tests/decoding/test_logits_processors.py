@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from transformers.generation.logits_process import (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
@@ -125,6 +127,40 @@ def test_the_least_number_of_tokens_is_that_of_transformers() -> None:
         tokens = torch.zeros(1, length, dtype=torch.long)
         expected = theirs(tokens, torch.tensor(np.asarray(logits)[0, row]))
         np.testing.assert_array_equal(result[0, row], expected)
+
+
+def test_forced_tokens_are_those_of_transformers() -> None:
+    """The first where the history is the start token alone, the last before the greatest length."""
+    most = 6
+    logits, context = rows_of(0)
+    lengths = context.history_mask.sum(axis=-1)
+    context = context._replace(
+        step=lengths - 1,
+        has_prompt=jnp.zeros((1, ROWS, 1), bool),
+        max_new_tokens=jnp.full((1, ROWS, 1), most - 1),
+    )
+    config = models.config_from_hf(
+        {"model_type": "bart", "forced_bos_token_id": 4, "forced_eos_token_id": 2}
+    )
+    processor = ours.ForcedTokens.create(config)
+    result = apply(processor, logits, context)
+    expected = np.asarray(logits)
+    for theirs in (
+        ForcedBOSTokenLogitsProcessor(4),
+        ForcedEOSTokenLogitsProcessor(most, 2, device="cpu"),
+    ):
+        expected = in_transformers(theirs, jnp.asarray(expected), context)
+    np.testing.assert_array_equal(result, expected)
+    assert (result == 0).any(axis=-1).sum() > 1
+
+
+def test_no_first_token_is_forced_after_a_prompt() -> None:
+    logits, context = rows_of(0)
+    context = context._replace(
+        step=jnp.zeros((1, ROWS, 1), jnp.int32), has_prompt=jnp.ones((1, ROWS, 1), bool)
+    )
+    processor = ours.ForcedTokens(first=4, last=None)
+    np.testing.assert_array_equal(apply(processor, logits, context), logits)
 
 
 def test_suppressed_tokens_are_those_of_transformers() -> None:

@@ -35,11 +35,13 @@ compiled = []
 for typical_p in (0.9, 0.4):
     model.generate([[5, 6]], [[[7]]], max_new_tokens=3, do_sample=True, typical_p=typical_p)
     compiled.append(len(model.programs.compilations))
+file = {"do_sample": True, "typical_p": 0.8, "top_k": 0}
+of_file = dict(pid_jax.PidModel(module, model.params, None, file).generation_defaults)
 try:
     model.generate([[5, 6]], [[[7]]], do_sample=True, typical_p=1.5)
 except pid_jax.UserError as error:
     refused = str(error)
-json.dump([logits.tolist(), ours, applied, compiled, refused], sys.stdout)
+json.dump([logits.tolist(), ours, applied, compiled, of_file, refused], sys.stdout)
 """
 
 
@@ -67,13 +69,14 @@ def test_a_processor_with_an_option_takes_one_class_and_one_registration(tmp_pat
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    logits, ours, applied, compiled, refused = json.loads(ended.stdout)
+    logits, ours, applied, compiled, of_file, refused = json.loads(ended.stdout)
     for mass, result in zip((0.3, 0.9), ours, strict=True):
         rows = torch.tensor(logits)[0, :, 0]
         expected = TypicalLogitsWarper(mass)(torch.zeros(6, 1).long(), rows)
         np.testing.assert_allclose(np.array(result)[0, :, 0], expected, rtol=1e-6)
     assert applied == ["Temperature", "TopP", "TypicalP"]
     assert compiled[0] == compiled[1]
+    assert of_file == {"do_sample": True, "typical_p": 0.8}
     assert refused == "typical_p must be above 0 and at most 1, not 1.5"
     command = [sys.executable, "-m", "pid_jax.predict", "--help"]
     told = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

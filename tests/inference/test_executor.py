@@ -52,13 +52,45 @@ def test_one_worker_is_the_calling_thread(tiny_model: PidModel) -> None:
     assert list(executor.run(lambda *_: None, [])) == []
 
 
-def test_other_threads_have_the_callers_precision(executor: Executor) -> None:
-    def precision(*_: Any) -> str:
-        return jax.config.jax_default_matmul_precision
+@pytest.mark.parametrize(
+    ("name", "entered", "value"),
+    [
+        ("jax_default_matmul_precision", jax.default_matmul_precision, "bfloat16"),
+        ("jax_enable_x64", jax.enable_x64, True),
+        ("jax_debug_nans", jax.debug_nans, True),
+        ("jax_numpy_dtype_promotion", jax.numpy_dtype_promotion, "strict"),
+        ("jax_transfer_guard_host_to_device", jax.transfer_guard, "disallow"),
+    ],
+)
+def test_other_threads_have_the_callers_settings(
+    executor: Executor, name: str, entered: Any, value: Any
+) -> None:
+    with entered(value):
+        runs = list(executor.run(lambda *_: getattr(jax.config, name), BATCHES))
+    assert {read for _, read, _ in runs} == {value}
 
-    with jax.default_matmul_precision("bfloat16"):
-        results = {result for _, result, _ in executor.run(precision, BATCHES)}
-    assert results == {"bfloat16"}
+
+def test_the_last_batches_are_left_for_the_device_that_is_free_first(
+    tiny_model: PidModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two devices and three batches: none waits for the long one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    executor = Executor(tiny_model.model, tiny_model.params)
+    executor._devices = [None, None]
+    monkeypatch.setattr(Executor, "__getitem__", lambda self, index: index)
+    ended = threading.Event()
+
+    def first_is_long(device: Any, batch: PlannedBatch) -> int:
+        if batch is BATCHES[0]:
+            assert ended.wait(20), "the last batch waits for the first"
+        if batch is BATCHES[2]:
+            ended.set()
+        return device
+
+    devices = {
+        batch.examples[0]: device for batch, device, _ in executor.run(first_is_long, BATCHES[:3])
+    }
+    assert devices == {0: 0, 1: 1, 2: 1}
 
 
 def test_sharded_parameters_are_used_by_one_thread(

@@ -114,6 +114,25 @@ def test_plain_numbers_in_a_processor_are_leaves_too(varied_model: PidModel) -> 
     assert len([one for one in model.programs.compilations if one.program == "decode"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (lambda logits, context: None, "<lambda> must return float32 logits.*not NoneType"),
+        (lambda logits, context: logits[:, :, 0], r"must return .* not float32\[2,4,24\]"),
+        (lambda logits, context: logits > 0, "must return float32 logits.*not bool"),
+        (NotYet, r"logits_processors\[0\] is the class NotYet: give an instance"),
+    ],
+    ids=["nothing", "shape", "type", "class"],
+)
+def test_what_a_processor_must_return_is_said(
+    varied_model: PidModel, processor: Any, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        varied_model.generate(
+            DOCUMENTS, [[[2]] * 4, [[2]]], max_new_tokens=6, logits_processors=[processor]
+        )
+
+
 def tokens_of(model: PidModel, **options: Any) -> list[list[int]]:
     answers = model.generate(DOCUMENTS, PROMPTS, max_new_tokens=8, **options)
     return [one.tokens for row in answers for one in row]
