@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.choices import compiler_options
+from pid_jax.backends.settings import compiler_options
 
 log = logging.getLogger(__name__)
 

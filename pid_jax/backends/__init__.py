@@ -1,14 +1,14 @@
-"""What is tuned for a backend (CPU, GPU, TPU), each beside the plain version that it replaces.
+"""Code that is tuned for a backend (CPU, GPU, TPU). Each tuned version has a reference version.
 
-| file | tuned | plain | where the tuned version runs |
+| file | tuned version | reference | the tuned version runs |
 |---|---|---|---|
-| `layouts.py` | the layout of keys and values | `ATTENDED_FIRST` | by `choices.chosen().layout` |
-| `products.py` | `multiply` | `multiply_plainly` | on a CPU, where parameters have transposes |
-| `documents.py` | `attend_by_blocks` | `attend_at_once` | everywhere, blocks by platform |
-| `neighbours.py` | `attend_nearby` | `attend_nearby_at_once` | everywhere, blocks by platform |
-| `selection.py` | `largest`, `likeliest`, ... | `largest_plainly`, ... | everywhere |
+| `layouts.py` | the layout of keys and values | `ATTENDED_FIRST` | if `BackendSettings` names it |
+| `matmul.py` | `matmul` | `matmul_reference` | on CPUs, with transposed kernels |
+| `blockwise_attention.py` | `blockwise_attention` | `full_attention` | on every backend |
+| `local_attention.py` | `local_attention` | `local_attention_reference` | on every backend |
+| `selection.py` | `largest`, `likeliest`, ... | `largest_reference`, ... | on every backend |
 
-`choices.py` is the table of what each backend takes, XLA's options among it. `scores.py` is what
-the versions of attention share. `tests/backends` compares each pair. Models and decoding import
-from this package. It imports from neither.
+`settings.py` has the settings of each backend, including compiler options. `scores.py` has the
+operations on scores that the attention functions share. `tests/backends` compares each tuned
+version with its reference. Models and decoding import from this package. It imports from neither.
 """

@@ -1,12 +1,13 @@
-"""How keys and values lie in memory, for those of documents and for the decoder's cache.
+"""Memory layouts of keys and values, for documents and for the decoder's key/value cache.
 
-Every product with keys or values, every slice of them and every write to a cache goes through a
-`Layout`. Another one needs a subclass here and an entry in `choices.BY_PLATFORM`.
+All products with keys or values, slices of them and writes to a cache are methods of `Layout`. To
+add a layout, write a subclass here and name it in `settings.BY_PLATFORM`.
 
 The axes before the last two of a key or value array are batch axes: documents, prompts, beams and
-heads in any number.
+heads, in any number.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -14,31 +15,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pid_jax.backends.products import precision_of
+from pid_jax.backends.matmul import precision_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(abc.ABC):
     """The order of the last two axes of keys and values: attended tokens S and head width K."""
 
     attended_axis: ClassVar[int]
     """The axis of the attended tokens, counted from the end: -1 or -2."""
 
+    @abc.abstractmethod
     def from_heads(self, x: Float[Array, "*batch S K"]) -> Float[Array, "*batch _ _"]:
         """Projected keys or values in this layout."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def scores(
         self, query: Float[Array, "*batch L K"], key: Float[Array, "*batch _ _"]
     ) -> Float[Array, "*batch L S"]:
         """The products of queries and keys, in float32."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def weighted(
         self, weights: Float[Array, "*batch L S"], value: Float[Array, "*batch _ _"]
     ) -> Float[Array, "*batch L K"]:
-        """The sums of values by weight."""
-        raise NotImplementedError
+        """The weighted sums of values."""
 
     def length(self, x: Array) -> int:
         """The number of attended tokens."""
@@ -53,7 +54,7 @@ class Layout:
     def window(
         self, x: Float[Array, "*any"], start: int | Int[Array, ""], size: int
     ) -> Float[Array, "*any_cut"]:
-        """The `size` tokens from `start` on."""
+        """A slice of `size` tokens. The first has index `start`."""
         if isinstance(start, int):
             return jax.lax.slice_in_dim(x, start, start + size, axis=x.ndim + self.attended_axis)
         return jax.lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim + self.attended_axis)
@@ -61,17 +62,17 @@ class Layout:
     def write(
         self, cache: Float[Array, "*any"], new: Float[Array, "*any_new"], slot: Int[Array, ""]
     ) -> Float[Array, "*any"]:
-        """The cache with new tokens from `slot` on, the same slot in every row."""
+        """Writes new tokens into the cache. The first is at `slot`, in every row."""
         axis = cache.ndim + self.attended_axis
         return jax.lax.dynamic_update_slice_in_dim(cache, new, slot, axis=axis)
 
     def write_each(
         self,
-        cache: Float[Array, "*rows H _ _"],
-        new: Float[Array, "*rows H _ _"],
+        cache: Float[Array, "*rows G _ _"],
+        new: Float[Array, "*rows G _ _"],
         slots: Int[Array, "*rows"],
-    ) -> Float[Array, "*rows H _ _"]:
-        """The cache with new tokens from a slot of each row's own on."""
+    ) -> Float[Array, "*rows G _ _"]:
+        """Writes new tokens into the cache. Each row has the slot of its first one in `slots`."""
         offset = jnp.arange(self.length(cache)) - slots[..., None]
         count = self.length(new)
         # One axis for the heads and one for their width, before or after the tokens.
@@ -83,7 +84,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class AttendedFirst(Layout):
-    """`[..., S, K]`, as papers write them: the plain version."""
+    """`[..., S, K]`, as in papers: the reference version."""
 
     attended_axis: ClassVar[int] = -2
 
@@ -113,8 +114,8 @@ class AttendedFirst(Layout):
 class AttendedLast(Layout):
     """`[..., K, S]`.
 
-    With the few queries of a decode step XLA's CPU products read this layout at three to five
-    times the rate of `AttendedFirst`.
+    With the few queries of a decode step, XLA's CPU products read this layout 3 to 5 times as fast
+    as `AttendedFirst`.
     """
 
     attended_axis: ClassVar[int] = -1
@@ -139,7 +140,7 @@ class AttendedLast(Layout):
         batch = tuple(range(weights.ndim - 2))
         last = (((weights.ndim - 1,), (weights.ndim - 1,)), (batch, batch))
         precision = precision_of(weights.dtype)
-        # A CPU transposes the second operand first: let it be the smaller one.
+        # XLA's CPU product transposes its second operand, so that should be the smaller one.
         if weights.shape[-2] < FEW_QUERIES:
             product = jax.lax.dot_general(value, weights, last, precision=precision)
             return product.swapaxes(-2, -1)
@@ -147,7 +148,7 @@ class AttendedLast(Layout):
 
 
 FEW_QUERIES = 8
-"""With fewer queries than this, their weights are smaller than the values."""
+"""For fewer queries than this, `AttendedLast` assumes that weights are smaller than values."""
 
 ATTENDED_FIRST = AttendedFirst()
 ATTENDED_LAST = AttendedLast()
@@ -158,16 +159,16 @@ ATTENDED_LAST = AttendedLast()
 class KeyValue:
     """The keys and values that one attention layer reads, and their layout.
 
-    G heads of keys and values may serve H heads of queries: then each serves H / G consecutive
-    ones (Ainslie et al., arXiv 2305.13245), which to the products are more rows of the same head.
-    Keys and values are never repeated.
+    H query heads may share G key/value heads. Each key/value head then serves H / G consecutive
+    query heads (Ainslie et al., arXiv 2305.13245). Keys and values are not repeated: the queries
+    of these heads are further rows of one product.
     """
 
     # Any: trees of shapes, shardings and axes have this structure, too.
     key: Any
-    """`Float["*batch G S K"]`, the last two in the order of the layout."""
+    """`Float["*batch G S K"]`, with the last two axes in the order of the layout."""
     value: Any
-    """As `key`."""
+    """The same shape as `key`."""
     layout: Layout = dataclasses.field(metadata={"static": True})
 
     def scores(self, query: Float[Array, "*batch H L K"]) -> Float[Array, "*batch H L S"]:
@@ -177,7 +178,7 @@ class KeyValue:
         return scores.reshape(*query.shape[:-1], scores.shape[-1])
 
     def weighted(self, weights: Float[Array, "*batch H L S"]) -> Float[Array, "*batch H L K"]:
-        """The sums of values by weight."""
+        """The weighted sums of values."""
         sums = self.layout.weighted(_grouped(weights, self.value.shape[-3]), self.value)
         return sums.reshape(*weights.shape[:-1], sums.shape[-1])
 
@@ -186,7 +187,7 @@ class KeyValue:
         return self.layout.length(self.key)
 
     def window(self, start: int | Int[Array, ""], size: int) -> "KeyValue":
-        """The `size` tokens from `start` on."""
+        """A slice of `size` tokens. The first has index `start`."""
         return jax.tree.map(lambda x: self.layout.window(x, start, size), self)
 
     def pad(self, slots: int) -> "KeyValue":
@@ -194,15 +195,17 @@ class KeyValue:
         return jax.tree.map(lambda x: self.layout.pad(x, slots), self)
 
     def write(self, new: "KeyValue", slot: Int[Array, ""]) -> "KeyValue":
-        """This cache with new tokens from `slot` on, the same slot in every row."""
+        """Writes new tokens into this cache. The first is at `slot`, in every row."""
         return jax.tree.map(lambda old, x: self.layout.write(old, x, slot), self, new)
 
     def write_each(self, new: "KeyValue", slots: Int[Array, "*rows"]) -> "KeyValue":
-        """This cache, `[*rows, G, ...]`, with new tokens from a slot of each row's own on."""
+        """Writes new tokens into this cache. Each row has the slot of its first one in `slots`."""
         return jax.tree.map(lambda old, x: self.layout.write_each(old, x, slots), self, new)
 
 
-def _grouped(x: Float[Array, "*batch H L any"], groups: int) -> Float[Array, "*batch G HL any"]:
-    """The rows of heads that share keys and values, one head after the other."""
+def _grouped(
+    x: Float[Array, "*batch H L any"], groups: int
+) -> Float[Array, "*batch G queries any"]:
+    """Joins the queries of heads that share a key/value head: `queries` = (H / G) L."""
     *batch, heads, length, width = x.shape
     return x.reshape(*batch, groups, heads // groups * length, width)

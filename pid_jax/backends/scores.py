@@ -1,27 +1,27 @@
-"""What happens to attention scores between the product and the softmax."""
+"""Operations on attention scores between the product and the softmax."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED_SCORE = -1e9
-"""Stands for minus infinity, yet a row in which everything is masked has no NaN."""
+"""Used instead of minus infinity, so that a row that is masked entirely has no NaN."""
 
 
-def adjusted(
+def adjust_scores(
     scores: Float[Array, "*batch L S"],
     scale: float,
-    soft_cap: float | None,
+    bound: float | None,
     bias: Float[Array, "*#batch L S"] | None,
     mask: Bool[Array, "*#batch #L S"] | None,
 ) -> Float[Array, "*batch L S"]:
-    """Scores after scaling, soft-capping, adding a bias and masking, in this order.
+    """Scales the scores, caps them softly, adds a bias and applies a mask, in this order.
 
-    mask: False for keys that a query may not see.
+    bound: of `soft_cap`, None for no cap. mask: False for keys that a query may not see.
     """
     if scale != 1.0:
         scores = scores * scale
-    if soft_cap is not None:
-        scores = capped(scores, soft_cap)
+    if bound is not None:
+        scores = soft_cap(scores, bound)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -29,11 +29,15 @@ def adjusted(
     return scores
 
 
-def capped(x: Float[Array, "*any"], bound: float) -> Float[Array, "*any"]:
-    """Soft-capping: bends what comes near to `bound`, so that nothing passes it."""
+def soft_cap(x: Float[Array, "*any"], bound: float) -> Float[Array, "*any"]:
+    """`bound * tanh(x / bound)`: close to x where x is small, and always within the bound."""
     return jnp.tanh(x / bound) * bound
 
 
-def within(reach: tuple[int, int], distance: Int[Array, "*any"]) -> Bool[Array, "*any"]:
-    """Whether a query sees a key at this distance: at most so far before it, and so far after."""
+def is_within(reach: tuple[int, int], distance: Int[Array, "*any"]) -> Bool[Array, "*any"]:
+    """Whether a query sees a key at this distance.
+
+    reach: the largest distances before and after the query. distance: key position minus query
+    position.
+    """
     return (distance >= -reach[0]) & (distance <= reach[1])

@@ -1,7 +1,7 @@
-"""The largest of many logits: top k, argmax and nucleus without sorting a vocabulary.
+"""Top k, argmax and nucleus restrictions of logits without a sort of the vocabulary.
 
-The tuned versions run on every backend. The gains named here are those on a CPU of two cores.
-V stands for the length of what is searched: a vocabulary, or one for each beam.
+The tuned versions run on every backend. Times here are those of a CPU with two cores. `size` is
+the number of values in a row: a vocabulary, or one vocabulary per beam.
 """
 
 import jax
@@ -10,25 +10,25 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def largest_plainly(
-    values: Float[Array, "*rows V"], count: int
+def largest_reference(
+    values: Float[Array, "*rows size"], count: int
 ) -> tuple[Float[Array, "*rows count"], Int[Array, "*rows count"]]:
-    """The largest values, in descending order, and their indices: of equals the first ones."""
+    """The largest values in descending order, and their indices. Equal values: the first ones."""
     largest, indices = jax.lax.top_k(values, count)
     return largest, indices
 
 
 def largest(
-    values: Float[Array, "*rows V"], count: int, group: int = 128
+    values: Float[Array, "*rows size"], count: int, group: int = 128
 ) -> tuple[Float[Array, "*rows count"], Int[Array, "*rows count"]]:
-    """`largest_plainly`, faster where `values` is long.
+    """`largest_reference`, faster for long rows.
 
-    The `count` largest values lie in the `count` groups with the largest maxima. One pass finds
-    those maxima. What remains to be sorted is small.
+    The `count` largest values are in the `count` groups with the largest maxima. One pass finds
+    these maxima. Then only the values of these groups are sorted.
     """
     groups = -(-values.shape[-1] // group)
     if groups <= 2 * count:
-        return largest_plainly(values, count)
+        return largest_reference(values, count)
     rows = values.shape[:-1]
     padding = [(0, 0)] * len(rows) + [(0, groups * group - values.shape[-1])]
     grouped = jnp.pad(values, padding, constant_values=-jnp.inf).reshape(*rows, groups, group)
@@ -40,18 +40,20 @@ def largest(
     return top, jnp.minimum(indices, values.shape[-1] - 1)  # the padding ties with -inf
 
 
-def likeliest_plainly(logits: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
-    """The first of the likeliest tokens."""
+def likeliest_reference(logits: Float[Array, "*rows size"]) -> Int[Array, "*rows"]:
+    """The likeliest token. Of equally likely tokens, the first."""
     return jnp.argmax(logits, axis=-1)
 
 
-def likeliest(logits: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
-    """`likeliest_plainly`, in a tenth of its time."""
+def likeliest(logits: Float[Array, "*rows size"]) -> Int[Array, "*rows"]:
+    """`likeliest_reference` in a tenth of the time."""
     return largest(logits, 1)[1][..., 0]
 
 
-def restrict_to_top_k_plainly(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:
-    """Bars all but the k likeliest tokens, and those as likely as the last of them.
+def restrict_to_top_k_reference(
+    logits: Float[Array, "*rows size"], k: int
+) -> Float[Array, "*rows size"]:
+    """Excludes all tokens but the k likeliest, and tokens as likely as the last of these.
 
     Fan et al., arXiv 1805.04833, section 5.4.
     """
@@ -59,21 +61,22 @@ def restrict_to_top_k_plainly(logits: Float[Array, "*rows V"], k: int) -> Float[
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def restrict_to_top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:
-    """`restrict_to_top_k_plainly` without its sort."""
+def restrict_to_top_k(logits: Float[Array, "*rows size"], k: int) -> Float[Array, "*rows size"]:
+    """`restrict_to_top_k_reference` without its sort."""
     vocab_size = logits.shape[-1]
     top, _ = jax.lax.top_k(logits.reshape(-1, vocab_size), min(k, vocab_size))
-    # Their minimum, not the last: sliced, XLA turns top_k into a whole sort, 60 times as slow.
+    # Minimum instead of `top[..., -1]`: XLA turns a sliced top_k into a full sort, which takes 60
+    # times as long.
     threshold = top.min(axis=-1).reshape(*logits.shape[:-1], 1)
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
-def restrict_to_top_p_plainly(
-    logits: Float[Array, "*rows V"], p: float | Float[Array, ""] | Float[np.ndarray, ""]
-) -> Float[Array, "*rows V"]:
-    """Bars all but the fewest likeliest tokens whose probabilities sum to at least p.
+def restrict_to_top_p_reference(
+    logits: Float[Array, "*rows size"], p: float | Float[Array, ""] | Float[np.ndarray, ""]
+) -> Float[Array, "*rows size"]:
+    """Excludes all tokens but the fewest likeliest whose probabilities sum to at least p.
 
-    The likeliest always stays, and so does every token as likely as the least likely that stays.
+    The likeliest token always stays. Tokens as likely as the last one that stays also stay.
     (Holtzman et al., nucleus sampling, arXiv 1904.09751, section 3.1.)
     """
     ascending = jnp.sort(logits, axis=-1)
@@ -84,12 +87,12 @@ def restrict_to_top_p_plainly(
 
 
 def restrict_to_top_p(
-    logits: Float[Array, "*rows V"], p: float | Float[Array, ""] | Float[np.ndarray, ""]
-) -> Float[Array, "*rows V"]:
-    """`restrict_to_top_p_plainly` without its sort.
+    logits: Float[Array, "*rows size"], p: float | Float[Array, ""] | Float[np.ndarray, ""]
+) -> Float[Array, "*rows size"]:
+    """`restrict_to_top_p_reference` without its sort.
 
-    Bisection finds the least logit that stays, over the 2^32 values that a float32 has. For 30
-    rows of 32,128 logits that takes 8 ms, sorting 220 ms.
+    A bisection over the 2^32 float32 values finds the smallest logit that stays. For 30 rows of
+    32,128 logits this takes 8 ms. The sort takes 220 ms.
     """
     keys = _ordered_integers(logits)
     probabilities = jax.nn.softmax(logits, axis=-1)
@@ -110,6 +113,10 @@ def restrict_to_top_p(
 
 
 def _ordered_integers(values: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """int32 in the order of these float32: a negative float's magnitude bits count downwards."""
+    """int32 keys with the order of these float32 values.
+
+    The integers of negative floats increase with the magnitude of the floats. Inverting all bits
+    but the sign reverses that order.
+    """
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

@@ -1,7 +1,8 @@
 """Attention: one softmax over everything that a query sees.
 
-`attend` is a decoder's attention. An encoder's is the same over one source, a document, by blocks
-of queries: `attend_by_blocks`, or `attend_nearby` where it is local, both from `pid_jax.backends`.
+`attend` is the attention of decoders. Encoders attend to one source, the document, in blocks of
+queries: with `blockwise_attention`, or with `local_attention` where a family has local attention.
+Both are from `pid_jax.backends`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pid_jax.backends.choices import chosen
-from pid_jax.backends.documents import attend_by_blocks as attend_by_blocks
-from pid_jax.backends.neighbours import AttentionDropout as AttentionDropout
-from pid_jax.backends.neighbours import Everywhere as Everywhere
-from pid_jax.backends.neighbours import attend_nearby as attend_nearby
+from pid_jax.backends.blockwise_attention import blockwise_attention as blockwise_attention
+from pid_jax.backends.local_attention import AttentionDropout as AttentionDropout
+from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
+from pid_jax.backends.local_attention import local_attention as local_attention
 from pid_jax.backends.scores import MASKED_SCORE as MASKED_SCORE
-from pid_jax.backends.scores import adjusted
-from pid_jax.backends.scores import capped as capped
-from pid_jax.backends.scores import within as within
+from pid_jax.backends.scores import adjust_scores
+from pid_jax.backends.scores import is_within as is_within
+from pid_jax.backends.scores import soft_cap as soft_cap
+from pid_jax.backends.settings import backend_settings
 from pid_jax.models.protocol import KeyValue
 
 
@@ -65,7 +66,7 @@ def attention_weights(
     scores = []
     for layer, mask, bias in sources:
         seen = None if mask is None else mask[:, None]
-        scores.append(adjusted(layer.scores(query), scale, soft_cap, bias, seen))
+        scores.append(adjust_scores(layer.scores(query), scale, soft_cap, bias, seen))
     joined = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     return jax.nn.softmax(joined, axis=-1).astype(query.dtype)
 
@@ -75,13 +76,13 @@ def causal_mask(length: int) -> Bool[Array, "1 {length} {length}"]:
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
-def split_heads(x: Float[Array, "B S HK"], heads: int) -> Float[Array, "B H S K"]:
+def split_heads(x: Float[Array, "B tokens width"], heads: int) -> Float[Array, "B heads tokens K"]:
     """A projection's output, head by head."""
     batch, length, width = x.shape
     return x.reshape(batch, length, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def merge_heads(x: Float[Array, "B H S K"]) -> Float[Array, "B S HK"]:
+def merge_heads(x: Float[Array, "B heads tokens K"]) -> Float[Array, "B tokens width"]:
     """The inverse of `split_heads`."""
     batch, heads, length, width = x.shape
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
@@ -89,5 +90,5 @@ def merge_heads(x: Float[Array, "B H S K"]) -> Float[Array, "B S HK"]:
 
 def key_value(key: Float[Array, "B G S K"], value: Float[Array, "B G S K"]) -> KeyValue:
     """Keys and values in the layout that the backend reads best."""
-    layout = chosen().layout
+    layout = backend_settings().layout
     return KeyValue(layout.from_heads(key), layout.from_heads(value), layout)

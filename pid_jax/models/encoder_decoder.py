@@ -10,13 +10,13 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from pid_jax.backends.choices import chosen
-from pid_jax.backends.products import (
-    multiply,
-    multiply_plainly,
+from pid_jax.backends.matmul import (
+    matmul,
+    matmul_reference,
     with_decoder_transposes,
     with_transposes,
 )
+from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
 
@@ -50,8 +50,8 @@ class EncoderDecoderModel(nn.Module):
             output_dtype=jnp.float32,
         )
 
-    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """What the decoder reads."""
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """The embeddings of tokens."""
         embedded: Array = getattr(self, self.table)(tokens)
         return embedded
 
@@ -102,15 +102,15 @@ class EncoderDecoderModel(nn.Module):
         kernel = getattr(self, self.table).embedding.T.astype(self.dtype)
         if self.has_variable("params", "transposed_head"):
             transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return multiply(hidden, kernel, transposed)
-        return multiply_plainly(hidden, kernel)
+            return matmul(hidden, kernel, transposed)
+        return matmul_reference(hidden, kernel)
 
     def decoding_params(self, params: Params) -> Params:
-        """Adds the transposes of the kernels that each step reads, where a backend wants them.
+        """Adds transposes of the kernels that a decode step reads, if the backend uses them.
 
-        See `backends.products.multiply`.
+        See `backends.matmul.matmul`.
         """
-        if not chosen().transposes:
+        if not backend_settings().transposes:
             return params
         changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
         if self.config.tie_word_embeddings:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pid_jax.backends.products import multiply, precision_of
+from pid_jax.backends.matmul import matmul, precision_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -23,9 +23,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Dense(nn.Module):
-    """A matrix product. The kernel is stored `[in, out]`: I features in, O out.
+    """A matrix product. The kernel is stored as `[I, O]`: I input features, O output features.
 
-    Where the parameters have its transpose too, `backends.products.multiply` takes either.
+    If the parameters also have the transposed kernel, `backends.matmul.matmul` uses either.
     """
 
     features: int
@@ -55,7 +55,7 @@ class Dense(nn.Module):
         if self.has_variable("params", "transposed"):
             transposed = self.get_variable("params", "transposed")
             operands = (operand.astype(self.dtype) for operand in (x, kernel, transposed))
-            return multiply(*operands).astype(self.output_dtype or self.dtype)
+            return matmul(*operands).astype(self.output_dtype or self.dtype)
         return jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -21,8 +21,8 @@ class Rotation(NamedTuple):
 
 
 def rotate(
-    x: Float[Array, "B H S K"], positions: Int[Array, "#B S"], rotation: Rotation
-) -> Float[Array, "B H S K"]:
+    x: Float[Array, "B heads tokens K"], positions: Int[Array, "#B tokens"], rotation: Rotation
+) -> Float[Array, "B heads tokens K"]:
     """Turns each pair of a query's or key's numbers by an angle that its position gives.
 
     Number i makes a pair with number i + K / 2. The product of a turned query and a turned key
@@ -49,7 +49,7 @@ class LearnedPositions(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, positions: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         init = nn.with_logical_partitioning(
             nn.initializers.normal(self.stddev), ("positions", "embed")
         )
@@ -69,7 +69,7 @@ class SinusoidalPositions(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, positions: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         init = nn.with_logical_partitioning(
             lambda _, shape: jnp.asarray(sinusoids(shape)), ("positions", "embed")
         )
@@ -87,8 +87,8 @@ def sinusoids(shape: tuple[int, ...]) -> Float[np.ndarray, "positions D"]:
 
 
 def _rows_of(
-    table: Float[Array, "positions D"], rows: Int[Array, "B L"], dtype: DTypeLike
-) -> Float[Array, "B L D"]:
+    table: Float[Array, "positions D"], rows: Int[Array, "*batch"], dtype: DTypeLike
+) -> Float[Array, "*batch D"]:
     # Drafts that the decoder rejects may stand beyond the table. NaN would spread from them.
     return jnp.take(table, rows, axis=0, mode="clip").astype(dtype)
 

@@ -11,12 +11,22 @@ collections. The prompt axis never appears: `jax.vmap` adds it.
 
 Letters of shapes, each with one meaning:
 
-    B documents   P prompts of a document   S document tokens   L decoder tokens   T target tokens
-    W beams   D model width   H heads   K head width   F feed-forward width   V vocabulary
-    N layers   G heads of keys and values, where H heads of queries share them   M cache slots
+    B documents
+    P prompts per document
+    S document tokens, or attended tokens in attention code
+    L decoder tokens (prompt and target), or queries in attention code
+    T target tokens
+    W beams
+    D model width
+    H attention heads
+    G key/value heads
+    K width of a head
+    M slots of the key/value cache
+    F feed-forward width
+    V vocabulary
+    N layers
 
-S also stands for the tokens that an attention attends to, whatever they are. What a single file
-needs beside these, its docstring names. `_` is a size that is not named.
+The docstring of a file names the other sizes of that file. `_` is a size without a name.
 """
 
 import dataclasses

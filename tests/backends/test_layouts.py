@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax import models, prompt_in_decoder
-from pid_jax.backends import choices
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, KeyValue
+from pid_jax.backends.settings import BY_PLATFORM, backend_settings
 from pid_jax.models.protocol import Past
 from tests.helpers.tiny_families import VARIANTS
 
@@ -144,8 +144,8 @@ def test_a_model_gives_the_same_in_another_layout(family, monkeypatch):
     platform = jax.default_backend()
     logits, shapes = [], []
     for layout in LAYOUTS:
-        chosen = dataclasses.replace(choices.chosen(), layout=layout)
-        monkeypatch.setitem(choices.BY_PLATFORM, platform, chosen)
+        changed = dataclasses.replace(backend_settings(), layout=layout)
+        monkeypatch.setitem(BY_PLATFORM, platform, changed)
         # A function of its own: JAX would not trace the same one again.
         one, cross_attention = jax.jit(lambda params: decoded(model, params))(params)
         logits.append(one)

@@ -33,7 +33,7 @@ def logits_of(seed, shape, ties, barred):
 def test_the_largest_are_those_of_a_sort(logits, count, group):
     count = min(count, logits.shape[-1])
     values, indices = selection.largest(logits, count, group)
-    plain_values, plain_indices = selection.largest_plainly(logits, count)
+    plain_values, plain_indices = selection.largest_reference(logits, count)
     np.testing.assert_array_equal(values, plain_values)
     finite = np.isfinite(plain_values)  # barred values come in any order
     np.testing.assert_array_equal(indices[finite], plain_indices[finite])
@@ -42,14 +42,16 @@ def test_the_largest_are_those_of_a_sort(logits, count, group):
 @settings(max_examples=15, deadline=None)
 @given(logits=LOGITS)
 def test_the_likeliest_is_the_first_of_the_largest(logits):
-    np.testing.assert_array_equal(selection.likeliest(logits), selection.likeliest_plainly(logits))
+    np.testing.assert_array_equal(
+        selection.likeliest(logits), selection.likeliest_reference(logits)
+    )
 
 
 @settings(max_examples=12, deadline=None)
 @given(logits=LOGITS, k=st.integers(1, 400))
 def test_top_k_is_that_of_a_sort(logits, k):
     np.testing.assert_array_equal(
-        selection.restrict_to_top_k(logits, k), selection.restrict_to_top_k_plainly(logits, k)
+        selection.restrict_to_top_k(logits, k), selection.restrict_to_top_k_reference(logits, k)
     )
 
 
@@ -63,5 +65,5 @@ def test_top_p_is_that_of_a_sort(logits, p):
     if np.abs(sums - (1 - p)).min() < 1e-5 or p > 1 - 1e-5:
         return
     np.testing.assert_array_equal(
-        selection.restrict_to_top_p(logits, p), selection.restrict_to_top_p_plainly(logits, p)
+        selection.restrict_to_top_p(logits, p), selection.restrict_to_top_p_reference(logits, p)
     )

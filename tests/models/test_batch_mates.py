@@ -12,7 +12,7 @@ from tests.helpers.tiny_families import VARIANTS
 LENGTHS = (0, 1, 2, 4, 5, 9, 17, 32)
 """None, one, fewer than LED's global tokens, about a window's radius and LongT5's blocks."""
 LONGER = (33, 64, 193)
-"""`attend_nearby` cuts the last into several blocks."""
+"""`local_attention` cuts the last into several blocks."""
 DOCUMENTS = [[2 + (7 * i + length) % 90 for i in range(length)] for length in LENGTHS + LONGER]
 PROMPTS = [[[3, 4, 5], []]] * len(DOCUMENTS)
 TARGETS = [[[6, 7, 1], [8]]] * len(DOCUMENTS)

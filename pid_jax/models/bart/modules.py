@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax.models.attention import (
     Source,
     attend,
-    attend_by_blocks,
+    blockwise_attention,
     causal_mask,
     key_value,
     merge_heads,
@@ -74,7 +74,7 @@ class BartAttention(nn.Module):
         """Self-attention of an encoder."""
         if deterministic or not self.dropout_rate:
             query = self.scaled_query(x)
-            return self.output(merge_heads(attend_by_blocks(query, self.project(x), mask, None)))
+            return self.output(merge_heads(blockwise_attention(query, self.project(x), mask, None)))
         return self(x, [Source(self.project(x), mask[:, None, :])], deterministic)
 
 
@@ -92,7 +92,9 @@ class BartFeedForward(nn.Module):
         self.wo = Dense(config.d_model, out, config.init_std, self.dtype, bias=True)
         self.dropout = nn.Dropout(config.activation_dropout)
 
-    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "*batch D"], deterministic: bool
+    ) -> Float[Array, "*batch D"]:
         x = ACTIVATIONS[self.config.activation_function](self.wi(x))
         return self.wo(self.dropout(x, deterministic))
 
@@ -106,17 +108,17 @@ class BartLayer(nn.Module):
     def setup(self) -> None:
         self.dropout = nn.Dropout(self.config.dropout_rate)
 
-    def read(self, norm: LayerNorm, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def read(self, norm: LayerNorm, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """What a part reads."""
         return norm(x) if self.config.norm_first else x
 
     def add(
         self,
         norm: LayerNorm,
-        x: Float[Array, "B L D"],
-        part: Float[Array, "B L D"],
+        x: Float[Array, "*batch D"],
+        part: Float[Array, "*batch D"],
         deterministic: bool,
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "*batch D"]:
         """The residual connection: what the next part reads."""
         x = x + self.dropout(part, deterministic)
         return x if self.config.norm_first else norm(x)
@@ -202,25 +204,25 @@ class BartStack(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def enter(
-        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], deterministic: bool
-    ) -> Float[Array, "B L D"]:
+        self, x: Float[Array, "*batch D"], positions: Int[Array, "*batch"], deterministic: bool
+    ) -> Float[Array, "*batch D"]:
         """What the first layer reads."""
         x = x + self.positions(positions)
         if self.config.embedding_norm:
             x = self.embedding_norm(x)
         return self.dropout(x, deterministic)
 
-    def leave(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def leave(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """The stack's output, from the last layer's."""
         return self.final_norm(x) if self.config.final_norm else x
 
     def unless_dropped(
         self,
         rate: float,
-        x: Float[Array, "B L D"],
-        after: Float[Array, "B L D"],
+        x: Float[Array, "*batch D"],
+        after: Float[Array, "*batch D"],
         deterministic: bool,
-    ) -> Float[Array, "B L D"]:
+    ) -> Float[Array, "*batch D"]:
         """The layer's output, or in training at times x (Fan et al., arXiv 1909.11556)."""
         if deterministic or not rate:
             return after
@@ -306,7 +308,7 @@ class BartLike(EncoderDecoderModel):
             jnp.float32,
         )
 
-    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         return self.shared(tokens) * self.config.embedding_scale
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

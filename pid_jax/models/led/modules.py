@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float
 
 from pid_jax.models.attention import (
     AttentionDropout,
-    Everywhere,
+    GlobalKeys,
     Source,
     attend,
-    attend_nearby,
     key_value,
+    local_attention,
     merge_heads,
     split_heads,
 )
@@ -43,19 +43,19 @@ class LEDAttention(BartAttention):
         length = x.shape[1]
         count = min(self.global_tokens, length)
         layer = self.project(x)
-        everywhere = None
+        global_keys = None
         if count:
-            everywhere = Everywhere(layer.window(0, count), mask[:, :count])
+            global_keys = GlobalKeys(layer.window(0, count), mask[:, :count])
         dropout = None
         if not deterministic and self.dropout_rate:
             key = self.make_rng("dropout")
             dropout = AttentionDropout(key, self.dropout_rate, same_for_queries=False)
-        nearby = attend_nearby(
+        local = local_attention(
             self.scaled_query(x),
             layer,
             mask & (jnp.arange(length) >= count),  # each is seen once
             self.radius,
-            everywhere=everywhere,
+            global_keys=global_keys,
             dropout=dropout,
         )
         all_tokens = key_value(
@@ -68,7 +68,7 @@ class LEDAttention(BartAttention):
             [Source(all_tokens, mask[:, None, :])],
             dropout=lambda weights: self.dropout(weights, deterministic),
         )
-        return self.output(merge_heads(jnp.concatenate([attended, nearby[:, :, count:]], axis=2)))
+        return self.output(merge_heads(jnp.concatenate([attended, local[:, :, count:]], axis=2)))
 
 
 class LEDEncoderLayer(BartEncoderLayer):

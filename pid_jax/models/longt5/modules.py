@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from pid_jax.models.attention import (
     AttentionDropout,
-    Everywhere,
-    attend_nearby,
+    GlobalKeys,
+    local_attention,
     merge_heads,
     split_heads,
 )
@@ -30,10 +30,10 @@ from pid_jax.models.t5.modules import (
 class LongT5Biases(NamedTuple):
     """Relative position biases, by distance. All layers share them."""
 
-    near: Float[Array, "H near"]
+    local_bias: Float[Array, "H local_distances"]
     """For tokens at distances -radius ... radius."""
-    far: Float[Array, "H far"] | None
-    """For G blocks at distances 1 - G ... G - 1."""
+    global_bias: Float[Array, "H global_distances"] | None
+    """For blocks of the document, at distances from 1 - blocks to blocks - 1."""
 
 
 class LongT5LocalAttention(T5Attention):
@@ -41,9 +41,12 @@ class LongT5LocalAttention(T5Attention):
 
     config: LongT5Config
 
-    def everywhere(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Float[Array, "H far"] | None
-    ) -> Everywhere | None:
+    def global_keys(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        bias: Float[Array, "H global_distances"] | None,
+    ) -> GlobalKeys | None:
         """The keys and values that every query sees: none."""
         del x, mask, bias
         return None
@@ -61,13 +64,13 @@ class LongT5LocalAttention(T5Attention):
             dropout = AttentionDropout(
                 self.make_rng("dropout"), config.dropout_rate, same_for_queries=True
             )
-        attended = attend_nearby(
+        attended = local_attention(
             split_heads(self.query(x), config.num_heads),
             self.project(x),
             mask,
             config.local_radius,
-            bias.near,
-            self.everywhere(x, mask, bias.far),
+            bias.local_bias,
+            self.global_keys(x, mask, bias.global_bias),
             dropout,
         )
         return self.output(merge_heads(attended))
@@ -83,9 +86,12 @@ class LongT5GlobalAttention(LongT5LocalAttention):
         super().setup()
         self.global_input_norm = norm(self.config, self.dtype)
 
-    def everywhere(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Float[Array, "H far"] | None
-    ) -> Everywhere:
+    def global_keys(
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        bias: Float[Array, "H global_distances"] | None,
+    ) -> GlobalKeys:
         """The blocks' keys and values, by the projections that tokens have.
 
         A document's last tokens, too few for a block, belong to the block before. In a document
@@ -102,7 +108,7 @@ class LongT5GlobalAttention(LongT5LocalAttention):
         index = jnp.arange(blocks)
         last = (index == whole - 1)[..., None]
         summed = sums[:, :-1] + jnp.where(last, sums[:, 1:], 0)
-        return Everywhere(
+        return GlobalKeys(
             self.project(self.global_input_norm(summed)),
             mask=index < whole,
             distance_bias=bias,
@@ -142,11 +148,12 @@ class LongT5Encoder(nn.Module):
         self, x: Float[Array, "B S D"], document_mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
         config = self.config
-        far = None
+        global_bias = None
         if self.sums_blocks:
             blocks = blocks_of(x.shape[1], config.global_block_size)
-            far = self.global_relative_position_bias.by_distance(blocks)
-        biases = LongT5Biases(self.relative_position_bias.by_distance(config.local_radius + 1), far)
+            global_bias = self.global_relative_position_bias.by_distance(blocks)
+        local_bias = self.relative_position_bias.by_distance(config.local_radius + 1)
+        biases = LongT5Biases(local_bias, global_bias)
         x = self.dropout(x, deterministic)
         for layer in self.layers:
             x = layer(x, document_mask, biases, deterministic)

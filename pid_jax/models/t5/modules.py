@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax.models.attention import (
     Source,
     attend,
-    attend_by_blocks,
+    blockwise_attention,
     causal_mask,
     key_value,
     merge_heads,
@@ -72,7 +72,7 @@ class T5Attention(nn.Module):
         if not deterministic:
             return self(x, [Source(self.project(x), mask[:, None, :], bias)], deterministic)
         query = split_heads(self.query(x), self.config.num_heads)
-        return self.output(merge_heads(attend_by_blocks(query, self.project(x), mask, bias)))
+        return self.output(merge_heads(blockwise_attention(query, self.project(x), mask, bias)))
 
 
 class T5FeedForward(nn.Module):
@@ -93,7 +93,9 @@ class T5FeedForward(nn.Module):
         self.wo = Dense(config.d_model, ("mlp", "embed"), out, self.dtype)
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
-    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "*batch D"], deterministic: bool
+    ) -> Float[Array, "*batch D"]:
         activate = ACTIVATIONS[self.config.dense_act_fn]
         x = (
             activate(self.wi_0(x)) * self.wi_1(x)

@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax.models.attention import (
     Source,
     attend,
-    attend_by_blocks,
-    capped,
+    blockwise_attention,
     causal_mask,
+    is_within,
     key_value,
     merge_heads,
+    soft_cap,
     split_heads,
-    within,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
@@ -46,7 +46,7 @@ def embedding(config: GemmaStackConfig, dtype: DTypeLike) -> nn.Embed:
     return token_embeddings(config.vocab_size, config.hidden_size, config.initializer_range, dtype)
 
 
-def embed(table: nn.Embed, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+def embed(table: nn.Embed, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """The scaled embeddings of tokens."""
     embedded = table(tokens)
     return embedded * jnp.asarray(table.features**0.5, embedded.dtype)  # rounded as weights are
@@ -112,7 +112,7 @@ class GemmaAttention(nn.Module):
         reach: tuple[int, int] | None,
     ) -> Float[Array, "B S D"]:
         """Self-attention of an encoder, without dropout."""
-        attended = attend_by_blocks(
+        attended = blockwise_attention(
             self._queries(x, positions),
             self.project(x, positions),
             mask,
@@ -150,7 +150,9 @@ class GemmaFeedForward(nn.Module):
         self.down = Dense(config.hidden_size, ("mlp", "embed"), stddev, self.dtype)
         self.dropout = nn.Dropout(self.rates.hidden)
 
-    def __call__(self, x: Float[Array, "B L D"], deterministic: bool) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "*batch D"], deterministic: bool
+    ) -> Float[Array, "*batch D"]:
         x = ACTIVATIONS[self.config.hidden_activation](self.gate(x)) * self.up(x)
         return self.down(self.dropout(x, deterministic))
 
@@ -188,7 +190,7 @@ class GemmaEncoderLayer(nn.Module):
         else:
             seen = mask[:, None, :]
             if self.reach is not None:
-                seen = seen & within(self.reach, positions[:, None, :] - positions[:, :, None])
+                seen = seen & is_within(self.reach, positions[:, None, :] - positions[:, :, None])
             source = Source(self.self_attention.project(normed, positions), seen)
             attended = self.self_attention(normed, positions, [source], deterministic)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
@@ -249,14 +251,14 @@ def visible(
     """By the type of layer. In a window a token sees itself and `window - 1` before it."""
     reach = (window - 1, 0)
     present = causal_mask(slots.shape[1]) & token_mask[:, None, :]
-    near = within(reach, slots[:, None, :] - slots[:, :, None])
+    in_window = is_within(reach, slots[:, None, :] - slots[:, :, None])
     if past is None:
-        return {FULL: Visible(present, None), SLIDING: Visible(present & near, None)}
+        return {FULL: Visible(present, None), SLIDING: Visible(present & in_window, None)}
     remembered = past.mask[:, None, :]
-    near_past = within(reach, jnp.arange(past.mask.shape[1]) - slots[:, :, None])
+    past_in_window = is_within(reach, jnp.arange(past.mask.shape[1]) - slots[:, :, None])
     return {
         FULL: Visible(present, remembered),
-        SLIDING: Visible(present & near, remembered & near_past),
+        SLIDING: Visible(present & in_window, remembered & past_in_window),
     }
 
 
@@ -307,7 +309,7 @@ class GemmaDecoder(nn.Module):
 def bounded(logits: Float[Array, "*batch V"], config: GemmaStackConfig) -> Float[Array, "*batch V"]:
     """Logits after soft-capping, if the configuration has any."""
     bound = config.final_logit_softcapping
-    return logits if bound is None else capped(logits, bound)
+    return logits if bound is None else soft_cap(logits, bound)
 
 
 class T5GemmaDecoderLayer(nn.Module):
@@ -375,7 +377,7 @@ class T5Gemma(EncoderDecoderModel):
     def embed_documents(self, documents: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         return embed(self.encoder_embedding, documents)
 
-    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         return embed(self.decoder_embedding, tokens)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

@@ -95,7 +95,7 @@ class T5Gemma2(EncoderDecoderModel):
         )
         self.decoder = GemmaDecoder(T5Gemma2DecoderLayer, config.decoder, config.rates, self.dtype)
 
-    def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The token that ends an image has an embedding beside the table, which is not scaled."""
         embedded = embed(self.shared, tokens)
         ends_image = (tokens == self.config.eoi_token_index)[..., None]

@@ -1,22 +1,22 @@
-"""The table of what each backend takes."""
+"""The settings of each backend."""
 
 import jax
 import pytest
 
 from pid_jax import models
-from pid_jax.backends import choices
+from pid_jax.backends import settings
 from tests.helpers.tiny_t5 import TINY
 
 
 def test_only_a_cpu_has_options_of_the_compiler():
-    assert choices.compiler_options("cpu") == {"xla_cpu_copy_insertion_use_region_analysis": True}
-    assert choices.compiler_options("tpu") == choices.compiler_options("gpu") == {}
-    assert choices.compiler_options() == choices.compiler_options(jax.default_backend())
+    assert settings.compiler_options("cpu") == {"xla_cpu_copy_insertion_use_region_analysis": True}
+    assert settings.compiler_options("tpu") == settings.compiler_options("gpu") == {}
+    assert settings.compiler_options() == settings.compiler_options(jax.default_backend())
 
 
 def test_changing_the_options_changes_no_table():
-    choices.compiler_options("cpu").clear()
-    assert choices.compiler_options("cpu")
+    settings.compiler_options("cpu").clear()
+    assert settings.compiler_options("cpu")
 
 
 @pytest.mark.parametrize(("platform", "repeated"), [("cpu", True), ("tpu", False)])

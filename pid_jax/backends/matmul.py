@@ -1,6 +1,6 @@
-"""Matrix products of few rows with large kernels, as each decode step has them.
+"""Matrix products with few rows and large kernels, as in decode steps.
 
-Shapes: I input features, O output features.
+Letters beside those of `pid_jax.models.protocol`: I input features, O output features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 
 
 def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
-    """float32 products are float32: by default GPU and TPU would round their inputs."""
+    """The precision of a product in this dtype. By default GPU and TPU round float32 inputs."""
     return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def multiply_plainly(
+def matmul_reference(
     x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]
 ) -> Float[Array, "*batch O"]:
     """`x @ kernel` in float32."""
@@ -26,26 +26,26 @@ def multiply_plainly(
 
 
 FEW_ROWS = 64
-"""From 2 to so many rows, `multiply` is faster by the kernel's transpose than by the kernel."""
+"""`matmul` uses the transposed kernel for 2 to `FEW_ROWS` rows."""
 
 
 @jax.custom_batching.custom_vmap
-def multiply(
+def matmul(
     x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], transposed: Float[Array, "O I"]
 ) -> Float[Array, "*batch O"]:
-    """`x @ kernel` in float32, by whichever of a kernel and its transpose a CPU reads faster.
+    """`x @ kernel` in float32, from the kernel or its transpose, whichever a CPU reads faster.
 
-    A decode step multiplies few rows with all of a model's kernels, which come from memory. XLA's
-    CPU products take the second operand in strips of columns, of each row some 256 bytes, but the
-    first one row by row: `transposed @ x.T` takes 0.5 to 0.8 of the time of `x @ kernel` for 4 to
-    16 rows, 0.8 to 0.9 for 24 to 60, as much for 120. The rows of all vmapped calls count. Not
-    differentiable in reverse.
+    In a decode step, matrix products have few rows, so they are limited by memory bandwidth. XLA's
+    CPU product reads its first operand row by row and its second in strips of about 256 bytes.
+    Therefore `transposed @ x.T` takes 0.5 to 0.8 of the time of `x @ kernel` for 4 to 16 rows, 0.8
+    to 0.9 for 24 to 60, and the same time for 120. Vmapped calls count as one product with the rows
+    of all calls. Does not support reverse-mode differentiation.
     """
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)
     if not 1 < count <= FEW_ROWS:
-        return multiply_plainly(x, kernel)
-    # 30 columns take 1.4 times as long as 32.
+        return matmul_reference(x, kernel)
+    # A product with 30 columns takes 1.4 times as long as one with 32.
     padding = -count % (4 if count <= 4 else 8)
     outputs = jax.lax.dot_general(
         transposed,
@@ -54,24 +54,24 @@ def multiply(
         precision=precision_of(x.dtype),
         preferred_element_type=jnp.float32,
     )
-    # Without the barrier XLA turns the product and its transpose into `x @ transposed.T`, which
+    # Without the barrier XLA rewrites the product and its transpose as `x @ transposed.T`, which
     # takes twice as long.
     outputs = jax.lax.optimization_barrier(outputs)
     return outputs[:, :count].T.reshape(*x.shape[:-1], len(transposed))
 
 
-@multiply.def_vmap
+@matmul.def_vmap
 def _multiply_all_rows(
     size: int, batched: Sequence[bool], x: Array, kernel: Array, transposed: Array
 ) -> tuple[Array, bool]:
-    """A batch of x is more rows for the same kernel."""
+    """Multiplies all vmapped rows with the kernel in one product."""
     if batched[1] or batched[2]:
-        raise NotImplementedError("multiply takes one kernel")
-    return multiply(x, kernel, transposed), True
+        raise NotImplementedError("matmul takes one kernel")
+    return matmul(x, kernel, transposed), True
 
 
 def with_transposes(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The parameters of some modules, with the transpose of each `Dense`'s kernel beside it."""
+    """Parameters of modules, with a `transposed` beside each `kernel`."""
     if "kernel" in params:
         return {**params, "transposed": jnp.transpose(params["kernel"])}
     return {
@@ -81,10 +81,10 @@ def with_transposes(params: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def with_decoder_transposes(decoder: Mapping[str, Any]) -> dict[str, Any]:
-    """A decoder's parameters with the transposes of the kernels that each of its steps reads.
+    """A decoder's parameters, with the transposes of all kernels that a decode step reads.
 
-    Of its modules `layers_0`, `layers_1`, ... all but the projections of documents to the keys and
-    values of an attention that reads nothing else: no decode step computes those.
+    These are the kernels of the modules `layers_0`, `layers_1`, ... The `key` and `value` of a
+    module `cross_attention` are an exception: decode steps do not compute these projections.
     """
     changed = dict(decoder)
     for name, layer in decoder.items():

@@ -1,4 +1,4 @@
-"""Attention of whole documents by blocks, against all scores at once and against loops."""
+"""Attention in blocks of queries, against full attention and against loops."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.backends import documents
-from pid_jax.backends.documents import attend_at_once, attend_by_blocks
+from pid_jax.backends import blockwise_attention as module
+from pid_jax.backends.blockwise_attention import blockwise_attention, full_attention
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST
 from tests.helpers.attention_written_out import BATCH, CAP, HEADS, SCALE, arrays, written_out
 from tests.helpers.quick_compilation import compile_fully
@@ -21,8 +21,8 @@ from tests.helpers.quick_compilation import compile_fully
 @pytest.mark.parametrize("platform", ["cpu", "default"])
 def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeypatch):
     """Windows are cut off at either end or contain all keys. The last block is not full."""
-    monkeypatch.setattr(documents, "CPU_BLOCK", block)
-    monkeypatch.setattr(documents, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
+    monkeypatch.setattr(module, "CPU_BLOCK", block)
+    monkeypatch.setattr(module, "BLOCK_SCORES", 1)  # elsewhere, blocks of the least size: 16
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *arguments, **branches: branches[platform](*arguments)
     )
@@ -32,7 +32,7 @@ def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeyp
     window = (distance >= -before) & (distance <= after)
     seen = mask[:, None, :] & window
     arguments = jax.device_put((query, layer, mask))
-    attended = attend_by_blocks(*arguments, scale=SCALE, soft_cap=CAP, reach=reach)
+    attended = blockwise_attention(*arguments, scale=SCALE, soft_cap=CAP, reach=reach)
     some = seen.any(-1)  # of padding, some sees nothing at all
     expected = written_out(query, layer, seen | ~some[..., None])
     np.testing.assert_allclose(
@@ -46,7 +46,7 @@ def test_blocks_see_what_is_within_reach(groups, reach, block, platform, monkeyp
 def test_short_windows_read_few_keys():
     """No array of the compiled program has as many entries as queries times keys."""
     query, layer, mask = arrays(4096, 2)
-    run = jax.jit(lambda *arguments: attend_by_blocks(*arguments, reach=(16, 16)))
+    run = jax.jit(lambda *arguments: blockwise_attention(*arguments, reach=(16, 16)))
     text = compile_fully(run.lower(query, layer, mask)).as_text()
     assert "f32[1,512,544]" in text or "f32[512,544]" in text
     assert "512,4096]" not in text
@@ -64,7 +64,7 @@ def test_short_windows_read_few_keys():
     biased=st.booleans(),
     platform=st.sampled_from(["cpu", "default"]),
 )
-def test_blocks_give_what_all_scores_at_once_give(
+def test_blocks_give_what_full_attention_gives(
     seed, length, groups, block, layout, soft_cap, reach, biased, platform
 ):
     query, layer, mask = arrays(length, groups, layout)
@@ -74,14 +74,14 @@ def test_blocks_give_what_all_scores_at_once_give(
         bias = jnp.asarray(random.normal(size=(HEADS, 2 * length - 1)), jnp.float32)
     options = {"scale": SCALE, "soft_cap": soft_cap, "reach": reach}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(documents, "CPU_BLOCK", block)
-        patched.setattr(documents, "BLOCK_SCORES", BATCH * HEADS * length * block)
+        patched.setattr(module, "CPU_BLOCK", block)
+        patched.setattr(module, "BLOCK_SCORES", BATCH * HEADS * length * block)
         patched.setattr(
             jax.lax, "platform_dependent", lambda *arguments, **by: by[platform](*arguments)
         )
-        run = jax.jit(lambda *arguments: attend_by_blocks(*arguments, **options))
+        run = jax.jit(lambda *arguments: blockwise_attention(*arguments, **options))
         attended = run(query, layer, mask, bias)
-    expected = attend_at_once(jnp.asarray(query), layer, jnp.asarray(mask), bias, **options)
+    expected = full_attention(jnp.asarray(query), layer, jnp.asarray(mask), bias, **options)
     # A query of padding may see no key at all. What it gives does not matter.
     real = np.broadcast_to(mask[:, None, :, None], query.shape)
     np.testing.assert_allclose(attended[real], expected[real], atol=1e-5)

@@ -1,7 +1,7 @@
-"""Self-attention of whole documents: all scores at once, or one block of queries at a time.
+"""Self-attention of encoders, in blocks of queries.
 
-Letters beside those of `pid_jax.models.protocol`: a bias of distances has one column for each
-distance of a key from its query, `distances` = 2 S - 1: 1 - S ... S - 1.
+Sizes beside the letters of `pid_jax.models.protocol`: `distances` = 2 S - 1. A bias has one column
+for each distance 1 - S ... S - 1, which is the key's position minus the query's.
 """
 
 import functools
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends.layouts import KeyValue
-from pid_jax.backends.scores import adjusted, within
+from pid_jax.backends.scores import adjust_scores, is_within
 
 
-def attend_at_once(
+def full_attention(
     query: Float[Array, "B H S K"],
     layer: KeyValue,
     mask: Bool[Array, "B S"],
@@ -24,23 +24,25 @@ def attend_at_once(
     soft_cap: float | None = None,
     reach: tuple[int, int] | None = None,
 ) -> Float[Array, "B H S K"]:
-    """Softmax of all scores, times the values. The arguments are those of `attend_by_blocks`."""
+    """softmax(scores) V, with all scores in memory. For arguments, see `blockwise_attention`."""
     length = query.shape[2]
     distance = jnp.arange(length)[None, :] - jnp.arange(length)[:, None]
     bias = None if distance_bias is None else distance_bias[None, :, distance + length - 1]
-    seen = mask[:, None, None] if reach is None else mask[:, None, None] & within(reach, distance)
-    scores = adjusted(layer.scores(query), scale, soft_cap, bias, seen)
+    seen = (
+        mask[:, None, None] if reach is None else mask[:, None, None] & is_within(reach, distance)
+    )
+    scores = adjust_scores(layer.scores(query), scale, soft_cap, bias, seen)
     return layer.weighted(jax.nn.softmax(scores, axis=-1).astype(query.dtype))
 
 
 CPU_BLOCK = 512
-"""Queries at a time on a CPU, of one head: their scores stay in its caches."""
+"""Queries in a block on a CPU. A block has one head there, so that its scores fit in cache."""
 
 BLOCK_SCORES = 1 << 27
-"""Scores at a time elsewhere (512 MiB in float32), of all heads of a block of queries."""
+"""The most scores of a block on GPU and TPU (512 MiB in float32). A block has all heads there."""
 
 
-def attend_by_blocks(
+def blockwise_attention(
     query: Float[Array, "B H S K"],
     layer: KeyValue,
     mask: Bool[Array, "B S"],
@@ -50,14 +52,15 @@ def attend_by_blocks(
     soft_cap: float | None = None,
     reach: tuple[int, int] | None = None,
 ) -> Float[Array, "B H S K"]:
-    """`attend_at_once`, but one block of queries after another.
+    """`full_attention`, computed one block of queries at a time.
 
-    Memory grows with S, not with its square (Rabe and Staats, arXiv 2112.05682, without their
-    blocks of keys): each block reads its biases from the distances. On a CPU a block has one
-    head. With 12 heads of 1,536 tokens that takes 0.4 of the time of `attend_at_once` there.
+    Memory grows linearly with S (Rabe and Staats, arXiv 2112.05682, without their key blocks). On
+    a CPU each block has one head. For 12 heads and 1,536 tokens this takes 0.4 of the time of
+    `full_attention`.
 
-    mask: False for padding. reach: how many tokens before and after itself a query sees, None for
-    all. Where it is short, a block reads only the keys that its queries may see.
+    mask: False for padding. scale: multiplies the scores. soft_cap: the bound of
+    `scores.soft_cap`, None for no cap. reach: how many tokens before and after its own position a
+    query sees, None for all. With a short reach, each block reads only the keys within it.
     """
     batch, heads, length, width = query.shape
     shared_by = heads // layer.key.shape[1]
@@ -108,7 +111,7 @@ def attend_by_blocks(
 
 
 def _block(
-    query: Float[Array, "H L K"],
+    query: Float[Array, "H queries K"],
     layer: KeyValue,
     mask: Bool[Array, " S"],
     distance_bias: Float[Array, "H distances"] | None,
@@ -117,8 +120,8 @@ def _block(
     scale: float,
     soft_cap: float | None,
     reach: tuple[int, int] | None,
-) -> Float[Array, "H L K"]:
-    """The L queries from `start` on, of one document."""
+) -> Float[Array, "H queries K"]:
+    """Attention of one block of queries of one document. Its first query has position `start`."""
     length, keys = query.shape[1], layer.length()
     first: int | Array = 0
     if reach is not None and length + sum(reach) < keys:
@@ -130,10 +133,11 @@ def _block(
     distance = first + jnp.arange(keys)[None, :] - (start + jnp.arange(length))[:, None]
     bias = None
     if distance_bias is not None:
-        # Queries that only fill the last block have distances beyond the table. Any bias will do.
+        # Padding queries of the last block have distances outside the table. Their output is cut
+        # off, so any bias is correct for them.
         bias = distance_bias[:, jnp.maximum(distance + distance_bias.shape[1] // 2, 0)]
-    seen = mask[None] if reach is None else mask[None] & within(reach, distance)
-    scores = adjusted(layer.scores(query), scale, soft_cap, bias, seen[None])
+    seen = mask[None] if reach is None else mask[None] & is_within(reach, distance)
+    scores = adjust_scores(layer.scores(query), scale, soft_cap, bias, seen[None])
     weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     attended = layer.weighted(weights.astype(query.dtype))
     return (attended / weights.sum(axis=-1, keepdims=True)).astype(query.dtype)
