@@ -179,15 +179,8 @@ class PidModel:
         Raises `UserError` for invalid arguments.
         """
         compact = compaction(compact)
-        max_new_tokens = RequestReader.limits(max_new_tokens)
-        chosen = self._options(
-            options | {"min_new_tokens": min_new_tokens, "num_beams": num_beams},
-            max_new_tokens,
-            constrained=allowed is not None,
-        )
-        request = self._requests.read(
-            documents, prompts, chosen, method, max_new_tokens=max_new_tokens, allowed=allowed
-        )
+        options |= {"min_new_tokens": min_new_tokens, "num_beams": num_beams}
+        request = self._request(documents, prompts, max_new_tokens, method, allowed, options)
         plan = self._plan(request, batch_tokens, batch_size, compact=compact)
         results = Results(request, self._outputs)
         report = DecodingReport() if report is None else report
@@ -232,18 +225,12 @@ class PidModel:
         checkpoint it is ignored with a warning.
         """
         every = arguments.integer("every", every, at_least=1)
-        max_new_tokens = RequestReader.limits(max_new_tokens)
-        chosen = self._options(
-            options | {"min_new_tokens": min_new_tokens},
-            max_new_tokens,
-            streamed=True,
-            constrained=allowed is not None,
+        options |= {"min_new_tokens": min_new_tokens}
+        request = self._request(
+            documents, prompts, max_new_tokens, method, allowed, options, streamed=True
         )
-        if chosen.num_beams > 1 or chosen.num_return_sequences > 1:
+        if request.options.num_beams > 1 or request.options.num_return_sequences > 1:
             raise UserError("stream yields one growing output: not num_beams, several sequences")
-        request = self._requests.read(
-            documents, prompts, chosen, method, max_new_tokens=max_new_tokens, allowed=allowed
-        )
         plan = self._plan(request, batch_tokens, batch_size, compact=False, sort=False, devices=1)
         return self._stream(request, plan, every)
 
@@ -343,6 +330,23 @@ class PidModel:
                         check_computed(scores[row, column], document, prompt)
                         results[document][prompt] = float(scores[row, column])
         return results
+
+    def _request(
+        self,
+        documents: Sequence[Text],
+        prompts: Sequence[Sequence[Text]],
+        max_new_tokens: NewTokens | None,
+        method: Method,
+        allowed: Allowed | None,
+        options: dict[str, Any],
+        *,
+        streamed: bool = False,
+    ) -> Request:
+        limits = RequestReader.limits(max_new_tokens)
+        chosen = self._options(options, limits, streamed=streamed, constrained=allowed is not None)
+        return self._requests.read(
+            documents, prompts, chosen, method, max_new_tokens=limits, allowed=allowed
+        )
 
     def _options(
         self,

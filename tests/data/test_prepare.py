@@ -1,11 +1,10 @@
+"""Prepared data sets: the examples of the source, and a version for every change of it."""
+
 import json
 import pickle
-import signal
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
 
 import grain
 import hypothesis.strategies as st
@@ -22,54 +21,15 @@ from pid_jax.data.prepared import Origin, PreparedExamples
 from pid_jax.errors import UserError
 from pid_jax.training import assembly
 from tests.helpers import tiny_config
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def line(number, split="train"):
-    return {
-        "id": f"{split}{number}",
-        "document": f"document {number} of {split}",
-        "subtasks": [
-            {"id": "q", "prompt": "number ?", "target": str(number), "allowed": ["0", str(number)]},
-            {"id": "r", "prompt": "split ?", "target": split},
-        ],
-    }
-
-
-def write_lines(directory, **splits):
-    directory.mkdir(exist_ok=True)
-    for split, count in splits.items():
-        lines = [json.dumps(line(number, split)) + "\n" for number in range(count)]
-        (directory / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return directory
-
-
-@pytest.fixture
-def source(tmp_path):
-    return write_lines(tmp_path / "source", train=9, validation=3, test=2)
-
-
-@pytest.fixture
-def data_dir(tmp_path):
-    return tmp_path / "prepared"
-
-
-def examples_in(data_dir, split, task="jsonl", **options):
-    task_options = tasks.reading_options(tasks.get(task, **options), options)
-    return PreparedExamples(prepared.find(data_dir, task, task_options), split)
-
-
-def from_source(source, split, task="jsonl"):
-    return list(tasks.get(task).examples(source, split))
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "pid_jax.data.prepare", *map(str, arguments)]
-
-
-def what_is_in(directory):
-    return sorted(path.name for path in directory.iterdir())
+from tests.helpers.prepared_data import (
+    ROOT,
+    command,
+    examples_in,
+    from_source,
+    line,
+    what_is_in,
+    write_lines,
+)
 
 
 def written(directory, examples):
@@ -264,122 +224,6 @@ def test_an_archive_whose_paths_escape_is_refused_by_the_command(tmp_path, data_
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.rglob("escaped.json"))
     assert what_is_in(data_dir / "multiwoz24") == []
-
-
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed", "flipped"])
-def test_a_damaged_record_file_is_named(source, data_dir, damage):
-    data = prepare.prepare("jsonl", source, data_dir)
-    [file] = data.directory.glob("*-train.array_record-*")
-    content = file.read_bytes()
-    match damage:
-        case "truncated":
-            file.write_bytes(content[: len(content) // 2])
-        case "emptied":
-            file.write_bytes(b"")
-        case "removed":
-            file.unlink()
-        case "flipped":
-            file.write_bytes(bytes(byte ^ 0xFF for byte in content))
-    with pytest.raises(UserError, match=rf"{data.directory}.*: damaged .*prepare it again"):
-        list(examples_in(data_dir, "train"))
-    assert len(list(examples_in(data_dir, "test"))) == 2
-    with pytest.raises(UserError, match=rf"{file}: damaged"):
-        prepare.prepare("jsonl", source, data_dir)
-
-
-def test_of_two_builds_at_once_the_second_is_told(source, data_dir):
-    with new_directory(data_dir / "jsonl" / "1.0.0") as building:
-        (building / "half").write_text("")
-        with pytest.raises(UserError, match="another process is writing there"):
-            prepare.prepare("jsonl", source, data_dir)
-        assert prepared.find(data_dir, "jsonl", {}) is None
-
-
-def test_a_full_disk_is_an_error_that_leaves_nothing(source, data_dir):
-    write_lines(source, train=20_000)
-    program = (
-        "import resource, signal, sys; from pid_jax.data import prepare;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5));"
-        "prepare.main(sys.argv[1:])"
-    )
-    options = ("--task=jsonl", f"--source={source}", f"--data_dir={data_dir}")
-    result = subprocess.run(
-        [sys.executable, "-c", program, *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert result.returncode == 2, result.stderr
-    assert "error: the data set cannot be written" in result.stderr
-    assert what_is_in(data_dir / "jsonl") == []
-
-
-# As the command, but for a source that never ends once it has been read for a while.
-ENDLESS = """
-import sys, time
-from pid_jax.data import prepare
-from pid_jax.tasks.jsonl import JsonLines
-
-read = JsonLines.examples
-
-def examples(self, path, split):
-    yield from read(self, path, split)
-    if split == "test":
-        print("reading", flush=True)
-        time.sleep(600)
-
-JsonLines.examples = examples
-prepare.main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_build_leaves_no_version_and_the_next_starts_over(source, data_dir):
-    options = ("--task=jsonl", f"--source={source}", f"--data_dir={data_dir}")
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stdout.readline() == "reading\n"
-    second = subprocess.run(
-        command(*options), capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert second.returncode == 2
-    assert "another process is writing there" in second.stderr
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    [left_behind] = what_is_in(data_dir / "jsonl")
-    assert left_behind.startswith(".building-")
-    assert prepared.find(data_dir, "jsonl", {}) is None
-
-    third = subprocess.run(command(*options), capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert third.returncode == 0, third.stderr
-    assert "train: 9 examples" in third.stderr
-    assert what_is_in(data_dir / "jsonl") == ["1.0.0"]
-    for split in tasks.SPLITS:
-        assert list(examples_in(data_dir, split)) == from_source(source, split)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_a_build_leaves_all_or_nothing(source, data_dir):
-    options = ("--task=jsonl", f"--source={source}", f"--data_dir={data_dir}")
-    started = time.monotonic()
-    subprocess.run(command(*options[:2], f"--data_dir={data_dir}0"), check=True, cwd=ROOT)
-    whole = time.monotonic() - started
-    for share in np.linspace(0.5, 1.0, 6):
-        process = subprocess.Popen(command(*options), stderr=subprocess.DEVNULL, cwd=ROOT)
-        time.sleep(share * whole)
-        process.kill()
-        process.wait()
-        data = prepared.find(data_dir, "jsonl", {"negative_target": None})
-        if data is not None:
-            data.check_content()
-            assert list(PreparedExamples(data, "train")) == from_source(source, "train")
 
 
 def test_training_draws_the_same_batches_from_either(data_dir):

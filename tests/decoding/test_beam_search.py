@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from pid_jax.decoding import beam_search, search
 from pid_jax.decoding.beam_search import BeamSearch
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from tests.helpers import transformers_models
+from tests.helpers import t5_checkpoints, transformers_models
 
 END, VOCABULARY, LENGTH = 1, 12, 10
 SHAPE = BatchShape(documents=2, document_tokens=9, prompts=3, prompt_tokens=5, target_tokens=LENGTH)
@@ -38,24 +37,8 @@ Sequences = list[tuple[list[int], float]]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Few tokens, and an end token that resembles them all: sequences end early and late."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=VOCABULARY,
-        d_model=16,
-        d_kv=4,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-    )
-    theirs = transformers.T5ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter))
-        theirs.shared.weight[END] += 0.6 * theirs.shared.weight[2:].sum(0)
     directory = tmp_path_factory.mktemp("checkpoint")
-    theirs.save_pretrained(directory)
+    theirs = t5_checkpoints.make(directory, vocab_size=VOCABULARY)
     return theirs, PidModel.from_pretrained(directory)
 
 

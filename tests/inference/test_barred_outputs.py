@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
 from pid_jax.inference.model import PidModel
-from tests.helpers import bart_checkpoints, transformers_models
+from tests.helpers import bart_checkpoints, t5_checkpoints, transformers_models
 
 DOCUMENTS = [[*range(2, 18)], [11, 2, 11, 2, 1]]
 PROMPTS = [[[3, 4, 5], []], [[8, 2, 3], [6]]]
@@ -19,25 +17,9 @@ PROMPTS = [[[3, 4, 5], []], [[8, 2, 3], [6]]]
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PidModel]:
     """Few tokens, so that words repeat; some outputs end early."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=24,
-        d_model=16,
-        d_kv=4,
-        d_ff=24,
-        num_layers=1,
-        num_decoder_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-        tie_word_embeddings=True,
-    )
-    theirs = transformers.T5ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter))
-        theirs.shared.weight[1] += 0.4 * theirs.shared.weight[2:].sum(0)
     directory = tmp_path_factory.mktemp("checkpoint")
-    theirs.save_pretrained(directory)
+    sizes = {"vocab_size": 24, "num_layers": 1, "num_decoder_layers": 2}
+    theirs = t5_checkpoints.make(directory, end_weight=0.4, tie_word_embeddings=True, **sizes)
     return theirs, PidModel.from_pretrained(directory)
 
 

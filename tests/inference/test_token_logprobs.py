@@ -5,37 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation
+from tests.helpers import t5_checkpoints
 
-END, LIMIT = 1, 10
+LIMIT = 10
 DOCUMENTS = [[3, 4, 5, 6, 7, 8, 9, 10, 11], [11, 2, 11, 2, 1]]
 PROMPTS = [[[3, 4, 5], [9], []], [[8, 2, 3, 10], [6, 6]]]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PidModel]:
-    """Few tokens, and an end token that resembles them all: sequences end early and late."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=12,
-        d_model=16,
-        d_kv=4,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-    )
-    theirs = transformers.T5ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter))
-        theirs.shared.weight[END] += 0.6 * theirs.shared.weight[2:].sum(0)
     directory = tmp_path_factory.mktemp("checkpoint")
-    theirs.save_pretrained(directory)
+    theirs = t5_checkpoints.make(directory)
     return theirs, PidModel.from_pretrained(directory)
 
 
@@ -116,7 +100,7 @@ def test_outputs_say_whether_they_ended_or_were_cut(pair: tuple[Any, PidModel]) 
             for answer in row:
                 for one in (answer, *answer.alternatives):
                     assert one.logprobs is not None
-                    ended = one.logprobs[-1].token == END
+                    ended = one.logprobs[-1].token == t5_checkpoints.END
                     assert one.finish_reason == ("stop" if ended else "length")
                     assert ended or len(one.tokens) == LIMIT
                     seen.add(one.finish_reason)

@@ -1,3 +1,5 @@
+"""MultiWOZ in TRADE's layout and as released: examples, states, errors, published sizes."""
+
 import io
 import json
 import zipfile
@@ -8,8 +10,6 @@ from pid_jax import tasks
 from pid_jax.errors import UserError
 from pid_jax.scoring import negative_baseline
 from pid_jax.tasks.multiwoz import SLOTS as TRACKED
-from pid_jax.tasks.multiwoz_labels import corrected_label
-from pid_jax.tasks.multiwoz_text import normalized
 from tests.helpers import mutations
 
 # The 30 slots of TRADE, by domain.
@@ -175,45 +175,6 @@ def test_a_malformed_file_is_named_with_dialogue_and_turn(tmp_path, message):
         read(path)
 
 
-@pytest.mark.parametrize(
-    ("slot", "value", "corrected"),
-    [
-        ("hotel-type", "guesthouses", "guest house"),
-        ("hotel-type", "bed and breakfast", "none"),
-        ("hotel-name", "bed and breakfast", "bed and breakfast"),
-        ("hotel-type", "3 star hotel", "hotel"),
-        ("hotel-internet", "free internet", "yes"),
-        ("hotel-internet", "free", "yes"),
-        ("hotel-parking", "free parking", "free"),  # as TRADE has it
-        ("hotel-stars", "4 stars", "4"),
-        ("hotel-pricerange", "2", "none"),
-        ("hotel-book people", "2", "2"),
-        ("restaurant-pricerange", "ch", "cheap"),
-        ("restaurant-area", "cambridge", "none"),
-        ("train-departure", "cambridge", "cambridge"),
-        ("attraction-area", "ely", "none"),
-        ("attraction-area", "we", "west"),
-        ("train-day", "we", "wednesday"),
-        ("restaurant-book day", "no", "none"),
-        ("hotel-area", "no", "north"),
-        ("hotel-parking", "n", "no"),
-        ("hotel-area", "n", "north"),  # first "no", then "north"
-        ("attraction-type", "art", "none"),
-        ("attraction-type", "mutliple sports", "multiple sports"),
-        ("train-leaveat", "not mentioned", "none"),
-        ("train-leaveat", "", "none"),
-        ("hotel-area", "dont care", "dontcare"),
-        ("hotel-area", "do not care", "dontcare"),
-        ("hotel-area", "don't care", "dontcare"),
-        ("hotel-area", "any", "dontcare"),
-        ("hotel-area", "north|east", "north|east"),
-        ("hotel-name", "Acorn  Guest House", "acorn guest house"),
-    ],
-)
-def test_labels_are_corrected_as_trade_does(slot, value, corrected):
-    assert corrected_label(slot, value) == corrected
-
-
 def release_turn(user, system, **state):
     domains = {
         domain: {"book": {"booked": [{"name": "x"}]}, "semi": {}}
@@ -299,25 +260,6 @@ def test_a_release_without_lists_asks_for_those_of_2_1(tmp_path):
     assert len(read(path, name="multiwoz23")) == 2
     with pytest.raises(UserError, match=r"valListFile .* is missing.*that of MultiWOZ 2.1"):
         read(path, "validation")
-
-
-@pytest.mark.parametrize(
-    ("written", "normal"),
-    [
-        ("I don't  KNOW", "i do not know"),
-        ("It's 3.50 pounds.", "it s 3.50 pounds ."),
-        ("Saint John's College", "saint john s college"),
-        ("'hello' there!", "hello there !"),
-        ("moderately priced restaurants", "moderate -ly priced restaurant -s"),
-        ("restaurant two two", "restaurant 2 two"),  # words share a space: as TRADE has it
-        ("restaurant one seven", "restaurant 17"),
-        ("not(hamilton lodge)", "nothamilton lodge"),
-        ("a/b;c", "a and b , c"),
-        ("\u2018quoted\u2019", "quoted"),
-    ],
-)
-def test_text_is_normalised_as_trade_does(written, normal):
-    assert normalized(written) == normal
 
 
 def encoded(value):

@@ -1,11 +1,9 @@
-"""Dropping ended prompts, copy drafting and compiling ahead, against plain decoding."""
+"""Removing finished prompts from a batch, against plain decoding."""
 
 import dataclasses
-import logging
 import math
-import threading
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,82 +11,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax import models, programs
+from pid_jax import models
 from pid_jax.data.batching import BatchShape, bucket, collate
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.automata import Automata
-from pid_jax.decoding.compaction import (
-    FEWEST_ROWS,
-    count_active,
-    gather_of,
-    sizes_below,
-    smaller,
-)
+from pid_jax.decoding.compaction import FEWEST_ROWS, count_active, gather_of, sizes_below, smaller
 from pid_jax.decoding.options import GenerationOptions
-from pid_jax.decoding.report import DecodingReport
-from pid_jax.inference import batch_decoder, batch_planning
 from pid_jax.inference.compaction_policy import CompactionPolicy, DecodingRun, Savings
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.inference.model import PidModel
-from pid_jax.inference.results import Generation
+from tests.helpers.many_prompts import (
+    NEW_TOKENS,
+    Answers,
+    Cases,
+    assert_same,
+    generate,
+    lists,
+    plain,
+)
 from tests.helpers.tiny_t5 import TINY
 
-NEW_TOKENS, PROMPTS = 12, 10
 REPETITION = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "stop": [[5], [9, 12]]}
-Answers = list[list[Generation]]
-
-
-class Cases(NamedTuple):
-    documents: list[list[int]]
-    prompts: list[list[list[int]]]
-
-    def some(self, count: int) -> "Cases":
-        return Cases(self.documents[:count], self.prompts[:count])
-
-
-@pytest.fixture(scope="module")
-def cases(varied_model: PidModel) -> Cases:
-    """1,000 prompts of 100 documents that hold what some of their prompts are answered with."""
-    random = np.random.default_rng(0)
-
-    def tokens(count: int) -> list[int]:
-        return random.integers(2, varied_model.config.vocab_size, size=count).tolist()
-
-    documents = [tokens(random.integers(3, 13)) for _ in range(100)]
-    # One prompt has 4 tokens, so that all batches have one shape.
-    prompts = [[tokens(4), *(tokens(random.integers(5)) for _ in range(9))] for _ in documents]
-    answers = plain(varied_model, Cases(documents, prompts))
-    quoting = [
-        [*document, *(token for generation in row for token in generation.tokens)][:32]
-        for document, row in zip(documents, answers, strict=True)
-    ]
-    return Cases(quoting, prompts)
-
-
-def generate(model: PidModel, cases: Cases, **options: Any) -> tuple[Answers, DecodingReport]:
-    report = DecodingReport()
-    options = {"max_new_tokens": NEW_TOKENS, "batch_size": 4, "report": report, **options}
-    return model.generate(*cases, **options), report
-
-
-def plain(model: PidModel, cases: Cases, **options: Any) -> Answers:
-    return generate(model, cases, compact=False, **options)[0]
-
-
-def assert_same(answers: Answers, expected: Answers) -> None:
-    """Tokens are identical; other shapes round differently, hence a tolerance for scores."""
-
-    def flat(answers: Answers) -> list[Generation]:
-        return [one for row in answers for first in row for one in (first, *first.alternatives)]
-
-    assert [one.tokens for one in flat(answers)] == [one.tokens for one in flat(expected)]
-    scores = [[one.score for one in flat(some)] for some in (answers, expected)]
-    np.testing.assert_allclose(*scores, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def expected(varied_model: PidModel, cases: Cases) -> Answers:
-    return plain(varied_model, cases)
 
 
 def test_the_cases_are_many_and_varied(expected: Answers) -> None:
@@ -115,57 +58,6 @@ def test_dropping_ended_prompts_changes_nothing_in_1000_cases(
     assert f"saved {report.row_steps_saved:,} of" in str(report)
 
 
-@pytest.mark.parametrize(("draft_tokens", "compact"), [(1, False), (3, True), (5, False)])
-def test_drafting_changes_nothing_in_1000_cases(
-    varied_model: PidModel,
-    cases: Cases,
-    expected: Answers,
-    draft_tokens: int,
-    compact: bool,
-) -> None:
-    answers, report = generate(varied_model, cases, compact=compact, draft_tokens=draft_tokens)
-    assert_same(answers, expected)
-    _, without = generate(varied_model, cases, compact=False)
-    assert 0 < report.accepted_tokens < report.drafted_tokens
-    assert report.tokens == without.tokens
-    assert report.decoder_calls <= without.decoder_calls
-    assert (report.row_steps_saved > 0) == compact
-    assert f"{report.accepted_tokens:,} of {report.drafted_tokens:,} drafted" in str(report)
-
-
-def test_right_drafts_save_calls_of_the_decoder(varied_model: PidModel, cases: Cases) -> None:
-    """A batch takes as many calls as its slowest output, hence one prompt at a time."""
-    alone = Cases(cases.documents[:40], [row[:1] for row in cases.prompts[:40]])
-    answers, report = generate(varied_model, alone, draft_tokens=3, batch_size=1, compact=False)
-    expected, without = generate(varied_model, alone, batch_size=1, compact=False)
-    assert_same(answers, expected)
-    # A right draft saves a call, but for the last token of an output.
-    saved = without.decoder_calls - report.decoder_calls
-    assert saved > 0
-    assert report.accepted_tokens - len(alone.documents) <= saved <= report.accepted_tokens
-
-
-def lists(cases: Cases) -> list[list[list[list[int]] | None]]:
-    """For two prompts of three a list of outputs, many with the same first tokens."""
-    random = np.random.default_rng(1)
-    beginnings = random.integers(2, 24, size=(40, 5))
-    choices = [
-        [row[: random.integers(1, 6)].tolist() + [7] * int(random.integers(3)) for row in some]
-        for some in np.split(beginnings, 4)
-    ]
-    return [
-        [None if (i + j) % 3 == 0 else choices[(i + j) % 4] for j in range(len(row))]
-        for i, row in enumerate(cases.prompts)
-    ]
-
-
-@pytest.fixture(params=[True, False], ids=["on the host", "on the device"])
-def gathers_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Where prompts are moved: on the host on a CPU, by a program on accelerators."""
-    monkeypatch.setattr(batch_decoder, "_gathers_on_host", lambda: request.param)
-    return bool(request.param)
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -182,25 +74,6 @@ def test_dropping_ended_prompts_changes_nothing_under_any_option(
     answers, report = generate(varied_model, some, compact=True, **options)
     assert report.row_steps_saved > 0
     assert_same(answers, plain(varied_model, some, **options))
-
-
-@pytest.mark.parametrize(
-    "rules",
-    [
-        {},
-        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
-        {"encoder_repetition_penalty": 1.3, "encoder_no_repeat_ngram_size": 3},
-    ],
-    ids=["none", "history", "document"],
-)
-def test_drafting_changes_nothing_under_any_option(
-    varied_model: PidModel, cases: Cases, rules: dict[str, Any]
-) -> None:
-    some = cases.some(20)
-    options = {"allowed": lists(some), "stop": [[5, 2], [9]], "min_new_tokens": 2, **rules}
-    answers, report = generate(varied_model, some, compact=False, draft_tokens=3, **options)
-    assert_same(answers, plain(varied_model, some, **options))
-    assert report.accepted_tokens > 0
 
 
 def test_prompt_in_encoder_drops_documents(varied_model: PidModel, cases: Cases) -> None:
@@ -355,36 +228,6 @@ def batch_of(size: tuple[int, int], compact: Any) -> DecodingBatch:
     return DecodingBatch(batch, np.ones(size, bool), limits, shape, options, compact=compact)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"compact": True, "draft_tokens": 2, "stop": [[5, 7], [9]]},
-        {"method": "pie", "compact": False, "do_sample": True, "num_return_sequences": 2},
-    ],
-    ids=["drafts", "samples"],
-)
-def test_after_a_warm_up_nothing_is_compiled(
-    varied_model: PidModel,
-    cases: Cases,
-    options: dict[str, Any],
-    caplog: pytest.LogCaptureFixture,
-    gathers_on_host: bool,
-) -> None:
-    model = PidModel(varied_model.model, varied_model.params)
-    caplog.set_level(logging.INFO, logger="pid_jax")
-    table = model.warm_up(32, PROMPTS, 4, NEW_TOKENS, **options)
-    assert table is model.programs
-    warm = len(table.compilations)
-    messages = [record.getMessage() for record in caplog.records]
-    assert len([message for message in messages if message.startswith("compiled the")]) == warm
-    moves = [one for one in table.compilations if one.program == "compaction"]
-    assert bool(moves) == (options["compact"] and not gathers_on_host)
-    long = next(i for i, document in enumerate(cases.documents) if len(document) == 32)
-    one = Cases(cases.documents[long:][:1], cases.prompts[long:][:1])
-    generate(model, one, batch_size=20, **options)
-    assert len(model.programs.compilations) == warm
-
-
 def test_all_transfers_are_explicit(
     varied_model: PidModel, cases: Cases, gathers_on_host: bool
 ) -> None:
@@ -394,34 +237,3 @@ def test_all_transfers_are_explicit(
     with jax.transfer_guard("disallow"):
         _, report = generate(varied_model, some, compact=True)
     assert report.prompts == 40
-
-
-def test_later_shapes_are_compiled_by_other_threads(
-    varied_model: PidModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Traced by the caller's, whose settings of JAX may be its own."""
-    model = PidModel(varied_model.model, varied_model.params)
-    traced, compiled = [], []
-    trace, compile_ = programs.Executable.trace, programs._compiled
-
-    def recorded_trace(program: programs.Executable, *arguments: Any) -> None:
-        traced.append(threading.current_thread())
-        trace(program, *arguments)
-
-    def recorded_compile(lowered: Any) -> Any:
-        compiled.append(threading.current_thread())
-        return compile_(lowered)
-
-    monkeypatch.setattr(programs.Executable, "trace", recorded_trace)
-    monkeypatch.setattr(programs, "_compiled", recorded_compile)
-    sizes = [(200, 9), (90, 3), (30, 1)]
-    some = Cases([[5] * size for size, _ in sizes], [[[7]] * count for _, count in sizes])
-    limits = batch_planning.BatchLimits(4096, 1, tokens_per_shape=0)
-    monkeypatch.setattr(batch_planning.BatchLimits, "by_default", lambda *_: limits)
-    for _ in range(2):
-        answers, _ = generate(model, some, batch_size=1)
-        assert len(traced) == len(compiled) == len(model.programs.compilations)
-    assert set(traced) == {threading.current_thread()}
-    assert set(compiled) - set(traced)
-    assert len(model.programs.compilations) == 3 * len(sizes)
-    assert_same(answers, plain(varied_model, some))

@@ -1,110 +1,32 @@
+"""Training batches: their content, how they are drawn, and where a restored iterator continues."""
+
 import itertools
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pid_jax.data.batching import bucket
 from pid_jax.data.examples import Example, Subtask
-from pid_jax.data.pipeline import batch_shapes, evaluation_batches, training_batches
-from pid_jax.data.tokenizing import Limits, TokenizedExample, TokenizedExamples
+from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.errors import UserError
-
-PAD, END, START = 0, 1, 2
-NONE = [99, END]
-WIDE = Limits(document_tokens=1000, prompt_tokens=10, target_tokens=10)
-
-
-class NumberTokenizer:
-    """Texts are numbers between spaces, and each is its own token; any other word is 9.
-    Appends END to documents."""
-
-    def __call__(self, texts, *, add_special_tokens, **options):
-        end = [END] if add_special_tokens else []
-        words = [text.split() for text in texts]
-        return {
-            "input_ids": [
-                [int(word) if word.isdigit() else 9 for word in row] + end for row in words
-            ]
-        }
-
-    def decode(self, token_ids, **options):
-        return " ".join(map(str, token_ids))
-
-    def save_pretrained(self, save_directory, **options):
-        raise NotImplementedError
-
-
-def source_of(lengths, subtasks, negatives=0, limits=WIDE):
-    """Example n starts with 1000 + n; its subtask s asks 100 + s and is answered 200 + s,
-    but the last `negatives` are answered 99."""
-    examples = [
-        Example(
-            id=str(number),
-            document=" ".join([str(1000 + number)] + ["5"] * (length - 1)),
-            subtasks=tuple(
-                Subtask(
-                    id=str(subtask),
-                    prompt=f"{100 + subtask}",
-                    target="99" if subtask >= subtasks - negatives else f"{200 + subtask}",
-                )
-                for subtask in range(subtasks)
-            ),
-        )
-        for number, length in enumerate(lengths)
-    ]
-    return TokenizedExamples(examples, NumberTokenizer(), limits, end_token_id=END)
-
-
-def lengths_of(count, longest=150):
-    return np.random.default_rng(7).integers(1, longest, count).tolist()
-
-
-def training(source, **options):
-    options = {"batch_size": 4, "seed": 3, "threads": 0, **options}
-    return training_batches(source, pad_token_id=PAD, decoder_start_token_id=START, **options)
-
-
-def evaluation(source, **options):
-    return evaluation_batches(
-        source, pad_token_id=PAD, decoder_start_token_id=START, **{"batch_size": 4, **options}
-    )
-
-
-def take(batches, count):
-    return list(itertools.islice(batches, count))
-
-
-def numbers(batch):
-    """Which examples stand in the batch, by the first token of their documents."""
-    return [int(row[0]) - 1000 for row, mask in zip(*batch[:2], strict=True) if mask.any()]
-
-
-def pairs(batch, row):
-    """(prompt, target) in a row's present slots, start token gone."""
-    return [
-        (prompt[prompt_mask].tolist()[1:], target[target_mask].tolist())
-        for prompt, prompt_mask, target, target_mask in zip(
-            *(values[row] for values in batch[2:]), strict=True
-        )
-        if target_mask.any()
-    ]
+from tests.helpers.number_examples import (
+    END,
+    NONE,
+    WIDE,
+    NumberTokenizer,
+    evaluation,
+    lengths_of,
+    numbers,
+    pairs,
+    prompt_before_document,
+    source_of,
+    take,
+    training,
+)
 
 
 def same(left, right):
     return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-def prompt_before_document(examples):
-    """What the prompt-in-encoder baseline does: one document per prompt."""
-    return [
-        TokenizedExample(example.id, [*prompt, *example.document], [[]], [target])
-        for example in examples
-        for prompt, target in zip(example.prompts, example.targets, strict=True)
-    ]
 
 
 def test_an_epoch_visits_every_example_once():
@@ -272,61 +194,6 @@ def test_orbax_saves_the_position_of_the_call_while_batches_go_on(tmp_path):
     assert all(map(same, expected, take(loaded["data"], 10)))
 
 
-def test_shapes_come_from_a_small_set_known_beforehand():
-    source = source_of(lengths_of(96, longest=500), 7)
-    shapes = batch_shapes(source, batch_size=4, max_prompts=5)
-    assert len(shapes) <= 500 // 64 + 1
-    sizes = {
-        (shape.documents, shape.prompts, shape.prompt_tokens, shape.target_tokens)
-        for shape in shapes
-    }
-    assert sizes == {(4, 5, 2, 2)}  # a prompt is the start token and its own; a target two tokens
-    lengths = [shape.document_tokens for shape in shapes]
-    assert lengths == sorted({bucket(n, multiple=64) for n in source.document_lengths.tolist()})
-
-    seen = {
-        (*batch.documents.shape, *batch.prompts.shape[1:], batch.targets.shape[2])
-        for batch in take(training(source, max_prompts=5), 100)
-    }
-    assert len(seen) > 1
-    assert seen <= {
-        (s.documents, s.document_tokens, s.prompts, s.prompt_tokens, s.target_tokens)
-        for s in shapes
-    }
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=12),
-    subtasks=st.integers(1, 6),
-    max_prompts=st.none() | st.integers(1, 8),
-    batch_size=st.integers(1, 5),
-    arranged=st.booleans(),
-)
-def test_every_batch_has_a_promised_shape(lengths, subtasks, max_prompts, batch_size, arranged):
-    source = source_of(lengths, subtasks)
-    options = {"batch_size": batch_size, "document_multiple": 8}
-    if arranged:
-        options["arrange"] = prompt_before_document
-    trained = take(training(source, max_prompts=max_prompts, **options), 8)
-    evaluated = list(evaluation(source, **options))
-    for batches, limit in ((trained, max_prompts), (evaluated, None)):
-        shapes = {
-            (s.documents, s.document_tokens, s.prompts, s.prompt_tokens, s.target_tokens)
-            for s in batch_shapes(source, max_prompts=limit, **options)
-        }
-        for batch in batches:
-            shape = (*batch.documents.shape, *batch.prompts.shape[1:], batch.targets.shape[2])
-            assert shape in shapes
-
-
-def test_truncated_documents_stay_within_the_bucket_of_the_limit():
-    limits = replace(WIDE, document_tokens=100)
-    source = source_of(lengths_of(24, longest=500), 1, limits=limits)
-    assert batch_shapes(source, batch_size=4)[-1].document_tokens == 128
-    assert max(batch.document_mask.sum(axis=1).max() for batch in take(training(source), 6)) == 100
-
-
 def test_arrange_makes_what_is_collated():
     source = source_of(lengths_of(24), 6, negatives=4)
     options = {"max_prompts": 3, "negative_target": NONE, "negative_rate": 0.1}
@@ -347,37 +214,6 @@ def test_arrange_makes_what_is_collated():
         assert not one_prompt_each.target_mask[len(expected) :].any()
         absent += 12 - len(expected)
     assert absent > 0
-
-
-def test_evaluation_visits_every_example_once_in_order_with_all_subtasks():
-    source = source_of(lengths_of(10), 5, negatives=3)
-    batches = list(evaluation(source))
-    assert [numbers(batch) for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    for batch in batches:
-        assert batch.documents.shape[0] == 4
-        for row in range(len(numbers(batch))):
-            assert len(pairs(batch, row)) == 5
-    assert not batches[-1].document_mask[2:].any()
-    assert not batches[-1].target_mask[2:].any()
-    assert (batches[-1].prompts[2:, :, -1] == START).all()
-
-
-def test_evaluation_may_lack_targets_and_subtasks():
-    examples = [
-        Example("a", "5", (Subtask("q", "6"), Subtask("r", "7", "8"))),
-        Example("b", "", ()),
-    ]
-    source = TokenizedExamples(examples, NumberTokenizer(), WIDE, end_token_id=END)
-    (batch,) = evaluation(source, batch_size=2)
-    assert batch.target_mask.sum(axis=-1).tolist() == [[0, 2], [0, 0]]
-    assert batch.document_mask.sum(axis=-1).tolist() == [2, 1]
-
-
-@pytest.mark.parametrize("options", [{}, {"arrange": prompt_before_document}])
-def test_evaluation_of_documents_without_any_subtask_is_all_absent(options):
-    source = source_of([3, 4], 0)
-    for batch in evaluation(source, **options):
-        assert not batch.target_mask.any()
 
 
 def test_a_subtask_without_target_cannot_be_trained_on():
