@@ -1,5 +1,6 @@
 """Compiled functions: one executable for each shape of the arguments, timed and logged."""
 
+import functools
 import itertools
 import logging
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.settings import compiler_options
+from pid_jax.backends.settings import compiler_options, compiling_for, current_platform, platform_of
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +40,25 @@ class Compilation:
     seconds: float
 
 
-_CPU_OPTIONS = compiler_options("cpu")
+_UNKNOWN_OPTIONS: set[str] = set()
+"""Compiler options that this jaxlib does not have."""
 
 
-def _compiled(lowered: Any) -> Any:
-    """Leaves out options that a jaxlib does not have."""
-    if jax.default_backend() != "cpu":
-        return lowered.compile()
-    options = dict(_CPU_OPTIONS)
-    while options:
+def _compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+    """Compiles with the options of a platform but those that a jaxlib does not have."""
+    while True:
+        options: dict[str, Any] = {
+            name: value
+            for name, value in compiler_options(platform).items()
+            if name not in _UNKNOWN_OPTIONS
+        }
         try:
-            return lowered.compile(compiler_options=options)
+            return lowered.compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
-            unknown = [name for name in options if name in str(error)]
+            unknown = {name for name in options if name in str(error)}
             if not unknown:
                 raise
-            for name in unknown:
-                del options[name]
-                _CPU_OPTIONS.pop(name, None)  # other threads may have done so
-    return lowered.compile()
+            _UNKNOWN_OPTIONS.update(unknown)
 
 
 class Executable:
@@ -72,6 +73,7 @@ class Executable:
         self._jitted: Any = None
         self._lowered: jax.stages.Lowered | None = None
         self._results: Future[Any] = Future()
+        self._platform = ""
         self._tracing_seconds = 0.0
         self._compiled: Future[tuple[jax.stages.Compiled, float]] = Future()
 
@@ -87,11 +89,15 @@ class Executable:
             return None
         return self._compiled.result()[1]
 
-    def trace(self, jitted: Any, arguments: tuple[Any, ...], static: Mapping[str, Any]) -> None:
+    def trace(
+        self, jitted: Any, platform: str, arguments: tuple[Any, ...], static: Mapping[str, Any]
+    ) -> None:
         """Traces the function once. JAX settings may be those of the calling thread alone."""
         started = time.perf_counter()
+        self._platform = platform
         try:
-            lowered = jitted.lower(*arguments, **static)
+            with compiling_for(platform):
+                lowered = jitted.lower(*arguments, **static)
             results = lowered.out_info
         except BaseException as error:
             self._owner.drop(self._key, self)
@@ -109,7 +115,7 @@ class Executable:
         if lowered is not None:
             started = time.perf_counter()
             try:
-                compiled = _compiled(lowered)
+                compiled = _compiled(lowered, self._platform)
                 # Otherwise JAX retains each program for ever, dropped here or not.
                 self._jitted.clear_cache()
                 seconds = self._tracing_seconds + time.perf_counter() - started
@@ -166,12 +172,16 @@ class Programs:
         self,
         name: str,
         jitted: Any,
+        platform: str,
         arguments: tuple[Any, ...],
         variable: tuple[Any, ...],
         static: Mapping[str, Hashable],
         label: Hashable,
     ) -> Executable:
-        """The executable for the shapes of `variable`, traced with `arguments` if it is new."""
+        """The executable for the shapes of `variable`, traced with `arguments` if it is new.
+
+        platform: of the devices that it is compiled for.
+        """
         key = self._key(name, variable, static)
         with _LOCK:
             executable = self._executables.get(key)
@@ -184,7 +194,7 @@ class Programs:
                 self._executables.popitem(last=False)
             _limit_process()
         if is_new:
-            executable.trace(jitted, arguments, static)
+            executable.trace(jitted, platform, arguments, static)
         return executable
 
     def drop(self, key: Hashable, executable: Executable) -> None:
@@ -265,12 +275,13 @@ class CompiledFunction:
         self._static = tuple(static)
         programs.claim(name, function, self._static)
         self._constant_shapes = constant_shapes
-        self._jitted = jax.jit(
-            function,
-            static_argnums=tuple(range(len(static))),
-            static_argnames=tuple(static_argnames),
+        self._function = function
+        self._jit_options = {
+            "static_argnums": tuple(range(len(static))),
+            "static_argnames": tuple(static_argnames),
             **jit_options,
-        )
+        }
+        self._jitted: dict[str, Any] = {}
 
     def __call__(self, *arguments: Any, label: Hashable, **static: Hashable) -> Any:
         """Runs the function, compiled for these shapes. Arguments are arrays on the device."""
@@ -282,10 +293,30 @@ class CompiledFunction:
 
     def trace(self, *arguments: Any, label: Hashable, **static: Hashable) -> Executable:
         """The executable for these arrays or `jax.ShapeDtypeStruct`s. Any thread may compile it."""
+        platform = platform_of(arguments) or current_platform()
         variable = arguments[self._constant_shapes :]
         return self.programs.get(
-            self.name, self._jitted, (*self._static, *arguments), variable, static, label
+            self.name,
+            self._jitted_for(platform),
+            platform,
+            (*self._static, *arguments),
+            variable,
+            static,
+            label,
         )
+
+    def _jitted_for(self, platform: str) -> Any:
+        if platform not in self._jitted:
+            function = self._function
+            if platform != jax.default_backend():
+
+                @functools.wraps(function)
+                def function(*arguments: Any, **static: Any) -> Any:
+                    # Another function: JAX would find the traces of the default backend.
+                    return self._function(*arguments, **static)
+
+            self._jitted[platform] = jax.jit(function, **self._jit_options)
+        return self._jitted[platform]
 
     def warm_up(self, *shapes: Any, label: Hashable, **static: Hashable) -> Any:
         """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pid_jax import programs as programs_module
+from pid_jax.backends.settings import current_platform
 from pid_jax.programs import CompiledFunction, Programs
 
 
@@ -108,7 +109,7 @@ def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.M
     ones = np.ones(7, np.float32)
     traced = sums(programs).trace(ones, ones, label="7", negative=False)
     with monkeypatch.context() as patched:
-        patched.setattr(programs_module, "_compiled", lambda lowered: 1 / 0)
+        patched.setattr(programs_module, "_compiled", lambda lowered, platform: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             traced.compile()
     assert len(programs) == 0
@@ -118,8 +119,9 @@ def test_a_compilation_that_fails_elsewhere_is_tried_again(monkeypatch: pytest.M
 def test_options_that_a_jaxlib_lacks_are_left_out_by_all_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = programs_module._CPU_OPTIONS | {"xla_cpu_of_another_jaxlib": True}
-    monkeypatch.setattr(programs_module, "_CPU_OPTIONS", options)
+    options = programs_module.compiler_options("cpu") | {"xla_cpu_of_another_jaxlib": True}
+    monkeypatch.setattr(programs_module, "compiler_options", lambda platform: options)
+    monkeypatch.setattr(programs_module, "_UNKNOWN_OPTIONS", set())
     ones = np.ones(7, np.float32)
     meeting = threading.Barrier(4, timeout=20)
 
@@ -130,7 +132,26 @@ def test_options_that_a_jaxlib_lacks_are_left_out_by_all_threads(
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(ask) for _ in range(4)]
         assert [answer.result() for answer in answers] == [2.0] * 4
-    assert "xla_cpu_of_another_jaxlib" not in options
+    assert {"xla_cpu_of_another_jaxlib"} == programs_module._UNKNOWN_OPTIONS
+
+
+def test_a_program_has_the_settings_of_the_platform_that_its_arguments_are_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def named(x: jax.Array) -> jax.Array:
+        return x + len(current_platform())
+
+    programs = Programs()
+    function = CompiledFunction(programs, "named", named)
+    here = jax.device_put(np.zeros(2, np.float32), jax.devices()[0])
+    monkeypatch.setattr(jax, "default_backend", lambda: "elsewhere")
+    assert function(here, label="")[0] == len("cpu")
+    assert function(np.zeros(3, np.float32), label="")[0] == len("elsewhere")
+    # JAX has a trace of this function for these shapes: it must not serve another platform.
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.setattr(programs_module, "platform_of", lambda arguments: "anywhere")
+    again = CompiledFunction(Programs(), "named", named)
+    assert again(here, label="")[0] == len("anywhere")
 
 
 def test_a_failed_compilation_is_told_and_tried_again() -> None:

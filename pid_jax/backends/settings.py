@@ -1,7 +1,10 @@
 """The settings of each backend: layout of keys and values, transposed kernels, compiler options."""
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 
@@ -35,15 +38,45 @@ BY_PLATFORM: dict[str, BackendSettings] = {
 }
 
 
-def backend_settings(platform: str | None = None) -> BackendSettings:
-    """The settings of a platform, by default of `jax.default_backend()`.
+_COMPILING_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "compiling_for", default=None
+)
 
-    Tracing reads them. Therefore a program that is compiled for a platform other than
-    `jax.default_backend()` has the layout of the latter.
+
+@contextlib.contextmanager
+def compiling_for(platform: str | None) -> Iterator[None]:
+    """What is traced in this context has the settings of a platform: "cpu", "gpu" or "tpu".
+
+    None changes nothing. `programs.CompiledFunction` traces in the context of the devices that its
+    arguments are on, so that a program can be compiled for devices that this machine lacks.
     """
-    return BY_PLATFORM.get(platform or jax.default_backend(), BackendSettings())
+    token = _COMPILING_FOR.set(platform or _COMPILING_FOR.get())
+    try:
+        yield
+    finally:
+        _COMPILING_FOR.reset(token)
 
 
-def compiler_options(platform: str | None = None) -> dict[str, bool | int | str]:
+def current_platform() -> str:
+    """The platform of `compiling_for`, otherwise `jax.default_backend()`."""
+    return _COMPILING_FOR.get() or jax.default_backend()
+
+
+def platform_of(arrays: Any) -> str | None:
+    """The platform of the devices that a tree of arrays or shapes is on. None if it is on none."""
+    for leaf in jax.tree.leaves(arrays):
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is not None:
+            platform = next(iter(sharding.device_set)).platform
+            return "gpu" if platform in ("cuda", "rocm") else str(platform)
+    return None
+
+
+def backend_settings() -> BackendSettings:
+    """The settings of `current_platform()`. Tracing reads them."""
+    return BY_PLATFORM.get(current_platform(), BackendSettings())
+
+
+def compiler_options(platform: str) -> dict[str, bool | int | str]:
     """XLA options for programs of this platform. A jaxlib may not know all of them."""
-    return dict(backend_settings(platform).compiler_options)
+    return dict(BY_PLATFORM.get(platform, BackendSettings()).compiler_options)

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int
 
 from pid_jax import prompt_in_decoder
+from pid_jax.backends.settings import platform_of
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.decoding.compaction import (
     Size,
@@ -60,6 +61,7 @@ class BatchDecoder:
         self.model = model
         self.params = params
         self._sharding = _replicated_like(params)
+        self._gathers_on_host = platform_of(params) == "cpu"
         self._policy = CompactionPolicy()
         self._options: tuple[DecodingOptions | None, Any] = None, None
         """Those of the latest batch, and where they are on the device: tables may be large."""
@@ -238,7 +240,7 @@ class BatchDecoder:
     def _warm_up_move(self, encoded: Any, state: Any, size: Size, target: Size) -> tuple[Any, Any]:
         """Compiles the move from one size to another. Returns the shapes of what it makes."""
         gather = gather_of(np.zeros(size, bool), target)
-        if _gathers_on_host():
+        if self._gathers_on_host:
             moved = (
                 jax.eval_shape(gather_documents, encoded, gather.documents),
                 jax.eval_shape(gather_prompts, state, gather),
@@ -258,7 +260,7 @@ class BatchDecoder:
         """The prompts that have not finished, in a smaller batch."""
         gather = gather_of(~active.finished, target)
         encoded, state, size = active.encoded, active.state, active.size
-        if _gathers_on_host():
+        if self._gathers_on_host:
             # The device's memory is the host's: no program is compiled for each pair of sizes.
             if target[0] < size[0]:
                 encoded = gather_documents(jax.device_get(encoded), gather.documents)
@@ -325,10 +327,6 @@ def _prefill_inputs(batch: DecodingBatch, part: slice) -> tuple[Any, ...]:
 def _limits(until: int, stop_at: Size) -> tuple[Any, Any]:
     """The last two arguments of `decode`."""
     return np.int32(until), (np.int32(stop_at[0]), np.int32(stop_at[1]))
-
-
-def _gathers_on_host() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _replicated_like(params: Params) -> Sharding:

@@ -11,10 +11,10 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from pid_jax.backends.settings import current_platform
 from pid_jax.data.batching import DOCUMENT_MULTIPLE, BatchShape, bucket, bucket_below
 from pid_jax.data.tokenizing import TokenizedExample
 
@@ -47,7 +47,7 @@ class BatchLimits:
         Beside the speed of an accelerator a compilation costs more: larger batches, fewer shapes,
         coarser sizes.
         """
-        if jax.default_backend() == "cpu":
+        if current_platform() == "cpu":
             return cls(tokens or 4096, documents)
         return cls(
             tokens or 65536,

@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from pid_jax import arguments
+from pid_jax.backends.settings import compiling_for, platform_of
 from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.data.tokenizing import TokenizedExample
@@ -97,7 +98,8 @@ class PidModel:
         """Created when it is first used: it may copy the parameters."""
         with self._lock:
             if self._created is None:
-                params = self.model.decoding_params(self.params)
+                with compiling_for(platform_of(self.params)):
+                    params = self.model.decoding_params(self.params)
                 self._created = Executor(self.model, params)
             return self._created
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
+from pid_jax.backends.settings import current_platform
 from pid_jax.checkpoints import contents, generation_config, huggingface, orbax
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
@@ -79,7 +79,7 @@ def limits(config: ConfigDict) -> Limits:
 def activation_dtype(config: ConfigDict) -> Any:
     """The dtype of activations: "auto" is float32 on a CPU and bfloat16 elsewhere."""
     if config.model.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if current_platform() == "cpu" else jnp.bfloat16
     return _DTYPES[config.model.dtype]
 
 
