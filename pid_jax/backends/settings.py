@@ -8,15 +8,21 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.layouts import ATTENDED_LAST, Layout
+from pid_jax.backends.layouts import ATTENDED_LAST, HeadsMerged, Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class BackendSettings:
     """The settings of one backend."""
 
-    layout: Layout = ATTENDED_LAST
-    """The layout of all keys and values: those of documents and those of the decoder's cache."""
+    document_layout: Layout = ATTENDED_LAST
+    """The layout of the keys and values of documents."""
+    cache_layout: Layout = ATTENDED_LAST
+    """The layout of those of the decoder's tokens, which decoding writes to the cache."""
+    packs_prompts: bool = False
+    """Whether attention without dropout is `packed_attention.packed_attention`."""
+    writes_first: bool = False
+    """Whether a decode step writes new keys and values to the cache before it attends to it."""
     transposes: bool = False
     """Whether decoding also reads transposed kernels, see `matmul.matmul`."""
     compiler_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
@@ -34,7 +40,7 @@ BY_PLATFORM: dict[str, BackendSettings] = {
         },
     ),
     "gpu": BackendSettings(),
-    "tpu": BackendSettings(),
+    "tpu": BackendSettings(cache_layout=HeadsMerged(), packs_prompts=True, writes_first=True),
 }
 
 

@@ -6,16 +6,17 @@ Both are from `pid_jax.backends`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends.blockwise_attention import blockwise_attention as blockwise_attention
 from pid_jax.backends.local_attention import AttentionDropout as AttentionDropout
 from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
 from pid_jax.backends.local_attention import local_attention as local_attention
+from pid_jax.backends.packed_attention import Source as Source
+from pid_jax.backends.packed_attention import packed_attention
 from pid_jax.backends.scores import MASKED_SCORE as MASKED_SCORE
 from pid_jax.backends.scores import adjust_scores
 from pid_jax.backends.scores import is_within as is_within
@@ -24,22 +25,11 @@ from pid_jax.backends.settings import backend_settings
 from pid_jax.models.protocol import KeyValue
 
 
-class Source(NamedTuple):
-    """Something to attend to: keys and values, and what changes their scores."""
-
-    layer: KeyValue
-    """`Float["B G S K"]`, in the backend's layout."""
-    mask: Bool[Array, "#B #L S"] | None = None
-    """True where a query may look. None where it may look everywhere."""
-    bias: Float[Array, "#B H L S"] | None = None
-    """Added to the scores."""
-
-
 def attend(
     query: Float[Array, "B H L K"],
     sources: Sequence[Source],
     scale: float = 1.0,
-    dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "B H L K"]:
     """softmax(scale Q K^T + bias) V, with a single softmax, in float32, over all sources.
@@ -47,11 +37,15 @@ def attend(
     A decoder attends at once to its key/value cache and to the new tokens, and copies neither.
     `dropout` is applied to the softmax's output.
     """
-    weights = dropout(attention_weights(query, sources, scale, soft_cap))
+    if backend_settings().packs_prompts and dropout is None:
+        return packed_attention(query, sources, scale, soft_cap)
+    weights = attention_weights(query, sources, scale, soft_cap)
+    if dropout is not None:
+        weights = dropout(weights)
     outputs, start = [], 0
-    for layer, _, _ in sources:
-        stop = start + layer.length()
-        outputs.append(layer.weighted(weights[..., start:stop]))
+    for source in sources:
+        stop = start + source.layer.length()
+        outputs.append(source.layer.weighted(weights[..., start:stop]))
         start = stop
     return sum(outputs[1:], start=outputs[0])
 
@@ -64,9 +58,10 @@ def attention_weights(
 ) -> Float[Array, "B H L all"]:
     """softmax(scale Q K^T + bias), over the tokens of all sources in turn."""
     scores = []
-    for layer, mask, bias in sources:
-        seen = None if mask is None else mask[:, None]
-        scores.append(adjust_scores(layer.scores(query), scale, soft_cap, bias, seen))
+    for source in sources:
+        seen = None if source.mask is None else source.mask[:, None]
+        products = source.layer.scores(query)
+        scores.append(adjust_scores(products, scale, soft_cap, source.bias, seen))
     joined = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     return jax.nn.softmax(joined, axis=-1).astype(query.dtype)
 
@@ -88,7 +83,28 @@ def merge_heads(x: Float[Array, "B heads tokens K"]) -> Float[Array, "B tokens w
     return x.transpose(0, 2, 1, 3).reshape(batch, length, heads * width)
 
 
-def key_value(key: Float[Array, "B G S K"], value: Float[Array, "B G S K"]) -> KeyValue:
-    """Keys and values in the layout that the backend reads best."""
-    layout = backend_settings().layout
+def own_tokens(
+    past: Source | None, present: Source, slots: Int[Array, "#B L"]
+) -> tuple[list[Source], KeyValue]:
+    """What a decoder's self-attention reads, and what the decoder returns for its caller to write.
+
+    Two sources, unless the backend writes the present to the cache first: then one, the whole
+    cache, which is also returned. slots: of the present tokens.
+    """
+    if past is None:
+        return [present], present.layer
+    if not backend_settings().writes_first or slots.shape != (1, 1):
+        return [past, present], present.layer
+    layer = past.layer.write(present.layer, slots[0, 0])
+    seen = jnp.arange(layer.length()) == slots[0, 0]
+    return [Source(layer, seen if past.mask is None else past.mask | seen, past.bias)], layer
+
+
+def key_value(
+    key: Float[Array, "B G S K"], value: Float[Array, "B G S K"], *, cached: bool = False
+) -> KeyValue:
+    """Keys and values in the backend's layout for documents, or for the decoder's cache."""
+    settings = backend_settings()
+    layout = settings.cache_layout if cached else settings.document_layout
+    layout = layout.for_heads(key.shape[1])
     return KeyValue(layout.from_heads(key), layout.from_heads(value), layout)

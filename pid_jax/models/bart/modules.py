@@ -4,6 +4,7 @@ Lewis et al., arXiv 1910.13461 (BART); Liu et al., arXiv 2001.08210 (mBART); Tan
 2008.00401 (mBART-50). What differs between them and PEGASUS is in their configurations.
 """
 
+import functools
 from typing import ClassVar
 
 import jax
@@ -47,11 +48,10 @@ class BartAttention(nn.Module):
         self.output = dense("heads", "embed")
         self.dropout = nn.Dropout(self.dropout_rate)
 
-    def project(self, x: Float[Array, "B S D"]) -> KeyValue:
-        """Keys and values of what is attended to."""
-        return key_value(
-            split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
-        )
+    def project(self, x: Float[Array, "B S D"], *, cached: bool = False) -> KeyValue:
+        """Keys and values of what is attended to. cached: for the decoder's cache."""
+        key, value = split_heads(self.key(x), self.heads), split_heads(self.value(x), self.heads)
+        return key_value(key, value, cached=cached)
 
     def scaled_query(self, x: Float[Array, "B L D"]) -> Float[Array, "B H L K"]:
         """Queries whose products with keys are the scores."""
@@ -64,7 +64,7 @@ class BartAttention(nn.Module):
         attended = attend(
             self.scaled_query(x),
             sources,
-            dropout=lambda weights: self.dropout(weights, deterministic),
+            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
         )
         return self.output(merge_heads(attended))
 
@@ -171,7 +171,7 @@ class BartDecoderLayer(BartLayer):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         read = self.read(self.self_attention_norm, x)
-        present = self.self_attention.project(read)
+        present = self.self_attention.project(read, cached=True)
         sources = [Source(present, mask)] if past is None else [past, Source(present, mask)]
         attended = self.self_attention(read, sources, deterministic)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
@@ -277,7 +277,9 @@ class BartDecoder(BartStack):
         x = self.enter(x, positions, deterministic)
         present = []
         for i, layer in enumerate(self.layers):
-            remembered = None if past is None else Source(past.layers[i], past.mask[:, None, :])
+            remembered = None
+            if past is not None:
+                remembered = Source(past.layers[i], past.mask[:, None, :])
             document = Source(cross_attention[i], document_mask[:, None, :])
             after, new = layer(x, mask, remembered, document, deterministic)
             x = self.unless_dropped(self.config.decoder_layerdrop, x, after, deterministic)

@@ -5,6 +5,7 @@ Xue et al., arXiv 2010.11934 (mT5) and 2105.13626 (ByT5); Chung et al., arXiv 23
 whose every layer has a relative position bias of its own).
 """
 
+import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from pid_jax.models.attention import (
     causal_mask,
     key_value,
     merge_heads,
+    own_tokens,
     split_heads,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
@@ -47,17 +49,20 @@ class T5Attention(nn.Module):
         self.output = Dense(config.d_model, ("heads", "embed"), factor * width**-0.5, self.dtype)
         self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
-    def project(self, x: Float[Array, "B S D"]) -> KeyValue:
-        """Keys and values of what is attended to."""
+    def project(self, x: Float[Array, "B S D"], *, cached: bool = False) -> KeyValue:
+        """Keys and values of what is attended to. cached: for the decoder's cache."""
         heads = self.config.num_heads
-        return key_value(split_heads(self.key(x), heads), split_heads(self.value(x), heads))
+        key, value = split_heads(self.key(x), heads), split_heads(self.value(x), heads)
+        return key_value(key, value, cached=cached)
 
     def __call__(
         self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
     ) -> Float[Array, "B L D"]:
         query = split_heads(self.query(x), self.config.num_heads)
         attended = attend(
-            query, sources, dropout=lambda weights: self.dropout(weights, deterministic)
+            query,
+            sources,
+            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
         )
         return self.output(merge_heads(attended))
 
@@ -203,15 +208,14 @@ class T5DecoderLayer(nn.Module):
         x: Float[Array, "B L D"],
         present_mask: Bool[Array, "B L L"],
         present_bias: Float[Array, "#B H L L"],
+        slots: Int[Array, "#B L"],
         past: Source | None,
         document: Source,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.self_attention_norm(x)
-        present = self.self_attention.project(normed)
-        sources = [Source(present, present_mask, present_bias)]
-        if past is not None:
-            sources.insert(0, past)
+        present = self.self_attention.project(normed, cached=True)
+        sources, present = own_tokens(past, Source(present, present_mask, present_bias), slots)
         x = x + self.dropout(self.self_attention(normed, sources, deterministic), deterministic)
         normed = self.cross_attention_norm(x)
         x = x + self.dropout(self.cross_attention(normed, [document], deterministic), deterministic)
@@ -265,7 +269,7 @@ class T5Decoder(nn.Module):
             if past is not None:
                 remembered = Source(past.layers[i], past.mask[:, None, :], past_biases[shared])
             document = Source(cross_attention[i], document_mask[:, None, :])
-            x, new = layer(x, mask, biases[shared], remembered, document, deterministic)
+            x, new = layer(x, mask, biases[shared], slots, remembered, document, deterministic)
             present.append(new)
         return self.dropout(self.final_norm(x), deterministic), tuple(present)
 

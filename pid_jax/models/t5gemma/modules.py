@@ -5,6 +5,7 @@ layer, soft-capping) and 2503.19786 (Gemma 3: norms of queries and keys instead 
 et al., arXiv 2504.06225 (T5Gemma).
 """
 
+import functools
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -76,16 +77,23 @@ class GemmaAttention(nn.Module):
         self.dropout = nn.Dropout(self.rates.attention)
 
     def project(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None = None
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"] | None = None,
+        *,
+        cached: bool = False,
     ) -> KeyValue:
-        """Keys and values of what is attended to. Where it has positions, keys are rotated."""
+        """Keys and values of what is attended to. Where it has positions, keys are rotated.
+
+        cached: for the decoder's cache.
+        """
         heads = self.config.num_key_value_heads
         key = split_heads(self.key(x), heads)
         if self.query_key_norms:
             key = self.key_norm(key)
         if positions is not None:
             key = rotate(key, positions, self.rotation)
-        return key_value(key, split_heads(self.value(x), heads))
+        return key_value(key, split_heads(self.value(x), heads), cached=cached)
 
     def __call__(
         self,
@@ -99,7 +107,7 @@ class GemmaAttention(nn.Module):
             self._queries(x, positions),
             sources,
             scale=self._scale,
-            dropout=lambda weights: self.dropout(weights, deterministic),
+            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
             soft_cap=self.config.attn_logit_softcapping,
         )
         return self.output(merge_heads(attended))
@@ -347,7 +355,7 @@ class T5GemmaDecoderLayer(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.self_attention_norm(x)
-        present = self.self_attention.project(normed, positions)
+        present = self.self_attention.project(normed, positions, cached=True)
         sources = seen.sources(present, past)
         attended = self.self_attention(normed, positions, sources, deterministic)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)

@@ -63,7 +63,7 @@ class T5Gemma2DecoderLayer(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.attention_norm(x)
-        present = self.attention.project(normed, positions)
+        present = self.attention.project(normed, positions, cached=True)
         sources = [*seen.sources(present, past), document]
         attended = self.attention(normed, positions, sources, deterministic)
         x = x + self.dropout(self.attention_post_norm(attended), deterministic)
