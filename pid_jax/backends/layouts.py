@@ -88,7 +88,12 @@ class Layout(abc.ABC):
         new: Float[Array, "*rows_and_new"],
         slots: Int[Array, "*rows"],
     ) -> Float[Array, "*rows_and_token"]:
-        """Writes new tokens into the cache. Each row has the slot of its first one in `slots`."""
+        """Writes new tokens into the cache. Each row has the slot of its first one in `slots`.
+
+        As many as the cache has replace it.
+        """
+        if new.shape == cache.shape:
+            return new
         offset = jnp.arange(self.length(cache)) - slots[..., None]
         count = self.length(new)
         axes = range(slots.ndim, cache.ndim)
@@ -179,6 +184,7 @@ class HeadsMerged(Layout):
 
     A TPU pads the last axis of an array to a multiple of 128. The width of a head is often 64, and
     a cache may have 24 slots. The heads of a token together are a multiple of 128 in most models.
+    For the decoder's cache only: the attention of encoders reads arrays with an axis of heads.
     """
 
     heads: int = 1

@@ -122,9 +122,14 @@ def _packed(scale: float, soft_cap: float | None) -> Callable[..., Any]:
 
 
 def pack_size(prompts: int, queries: int) -> int:
-    """How many of so many prompts, with so many queries each, share one product: a divisor."""
+    """How many of so many prompts, with so many queries each, share one product: a divisor.
+
+    A number without a divisor between a quarter of the greatest size and that size, such as a
+    prime, is one pack if it is at most twice the greatest size.
+    """
     most = max(min(PACK, PACKED_QUERIES // queries), 1)
-    return max(size for size in range(1, min(most, prompts) + 1) if prompts % size == 0)
+    size = max(size for size in range(1, min(most, prompts) + 1) if prompts % size == 0)
+    return prompts if 4 * size < most and prompts <= 2 * most else size
 
 
 def _joined(attended: Sequence[Array], shares: Sequence[Array]) -> Array:

@@ -1,7 +1,5 @@
 """Layouts of keys and values: all give the same, alone and in every family's model."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax import models, prompt_in_decoder
-from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, KeyValue
-from pid_jax.backends.settings import BY_PLATFORM, backend_settings
+from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, HeadsMerged, KeyValue
+from pid_jax.backends.settings import BY_PLATFORM, BackendSettings
 from pid_jax.models.protocol import Past
 from tests.helpers.tiny_families import VARIANTS
 
-LAYOUTS = [ATTENDED_FIRST, ATTENDED_LAST]
+LAYOUTS = [ATTENDED_FIRST, ATTENDED_LAST, HeadsMerged()]
 by_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: type(one).__name__)
 
 
@@ -25,7 +23,7 @@ def normal(seed, *shape):
 
 @settings(max_examples=8, deadline=None)
 @given(
-    batch=st.lists(st.integers(1, 3), max_size=3),
+    batch=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     queries=st.integers(1, 12),
     keys=st.integers(1, 12),
     width=st.integers(1, 6),
@@ -33,7 +31,7 @@ def normal(seed, *shape):
 def test_products_are_those_of_the_formulas(batch, queries, keys, width):
     query, weights = normal(0, *batch, queries, width), normal(1, *batch, queries, keys)
     key = normal(2, *batch, keys, width)
-    for layout in LAYOUTS:
+    for layout in (one.for_heads(batch[-1]) for one in LAYOUTS):
         laid_out = layout.from_heads(key)
         assert layout.length(laid_out) == keys
         np.testing.assert_allclose(
@@ -53,14 +51,16 @@ def test_products_are_those_of_the_formulas(batch, queries, keys, width):
 )
 def test_a_cache_is_padded_written_and_cut(layout, rows, tokens, empty, new, data):
     heads, width = 2, 3
+    layout = layout.for_heads(heads)
     old, added = normal(0, *rows, heads, tokens, width), normal(1, *rows, heads, new, width)
     new = min(new, tokens + empty)
     added = added[..., :new, :]
-    slots = tokens + empty
+    cache = KeyValue(layout.from_heads(old), layout.from_heads(old), layout).pad(empty)
+    slots = cache.length()
+    assert slots == tokens + empty or layout == HeadsMerged(heads)
     expected = np.zeros((*rows, heads, slots, width), np.float32)
     expected[..., :tokens, :] = old
 
-    cache = KeyValue(layout.from_heads(old), layout.from_heads(old), layout).pad(empty)
     present = KeyValue(layout.from_heads(added), layout.from_heads(added), layout)
     np.testing.assert_array_equal(cache.key, layout.from_heads(jnp.asarray(expected)))
 
@@ -116,11 +116,10 @@ def decoded(model, params):
 
     logits, present = decode(jnp.asarray(PROMPTS), 0, None)
     cache, all_logits = tuple(layer.pad(STEPS) for layer in present), [logits]
+    all_slots = cache[0].length()
     for step in range(STEPS):
         slot = length + step
-        filled = jnp.broadcast_to(
-            jnp.arange(length + STEPS) < slot, (batch, prompts, length + STEPS)
-        )
+        filled = jnp.broadcast_to(jnp.arange(all_slots) < slot, (batch, prompts, all_slots))
         logits, present = decode(logits.argmax(-1), slot, Past(cache, filled))
         starts = jnp.full((batch, prompts), slot)
         cache = tuple(
@@ -131,26 +130,31 @@ def decoded(model, params):
     return jnp.concatenate(all_logits, axis=2), encoded.cross_attention
 
 
+REFERENCE = BackendSettings(ATTENDED_FIRST, ATTENDED_FIRST)
+OTHERS = {
+    "attended last": BackendSettings(ATTENDED_LAST, ATTENDED_LAST),
+    "heads merged": BackendSettings(ATTENDED_LAST, HeadsMerged()),
+    "tpu": BY_PLATFORM["tpu"],
+}
+
+
 @pytest.mark.parametrize("family", sorted(VARIANTS.keys() - SAME_MODULES))
-def test_a_model_gives_the_same_in_another_layout(family, monkeypatch):
+def test_a_model_gives_the_same_in_other_layouts(family, monkeypatch):
     model = models.build(VARIANTS[family])
     random = np.random.default_rng(0)
-    params = model.decoding_params(
-        jax.tree.map(
-            lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), jnp.float32),
-            models.abstract_params(model),
-        )
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * random.normal(size=leaf.shape), jnp.float32),
+        models.abstract_params(model),
     )
-    platform = jax.default_backend()
-    logits, shapes = [], []
-    for layout in LAYOUTS:
-        changed = dataclasses.replace(backend_settings(), layout=layout)
-        monkeypatch.setitem(BY_PLATFORM, platform, changed)
+
+    def logits_with(settings):
+        monkeypatch.setitem(BY_PLATFORM, jax.default_backend(), settings)
         # A function of its own: JAX would not trace the same one again.
-        one, cross_attention = jax.jit(lambda params: decoded(model, params))(params)
-        logits.append(one)
-        shapes.append(cross_attention[0].key.shape)
-        assert {layer.layout for layer in cross_attention} == {layout}
-    assert shapes[0] == (*shapes[1][:2], shapes[1][3], shapes[1][2])
-    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
+        logits, cross_attention = jax.jit(lambda params: decoded(model, params))(params)
+        assert {type(layer.layout) for layer in cross_attention} == {type(settings.document_layout)}
+        return logits
+
+    expected = logits_with(REFERENCE)
+    for other in OTHERS.values():
+        np.testing.assert_allclose(logits_with(other), expected, rtol=1e-4, atol=1e-4)
     jax.clear_caches()

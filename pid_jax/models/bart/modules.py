@@ -20,6 +20,7 @@ from pid_jax.models.attention import (
     causal_mask,
     key_value,
     merge_heads,
+    own_tokens,
     split_heads,
 )
 from pid_jax.models.bart.configuration import BartLikeConfig
@@ -166,13 +167,14 @@ class BartDecoderLayer(BartLayer):
         self,
         x: Float[Array, "B L D"],
         mask: Bool[Array, "B L L"],
+        slots: Int[Array, "#B L"],
         past: Source | None,
         document: Source,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         read = self.read(self.self_attention_norm, x)
         present = self.self_attention.project(read, cached=True)
-        sources = [Source(present, mask)] if past is None else [past, Source(present, mask)]
+        sources, present = own_tokens(past, Source(present, mask), slots)
         attended = self.self_attention(read, sources, deterministic)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
         read = self.read(self.cross_attention_norm, x)
@@ -272,7 +274,6 @@ class BartDecoder(BartStack):
         past: Past | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        del slots  # Positions are absolute, and distances mean nothing.
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         x = self.enter(x, positions, deterministic)
         present = []
@@ -281,7 +282,7 @@ class BartDecoder(BartStack):
             if past is not None:
                 remembered = Source(past.layers[i], past.mask[:, None, :])
             document = Source(cross_attention[i], document_mask[:, None, :])
-            after, new = layer(x, mask, remembered, document, deterministic)
+            after, new = layer(x, mask, slots, remembered, document, deterministic)
             x = self.unless_dropped(self.config.decoder_layerdrop, x, after, deterministic)
             present.append(new)
         return self.leave(x), tuple(present)

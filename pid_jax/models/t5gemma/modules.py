@@ -21,6 +21,7 @@ from pid_jax.models.attention import (
     is_within,
     key_value,
     merge_heads,
+    own_tokens,
     soft_cap,
     split_heads,
 )
@@ -247,10 +248,13 @@ class Visible(NamedTuple):
     present: Bool[Array, "B L L"]
     past: Bool[Array, "B L M"] | Bool[Array, "B 1 M"] | None
 
-    def sources(self, present: KeyValue, past: KeyValue | None) -> list[Source]:
-        """What a layer's self-attention reads: the past, if there is one, and the new tokens."""
-        remembered = [] if past is None else [Source(past, self.past)]
-        return [*remembered, Source(present, self.present)]
+    slots: Int[Array, "#B L"]
+    """Those of the new tokens."""
+
+    def sources(self, present: KeyValue, past: KeyValue | None) -> tuple[list[Source], KeyValue]:
+        """See `own_tokens`: the past, if there is one, and the new tokens."""
+        remembered = None if past is None else Source(past, self.past)
+        return own_tokens(remembered, Source(present, self.present), self.slots)
 
 
 def visible(
@@ -261,12 +265,15 @@ def visible(
     present = causal_mask(slots.shape[1]) & token_mask[:, None, :]
     in_window = is_within(reach, slots[:, None, :] - slots[:, :, None])
     if past is None:
-        return {FULL: Visible(present, None), SLIDING: Visible(present & in_window, None)}
+        return {
+            FULL: Visible(present, None, slots),
+            SLIDING: Visible(present & in_window, None, slots),
+        }
     remembered = past.mask[:, None, :]
     past_in_window = is_within(reach, jnp.arange(past.mask.shape[1]) - slots[:, :, None])
     return {
-        FULL: Visible(present, remembered),
-        SLIDING: Visible(present & in_window, remembered & past_in_window),
+        FULL: Visible(present, remembered, slots),
+        SLIDING: Visible(present & in_window, remembered & past_in_window, slots),
     }
 
 
@@ -356,7 +363,7 @@ class T5GemmaDecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.self_attention_norm(x)
         present = self.self_attention.project(normed, positions, cached=True)
-        sources = seen.sources(present, past)
+        sources, present = seen.sources(present, past)
         attended = self.self_attention(normed, positions, sources, deterministic)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
         normed = self.cross_attention_norm(x)

@@ -64,8 +64,8 @@ class T5Gemma2DecoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.attention_norm(x)
         present = self.attention.project(normed, positions, cached=True)
-        sources = [*seen.sources(present, past), document]
-        attended = self.attention(normed, positions, sources, deterministic)
+        sources, present = seen.sources(present, past)
+        attended = self.attention(normed, positions, [*sources, document], deterministic)
         x = x + self.dropout(self.attention_post_norm(attended), deterministic)
         forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present

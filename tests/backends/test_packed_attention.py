@@ -1,0 +1,78 @@
+"""Attention with packed prompts, vmapped over prompts, against the same prompt by prompt."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pid_jax.backends import packed_attention as module
+from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, HeadsMerged, KeyValue
+from pid_jax.backends.packed_attention import Source, pack_size, packed_attention
+from pid_jax.models.attention import attend
+from tests.helpers.compiled_programs import array_sizes
+
+BATCH, WIDTH, SLOTS, TOKENS = 2, 8, 5, 7
+SCALE, CAP = 0.5, 3.0
+
+
+@pytest.mark.parametrize(("prompts", "pack"), [(6, 32), (6, 3), (5, 2)])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_prompts_see_what_each_sees_alone(prompts, pack, heads, groups, queries, monkeypatch):
+    """Own keys, masks and biases of each prompt, and a document that all share."""
+    monkeypatch.setattr(module, "PACK", pack)
+    module._packed.cache_clear()
+    random = np.random.default_rng(prompts + heads)
+
+    def normal(*shape):
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    def layer(layout, *shape):
+        layout = layout.for_heads(groups)
+        key, value = (layout.from_heads(normal(*shape)) for _ in range(2))
+        return KeyValue(key, value, layout)
+
+    query = normal(prompts, BATCH, heads, queries, WIDTH)
+    mask = jnp.asarray(random.random((prompts, BATCH, 1, SLOTS)) < 0.7).at[..., 0].set(True)
+    bias, own_bias = normal(1, heads, queries, SLOTS), normal(prompts, 1, heads, queries, SLOTS)
+    document_mask = jnp.asarray(random.random((BATCH, 1, TOKENS)) < 0.7)
+    for layout in (HeadsMerged(), ATTENDED_FIRST, ATTENDED_LAST):
+        cache = layer(layout, prompts, BATCH, groups, SLOTS, WIDTH)
+        document = layer(ATTENDED_LAST, BATCH, groups, TOKENS, WIDTH)
+
+        def all_sources(attention, query, cache, mask, own_bias, document=document):
+            sources = [
+                Source(cache, mask, bias),
+                Source(document, document_mask),
+                Source(cache, None, own_bias),
+            ]
+            return attention(query, sources, SCALE, soft_cap=CAP)
+
+        arguments = query, cache, mask, own_bias
+        packed = jax.vmap(lambda *one: all_sources(packed_attention, *one))(*arguments)
+        alone = [
+            all_sources(attend, *jax.tree.map(operator.itemgetter(i), arguments))
+            for i in range(prompts)
+        ]
+        np.testing.assert_allclose(packed, jnp.stack(alone), atol=2e-5)
+    module._packed.cache_clear()
+
+
+def test_a_document_alone_is_read_once():
+    """No array of the lowered function has keys of the document for each prompt."""
+    prompts = 3
+    key = jnp.ones((BATCH, 2, WIDTH, TOKENS))
+    document = KeyValue(key, key, ATTENDED_LAST)
+    query = jnp.ones((prompts, BATCH, 2, 1, WIDTH))
+    attended = jax.jit(jax.vmap(lambda query: packed_attention(query, [Source(document)])))
+    assert max(array_sizes(attended.lower(query))) < prompts * key.size
+
+
+@pytest.mark.parametrize(
+    ("prompts", "queries", "size"),
+    [(30, 1, 30), (64, 1, 32), (37, 1, 37), (67, 1, 1), (60, 41, 20), (4, 2000, 1)],
+)
+def test_packs_have_equal_sizes(prompts, queries, size):
+    assert pack_size(prompts, queries) == size
