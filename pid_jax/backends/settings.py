@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.layouts import ATTENDED_LAST, Layout
+from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,11 @@ class BackendSettings:
     """The layout of all keys and values: those of documents and those of the decoder's cache."""
     transposes: bool = False
     """Whether decoding also reads transposed kernels, see `matmul.matmul`."""
+    joined_projections: bool = False
+    """Whether decoding has the parameters of `projections.py`."""
+    decode_kernels: bool = False
+    """Whether decode steps run the Pallas kernels of `decode_attention.py`, `cache_update.py` and
+    `token_selection.py`, which are for a single device."""
     compiler_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
     """XLA options for every program."""
 
@@ -33,7 +38,12 @@ BY_PLATFORM: dict[str, BackendSettings] = {
             "xla_cpu_copy_insertion_use_region_analysis": True,
         },
     ),
-    "gpu": BackendSettings(),
+    "gpu": BackendSettings(
+        # The kernels read whole keys, and XLA's products read either layout.
+        layout=ATTENDED_FIRST,
+        joined_projections=True,
+        decode_kernels=True,
+    ),
     "tpu": BackendSettings(),
 }
 
@@ -41,19 +51,23 @@ BY_PLATFORM: dict[str, BackendSettings] = {
 _COMPILING_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "compiling_for", default=None
 )
+_DEVICES: contextvars.ContextVar[int] = contextvars.ContextVar("devices", default=1)
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str | None) -> Iterator[None]:
+def compiling_for(platform: str | None, devices: int | None = None) -> Iterator[None]:
     """What is traced in this context has the settings of a platform: "cpu", "gpu" or "tpu".
 
-    None changes nothing. `programs.CompiledFunction` traces in the context of the devices that its
-    arguments are on, so that a program can be compiled for devices that this machine lacks.
+    devices: the number of devices that the arrays are split over. None changes nothing.
+    `programs.CompiledFunction` traces in the context of the devices that its arguments are on, so
+    that a program can be compiled for devices that this machine lacks.
     """
     token = _COMPILING_FOR.set(platform or _COMPILING_FOR.get())
+    count = _DEVICES.set(devices or _DEVICES.get())
     try:
         yield
     finally:
+        _DEVICES.reset(count)
         _COMPILING_FOR.reset(token)
 
 
@@ -72,9 +86,22 @@ def platform_of(arrays: Any) -> str | None:
     return None
 
 
+def devices_of(arrays: Any) -> int:
+    """The largest number of devices that an array or shape of a tree is on. 1 if it is on none."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
+    return max((len(one.device_set) for one in shardings if one is not None), default=1)
+
+
 def backend_settings() -> BackendSettings:
-    """The settings of `current_platform()`. Tracing reads them."""
-    return BY_PLATFORM.get(current_platform(), BackendSettings())
+    """The settings of `current_platform()`. Tracing reads them.
+
+    On several devices without what is for one: XLA does not partition Pallas kernels, and the
+    parts of a joined kernel would be on other devices than the heads they project to.
+    """
+    settings = BY_PLATFORM.get(current_platform(), BackendSettings())
+    if _DEVICES.get() > 1:
+        return dataclasses.replace(settings, joined_projections=False, decode_kernels=False)
+    return settings
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | str]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pid_jax.backends import decode_attention
 from pid_jax.backends.blockwise_attention import blockwise_attention as blockwise_attention
 from pid_jax.backends.local_attention import AttentionDropout as AttentionDropout
 from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
@@ -41,12 +42,18 @@ def attend(
     scale: float = 1.0,
     dropout: Callable[[jax.Array], jax.Array] = lambda weights: weights,
     soft_cap: float | None = None,
+    is_step: bool = False,
 ) -> Float[Array, "B H L K"]:
     """softmax(scale Q K^T + bias) V, with a single softmax, in float32, over all sources.
 
     A decoder attends at once to its key/value cache and to the new tokens, and copies neither.
-    `dropout` is applied to the softmax's output.
+    `dropout` is applied to the softmax's output. is_step: whether this is a decode step, which has
+    no dropout and no gradient. Some backends have kernels for it.
     """
+    if is_step:
+        fused = decode_attention.step_attention(query, sources, scale, soft_cap)
+        if fused is not None:
+            return fused
     weights = dropout(attention_weights(query, sources, scale, soft_cap))
     outputs, start = [], 0
     for layer, _, _ in sources:
