@@ -40,13 +40,15 @@ def write_step(
     return jax.tree.unflatten(tree, _write(arrays, tokens, slot))
 
 
-def _write(arrays: list[Array], tokens: list[Array], slot: Int[Array, ""]) -> list[Array]:
+def _write(
+    arrays: Sequence[Array], tokens: Sequence[Array], slot: Int[Array, ""]
+) -> Sequence[Array]:
     """Writes `[P, B, G, K]` into arrays of `[B, P, G, M, K]`."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 
     documents, prompts = arrays[0].shape[:2]
-    return pl.pallas_call(
+    written: Sequence[Array] = pl.pallas_call(
         functools.partial(_kernel, count=len(arrays)),
         grid=(prompts, documents),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays],
@@ -55,6 +57,7 @@ def _write(arrays: list[Array], tokens: list[Array], slot: Int[Array, ""]) -> li
         interpret=current_platform() != "gpu",
         name="cache_update",
     )(slot[None], *tokens, *arrays)
+    return written
 
 
 def _kernel(slot_ref: Any, *refs: Any, count: int) -> None:

@@ -149,7 +149,7 @@ def attend_to_cache(
 def attend_to_document(
     query: Float[Array, "B L H K"],
     document: KeyValue,
-    mask: Bool[Array, "B S"],
+    mask: Bool[Array, "#B S"],
     scoring: Scoring,
     x: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B L H K"]:
@@ -157,6 +157,7 @@ def attend_to_document(
 
     x: the input of the queries' projection, if the kernel applies RMSNorm.
     """
+    mask = jnp.broadcast_to(mask, (len(query), mask.shape[-1]))
     arrays = DocumentArrays(query, document.key, document.value, mask, x)
     interpret = current_platform() != "gpu"
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pid_jax.backends.matmul import precision_of
-from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
+from pid_jax.backends.scores import MASKED_SCORE, soft_cap
 
 SLOTS = 32
 """Slots of the key/value cache in a block."""
@@ -79,6 +79,14 @@ def power_of_two(size: int) -> int:
 def norm_tile(width: int) -> int:
     """The largest power of two that divides `width`, at most `NORM_TILE`."""
     return min(width & -width, NORM_TILE)
+
+
+def _adjusted(scores: Array, scoring: Scoring, bias: Array | None) -> Array:
+    """`scores.adjust_scores` for scores of any rank."""
+    scores = scores * scoring.scale
+    if scoring.soft_cap is not None:
+        scores = soft_cap(scores, scoring.soft_cap)
+    return scores if bias is None else scores + bias
 
 
 def _inverse_rms(x_ref: Any, at: tuple[Any, ...], rows: tuple[int, ...], epsilon: float) -> Array:
@@ -176,7 +184,7 @@ def _cache_kernel(
     def of_new_token(query: Array, head: Array) -> tuple[Array, Array, Array]:
         score = jnp.sum(query * key, axis=-1)
         bias = inputs["new_bias"][head] if "new_bias" in inputs else None
-        score = adjust_scores(score, scoring.scale, scoring.soft_cap, bias, None)
+        score = _adjusted(score, scoring, bias)
         return jnp.where(new_seen, score, MASKED_SCORE), jnp.ones_like(score), value
 
     def add_block(index: Any, sums: Any) -> Any:
@@ -192,7 +200,7 @@ def _cache_kernel(
             bias = None
             if "past_bias" in inputs:
                 bias = inputs["past_bias"][head[None, :], inside[:, None]]
-            scores = adjust_scores(scores, scoring.scale, scoring.soft_cap, bias, None)
+            scores = _adjusted(scores, scoring, bias)
             scores = jnp.where(seen, scores, MASKED_SCORE)
             scores = jnp.where((slot < slots)[:, None], scores, -jnp.inf)
             most = jnp.maximum(highest, jnp.max(scores, axis=0))
@@ -304,7 +312,7 @@ def _document_kernel(
         keys = inputs["key"][(*source, inside, slice(None))]
         values = inputs["value"][(*source, inside, slice(None))]
         scores = triton.dot(query, keys.T, precision=precision).astype(jnp.float32)
-        scores = adjust_scores(scores, scoring.scale, scoring.soft_cap, None, None)
+        scores = _adjusted(scores, scoring, None)
         seen = inputs["mask"][document, inside]
         scores = jnp.where(seen[None], scores, MASKED_SCORE)
         scores = jnp.where((token < tokens)[None], scores, -jnp.inf)
