@@ -19,6 +19,7 @@ from pid_jax.backends.settings import (
     compiling_for,
     current_platform,
     devices_of,
+    options_of_program,
     platform_of,
 )
 
@@ -50,13 +51,12 @@ _UNKNOWN_OPTIONS: set[str] = set()
 """Compiler options that this jaxlib does not have."""
 
 
-def _compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+def _compiled(lowered: jax.stages.Lowered, platform: str, program: str) -> jax.stages.Compiled:
     """Compiles with the options of a platform but those that a jaxlib does not have."""
+    wanted = {**compiler_options(platform), **options_of_program(platform, program)}
     while True:
         options: dict[str, Any] = {
-            name: value
-            for name, value in compiler_options(platform).items()
-            if name not in _UNKNOWN_OPTIONS
+            name: value for name, value in wanted.items() if name not in _UNKNOWN_OPTIONS
         }
         try:
             return lowered.compile(compiler_options=options or None)
@@ -121,7 +121,7 @@ class Executable:
         if lowered is not None:
             started = time.perf_counter()
             try:
-                compiled = _compiled(lowered, self._platform)
+                compiled = _compiled(lowered, self._platform, self.name)
                 # Otherwise JAX retains each program for ever, dropped here or not.
                 self._jitted.clear_cache()
                 seconds = self._tracing_seconds + time.perf_counter() - started

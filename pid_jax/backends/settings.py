@@ -26,6 +26,10 @@ class BackendSettings:
     `token_selection.py`, which are for a single device."""
     compiler_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
     """XLA options for every program."""
+    options_of_program: Mapping[str, Mapping[str, bool | int | str]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Further XLA options for one program, by the name of its `programs.CompiledFunction`."""
 
 
 BY_PLATFORM: dict[str, BackendSettings] = {
@@ -43,6 +47,12 @@ BY_PLATFORM: dict[str, BackendSettings] = {
         layout=ATTENDED_FIRST,
         joined_projections=True,
         decode_kernels=True,
+        options_of_program={
+            # The first pass pads the rows of every product to a multiple of 8 and slices the
+            # result: 9 kernels a layer with 4 prompts. The second joins products of one input, and
+            # for that copies their kernels in every step.
+            "decode": {"xla_disable_hlo_passes": "cublas-pad-for-gemms,dot-merger"},
+        },
     ),
     "tpu": BackendSettings(),
 }
@@ -107,3 +117,8 @@ def backend_settings() -> BackendSettings:
 def compiler_options(platform: str) -> dict[str, bool | int | str]:
     """XLA options for programs of this platform. A jaxlib may not know all of them."""
     return dict(BY_PLATFORM.get(platform, BackendSettings()).compiler_options)
+
+
+def options_of_program(platform: str, name: str) -> dict[str, bool | int | str]:
+    """XLA options for the program of this name, besides `compiler_options`."""
+    return dict(BY_PLATFORM.get(platform, BackendSettings()).options_of_program.get(name, {}))
