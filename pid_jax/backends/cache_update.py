@@ -1,6 +1,6 @@
 """The write of a decode step's keys and values into the caches of all layers.
 
-The plain version is two kernels for each layer. On a GPU one kernel writes all of them in place.
+The plain version is two kernels for each layer. On a GPU one kernel writes all of them.
 """
 
 import functools
