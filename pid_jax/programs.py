@@ -14,7 +14,14 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.settings import compiler_options, compiling_for, current_platform, platform_of
+from pid_jax.backends.settings import (
+    compiler_options,
+    compiling_for,
+    current_platform,
+    devices_of,
+    options_of_program,
+    platform_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +51,12 @@ _UNKNOWN_OPTIONS: set[str] = set()
 """Compiler options that this jaxlib does not have."""
 
 
-def _compiled(lowered: jax.stages.Lowered, platform: str) -> jax.stages.Compiled:
+def _compiled(lowered: jax.stages.Lowered, platform: str, program: str) -> jax.stages.Compiled:
     """Compiles with the options of a platform but those that a jaxlib does not have."""
+    wanted = {**compiler_options(platform), **options_of_program(platform, program)}
     while True:
         options: dict[str, Any] = {
-            name: value
-            for name, value in compiler_options(platform).items()
-            if name not in _UNKNOWN_OPTIONS
+            name: value for name, value in wanted.items() if name not in _UNKNOWN_OPTIONS
         }
         try:
             return lowered.compile(compiler_options=options or None)
@@ -96,7 +102,7 @@ class Executable:
         started = time.perf_counter()
         self._platform = platform
         try:
-            with compiling_for(platform):
+            with compiling_for(platform, devices_of(arguments)):
                 lowered = jitted.lower(*arguments, **static)
             results = lowered.out_info
         except BaseException as error:
@@ -115,7 +121,7 @@ class Executable:
         if lowered is not None:
             started = time.perf_counter()
             try:
-                compiled = _compiled(lowered, self._platform)
+                compiled = _compiled(lowered, self._platform, self.name)
                 # Otherwise JAX retains each program for ever, dropped here or not.
                 self._jitted.clear_cache()
                 seconds = self._tracing_seconds + time.perf_counter() - started
@@ -281,7 +287,7 @@ class CompiledFunction:
             "static_argnames": tuple(static_argnames),
             **jit_options,
         }
-        self._jitted: dict[str, Any] = {}
+        self._jitted: dict[tuple[str, bool], Any] = {}
 
     def __call__(self, *arguments: Any, label: Hashable, **static: Hashable) -> Any:
         """Runs the function, compiled for these shapes. Arguments are arrays on the device."""
@@ -297,7 +303,7 @@ class CompiledFunction:
         variable = arguments[self._constant_shapes :]
         return self.programs.get(
             self.name,
-            self._jitted_for(platform),
+            self._jitted_for(platform, devices_of(arguments) > 1),
             platform,
             (*self._static, *arguments),
             variable,
@@ -305,18 +311,19 @@ class CompiledFunction:
             label,
         )
 
-    def _jitted_for(self, platform: str) -> Any:
-        if platform not in self._jitted:
+    def _jitted_for(self, platform: str, is_split: bool) -> Any:
+        if (platform, is_split) not in self._jitted:
             function = self._function
-            if platform != jax.default_backend():
+            if platform != jax.default_backend() or is_split:
 
                 @functools.wraps(function)
                 def function(*arguments: Any, **static: Any) -> Any:
-                    # Another function: JAX would find the traces of the default backend.
+                    # Another function: JAX would find the traces of the default backend
+                    # or of a single device.
                     return self._function(*arguments, **static)
 
-            self._jitted[platform] = jax.jit(function, **self._jit_options)
-        return self._jitted[platform]
+            self._jitted[platform, is_split] = jax.jit(function, **self._jit_options)
+        return self._jitted[platform, is_split]
 
     def warm_up(self, *shapes: Any, label: Hashable, **static: Hashable) -> Any:
         """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""

@@ -3,12 +3,17 @@
 | file | tuned version | reference | the tuned version runs |
 |---|---|---|---|
 | `layouts.py` | the layout of keys and values | `ATTENDED_FIRST` | if `BackendSettings` names it |
+| `decode_attention.py` | `attend_to_cache`, ... | `cache_attention_reference`, ... | on GPUs |
+| `cache_update.py` | `write_step` | `write_step_reference` | on GPUs |
+| `token_selection.py` | `likeliest_with_logprob` | the same, `..._reference` | on GPUs |
 | `matmul.py` | `matmul` | `matmul_reference` | on CPUs, with transposed kernels |
 | `blockwise_attention.py` | `blockwise_attention` | `full_attention` | on every backend |
 | `local_attention.py` | `local_attention` | `local_attention_reference` | on every backend |
 | `selection.py` | `largest`, `likeliest`, ... | `largest_reference`, ... | on every backend |
 
-`settings.py` has the settings of each backend, including compiler options. `scores.py` has the
-operations on scores that the attention functions share. `tests/backends` compares each tuned
-version with its reference. Models and decoding import from this package. It imports from neither.
+`settings.py` has the settings of each backend, including compiler options. `projections.py` has
+the parameters that GPUs decode with, `decode_kernels.py` the Pallas kernels of their attention.
+`scores.py` has the operations on scores that the attention functions share. `tests/backends`
+compares each tuned version with its reference. Models and decoding import from this package. It
+imports from neither.
 """

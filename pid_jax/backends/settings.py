@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from pid_jax.backends.layouts import ATTENDED_LAST, HeadsMerged, Layout
+from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, HeadsMerged, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,17 @@ class BackendSettings:
     """Whether a decode step writes new keys and values to the cache before it attends to it."""
     transposes: bool = False
     """Whether decoding also reads transposed kernels, see `matmul.matmul`."""
+    joined_projections: bool = False
+    """Whether decoding has the parameters of `projections.py`."""
+    decode_kernels: bool = False
+    """Whether decode steps run the Pallas kernels of `decode_attention.py`, `cache_update.py` and
+    `token_selection.py`, which are for a single device."""
     compiler_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
     """XLA options for every program."""
+    options_of_program: Mapping[str, Mapping[str, bool | int | str]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Further XLA options for one program, by the name of its `programs.CompiledFunction`."""
 
 
 BY_PLATFORM: dict[str, BackendSettings] = {
@@ -39,7 +48,19 @@ BY_PLATFORM: dict[str, BackendSettings] = {
             "xla_cpu_copy_insertion_use_region_analysis": True,
         },
     ),
-    "gpu": BackendSettings(),
+    "gpu": BackendSettings(
+        # The kernels read whole keys, and XLA's products read either layout.
+        document_layout=ATTENDED_FIRST,
+        cache_layout=ATTENDED_FIRST,
+        joined_projections=True,
+        decode_kernels=True,
+        options_of_program={
+            # The first pass pads the rows of every product to a multiple of 8 and slices the
+            # result: 9 kernels a layer with 4 prompts. The second joins products of one input, and
+            # for that copies their kernels in every step.
+            "decode": {"xla_disable_hlo_passes": "cublas-pad-for-gemms,dot-merger"},
+        },
+    ),
     "tpu": BackendSettings(cache_layout=HeadsMerged(), packs_prompts=True, writes_first=True),
 }
 
@@ -47,19 +68,23 @@ BY_PLATFORM: dict[str, BackendSettings] = {
 _COMPILING_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "compiling_for", default=None
 )
+_DEVICES: contextvars.ContextVar[int] = contextvars.ContextVar("devices", default=1)
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str | None) -> Iterator[None]:
+def compiling_for(platform: str | None, devices: int | None = None) -> Iterator[None]:
     """What is traced in this context has the settings of a platform: "cpu", "gpu" or "tpu".
 
-    None changes nothing. `programs.CompiledFunction` traces in the context of the devices that its
-    arguments are on, so that a program can be compiled for devices that this machine lacks.
+    devices: the number of devices that the arrays are split over. None changes nothing.
+    `programs.CompiledFunction` traces in the context of the devices that its arguments are on, so
+    that a program can be compiled for devices that this machine lacks.
     """
     token = _COMPILING_FOR.set(platform or _COMPILING_FOR.get())
+    count = _DEVICES.set(devices or _DEVICES.get())
     try:
         yield
     finally:
+        _DEVICES.reset(count)
         _COMPILING_FOR.reset(token)
 
 
@@ -78,11 +103,29 @@ def platform_of(arrays: Any) -> str | None:
     return None
 
 
+def devices_of(arrays: Any) -> int:
+    """The largest number of devices that an array or shape of a tree is on. 1 if it is on none."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
+    return max((len(one.device_set) for one in shardings if one is not None), default=1)
+
+
 def backend_settings() -> BackendSettings:
-    """The settings of `current_platform()`. Tracing reads them."""
-    return BY_PLATFORM.get(current_platform(), BackendSettings())
+    """The settings of `current_platform()`. Tracing reads them.
+
+    On several devices without what is for one: XLA does not partition Pallas kernels, and the
+    parts of a joined kernel would be on other devices than the heads they project to.
+    """
+    settings = BY_PLATFORM.get(current_platform(), BackendSettings())
+    if _DEVICES.get() > 1:
+        return dataclasses.replace(settings, joined_projections=False, decode_kernels=False)
+    return settings
 
 
 def compiler_options(platform: str) -> dict[str, bool | int | str]:
     """XLA options for programs of this platform. A jaxlib may not know all of them."""
     return dict(BY_PLATFORM.get(platform, BackendSettings()).compiler_options)
+
+
+def options_of_program(platform: str, name: str) -> dict[str, bool | int | str]:
+    """XLA options for the program of this name, besides `compiler_options`."""
+    return dict(BY_PLATFORM.get(platform, BackendSettings()).options_of_program.get(name, {}))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax import prompt_in_decoder
+from pid_jax.backends.cache_update import write_step
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import prompt_lookup
 from pid_jax.decoding.decoding_options import DecodingOptions
@@ -86,7 +87,7 @@ def _read_last_tokens(
         slot[None, None],
         Past(cache, of_every_beam(prompts.filled(slot))),
     )
-    cache = tuple(old.write(new, slot) for old, new in zip(cache, present, strict=True))
+    cache = write_step(cache, present, slot)
     logits = model.apply({"params": params}, hidden[:, :, -1], method="logits")
     shape = prompts.last.shape
     cache = jax.tree.map(lambda layer: layer.reshape(*shape, *layer.shape[2:]), cache)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from pid_jax import prompt_in_decoder
 from pid_jax.backends.selection import likeliest
+from pid_jax.backends.token_selection import likeliest_with_logprob, selects_in_one_kernel
 from pid_jax.decoding import token_logprobs
 from pid_jax.decoding.logits_processors import LogitsContext
 from pid_jax.decoding.token_logprobs import TokenLogprobs
@@ -140,9 +141,16 @@ class GreedySearch:
     ) -> Selection:
         """See `Search.select`."""
         own = logits[:, :, 0]
-        selected = likeliest(self._scores(step.process(logits), logits, step)[:, :, 0])
-        token = jnp.where(sequences.finished, step.pad_token_id, selected)
-        log_probability = prompt_in_decoder.token_log_probabilities(own, token)
+        scores = self._scores(step.process(logits), logits, step)
+        if selects_in_one_kernel():
+            # The kernel reads one array once.
+            processed = own if scores is logits else scores[:, :, 0]
+            selected, log_probability = likeliest_with_logprob(processed, own)
+            token = jnp.where(sequences.finished, step.pad_token_id, selected)
+        else:
+            selected = likeliest(scores[:, :, 0])
+            token = jnp.where(sequences.finished, step.pad_token_id, selected)
+            log_probability = prompt_in_decoder.token_log_probabilities(own, token)
         logprobs = sequences.logprobs
         if logprobs is not None:
             top = token_logprobs.likeliest(own, logprobs.top.shape[-2])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends import decode_attention
 from pid_jax.backends.blockwise_attention import blockwise_attention as blockwise_attention
 from pid_jax.backends.local_attention import AttentionDropout as AttentionDropout
 from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
@@ -31,12 +32,18 @@ def attend(
     scale: float = 1.0,
     dropout: Callable[[jax.Array], jax.Array] | None = None,
     soft_cap: float | None = None,
+    is_step: bool = False,
 ) -> Float[Array, "B H L K"]:
     """softmax(scale Q K^T + bias) V, with a single softmax, in float32, over all sources.
 
     A decoder attends at once to its key/value cache and to the new tokens, and copies neither.
-    `dropout` is applied to the softmax's output.
+    `dropout` is applied to the softmax's output. is_step: whether this is a decode step, which has
+    no dropout and no gradient. Some backends have kernels for it.
     """
+    if is_step:
+        fused = decode_attention.step_attention(query, sources, scale, soft_cap)
+        if fused is not None:
+            return fused
     if backend_settings().packs_prompts and dropout is None:
         return packed_attention(query, sources, scale, soft_cap)
     weights = attention_weights(query, sources, scale, soft_cap)

@@ -16,6 +16,7 @@ from pid_jax.backends.matmul import (
     with_decoder_transposes,
     with_transposes,
 )
+from pid_jax.backends.projections import with_dtype, with_joined_projections
 from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
@@ -39,6 +40,8 @@ class EncoderDecoderModel(nn.Module):
 
     table: ClassVar[str] = "shared"
     """The attribute with the embeddings that a tied head multiplies with."""
+    joins_projections: ClassVar[bool] = False
+    """Whether the decoder's attention reads joined kernels (`backends.projections`)."""
 
     def head(self, stddev: float) -> Dense:
         """A head of its own."""
@@ -106,11 +109,22 @@ class EncoderDecoderModel(nn.Module):
         return matmul_reference(hidden, kernel)
 
     def decoding_params(self, params: Params) -> Params:
-        """Adds transposes of the kernels that a decode step reads, if the backend uses them.
+        """What the backend decodes with.
 
-        See `backends.matmul.matmul`.
+        Either transposes beside the kernels that a decode step reads (`backends.matmul.matmul`),
+        or the kernels in the model's dtype and, in families that can, joined ones
+        (`backends.projections`).
         """
-        if not backend_settings().transposes:
+        settings = backend_settings()
+        if settings.joined_projections:
+            changed = with_dtype(params, self.dtype)
+            if self.joins_projections:
+                # From the original parameters: the product with a norm's scale is rounded once.
+                joined = with_joined_projections(params["decoder"], self.dtype)
+                changed["decoder"] = with_dtype(joined, self.dtype)
+            table = {"embedding": jnp.asarray(params[self.table]["embedding"]).astype(self.dtype)}
+            return {**changed, self.table: table}
+        if not settings.transposes:
             return params
         changed = {**params, "decoder": with_decoder_transposes(params["decoder"])}
         if self.config.tie_word_embeddings:

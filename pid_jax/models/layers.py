@@ -72,16 +72,28 @@ class RMSNorm(nn.Module):
     around_one: bool = False
     """Whether the parameter is what the scale has above one, as in Gemma."""
 
+    @property
+    def has_scale(self) -> bool:
+        """False if the scale is part of the kernels that follow (`backends.projections`)."""
+        return self.is_initializing() or self.has_variable("params", "scale")
+
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        if not self.has_scale:
+            x = x.astype(jnp.float32)
+            return (x * inverse_rms(x, self.epsilon)).astype(self.dtype)
         start = nn.initializers.zeros if self.around_one else nn.initializers.ones
         init = nn.with_logical_partitioning(start, ("norm",))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32).astype(jnp.float32)
         if self.around_one:
             scale = scale + 1.0
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return (x * scale).astype(self.dtype)
+        return (x * inverse_rms(x, self.epsilon) * scale).astype(self.dtype)
+
+
+def inverse_rms(x: Float[Array, "*batch D"], epsilon: float) -> Float[Array, "*batch 1"]:
+    """The factor of `RMSNorm`."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
 
 
 class LayerNorm(nn.Module):

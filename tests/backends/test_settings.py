@@ -13,12 +13,18 @@ def test_only_a_cpu_has_options_of_the_compiler():
     assert settings.compiler_options("tpu") == settings.compiler_options("gpu") == {}
 
 
+def test_only_a_gpu_has_options_of_one_program():
+    assert settings.options_of_program("gpu", "decode")
+    assert settings.options_of_program("gpu", "prefill") == {}
+    assert settings.options_of_program("cpu", "decode") == {}
+
+
 def test_changing_the_options_changes_no_table():
     settings.compiler_options("cpu").clear()
     assert settings.compiler_options("cpu")
 
 
-@pytest.mark.parametrize(("platform", "repeated"), [("cpu", True), ("tpu", False)])
+@pytest.mark.parametrize(("platform", "repeated"), [("cpu", True), ("tpu", False), ("gpu", False)])
 def test_only_a_cpu_decodes_with_transposed_kernels(platform, repeated):
     model = models.build(TINY)
     with settings.compiling_for(platform):

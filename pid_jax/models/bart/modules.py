@@ -60,12 +60,17 @@ class BartAttention(nn.Module):
         return split_heads(self.query(x) * scale, self.heads)
 
     def __call__(
-        self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
+        self,
+        x: Float[Array, "B L D"],
+        sources: list[Source],
+        deterministic: bool,
+        is_step: bool = False,
     ) -> Float[Array, "B L D"]:
         attended = attend(
             self.scaled_query(x),
             sources,
             dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
+            is_step=is_step,
         )
         return self.output(merge_heads(attended))
 
@@ -173,12 +178,13 @@ class BartDecoderLayer(BartLayer):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         read = self.read(self.self_attention_norm, x)
+        is_step = deterministic and past is not None
         present = self.self_attention.project(read, cached=True)
         sources, present = own_tokens(past, Source(present, mask), slots)
-        attended = self.self_attention(read, sources, deterministic)
+        attended = self.self_attention(read, sources, deterministic, is_step)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
         read = self.read(self.cross_attention_norm, x)
-        attended = self.cross_attention(read, [document], deterministic)
+        attended = self.cross_attention(read, [document], deterministic, is_step)
         x = self.add(self.cross_attention_norm, x, attended, deterministic)
         forwarded = self.feed_forward(self.read(self.feed_forward_norm, x), deterministic)
         return self.add(self.feed_forward_norm, x, forwarded, deterministic), present

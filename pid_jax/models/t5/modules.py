@@ -13,6 +13,16 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends.decode_attention import (
+    Scoring,
+    attend_to_cache,
+    attend_to_document,
+    computes_norm,
+    fits,
+    fits_cache,
+)
+from pid_jax.backends.matmul import precision_of
+from pid_jax.backends.projections import JOINED
 from pid_jax.models.attention import (
     Source,
     attend,
@@ -58,13 +68,69 @@ class T5Attention(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], sources: list[Source], deterministic: bool
     ) -> Float[Array, "B L D"]:
-        query = split_heads(self.query(x), self.config.num_heads)
+        return self._attend(self.query(x), sources, deterministic)
+
+    def _attend(
+        self, query: Float[Array, "B L width"], sources: list[Source], deterministic: bool
+    ) -> Float[Array, "B L D"]:
         attended = attend(
-            query,
+            split_heads(query, self.config.num_heads),
             sources,
             dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
         )
         return self.output(merge_heads(attended))
+
+    def to_itself(
+        self,
+        x: Float[Array, "B L D"],
+        norm: RMSNorm,
+        past: Source | None,
+        mask: Bool[Array, "B L L"],
+        bias: Float[Array, "#B H L L"],
+        slots: Int[Array, "#B L"],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "B L D"], KeyValue]:
+        """A decoder's self-attention to `past` and to x, and what `own_tokens` returns.
+
+        norm: what is applied to x first. mask, bias: among the tokens of x. slots: of x.
+        """
+        if norm.has_scale:
+            normed = norm(x)
+            present = self.project(normed, cached=True)
+            sources, present = own_tokens(past, Source(present, mask, bias), slots)
+            return self(normed, sources, deterministic), present
+        heads = self.config.num_heads
+        kernel = self.get_variable("params", JOINED)
+        if past is not None and fits_cache(x.shape[1], past, bias):
+            x, inputs, epsilon = _before_kernel(x, norm)
+            joined = _product(x, kernel)[:, 0].reshape(len(x), 3 * heads, -1)
+            attended, present = attend_to_cache(
+                (joined, joined, joined),
+                (0, heads, 2 * heads),
+                past,
+                mask,
+                bias,
+                Scoring(epsilon=epsilon),
+                None if inputs is None else inputs[:, 0],
+                heads,
+            )
+            return self.output(attended.reshape(len(x), 1, -1)), present
+        query, key, value = jnp.split(_product(norm(x), kernel), 3, axis=-1)
+        present = key_value(split_heads(key, heads), split_heads(value, heads), cached=True)
+        sources, present = own_tokens(past, Source(present, mask, bias), slots)
+        return self._attend(query, sources, deterministic), present
+
+    def to_document(
+        self, x: Float[Array, "B L D"], norm: RMSNorm, document: Source, deterministic: bool
+    ) -> Float[Array, "B L D"]:
+        """A decoder's cross-attention. norm: what is applied to x first."""
+        if norm.has_scale or document.mask is None or not fits(document.layer):
+            return self(norm(x), [document], deterministic)
+        x, inputs, epsilon = _before_kernel(x, norm)
+        query = self.query(x).reshape(*x.shape[:2], self.config.num_heads, -1)
+        scoring = Scoring(epsilon=epsilon)
+        attended = attend_to_document(query, document.layer, document.mask[:, 0], scoring, inputs)
+        return self.output(attended.reshape(*x.shape[:2], -1))
 
     def of_documents(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], bias: Any, deterministic: bool
@@ -78,6 +144,22 @@ class T5Attention(nn.Module):
             return self(x, [Source(self.project(x), mask[:, None, :], bias)], deterministic)
         query = split_heads(self.query(x), self.config.num_heads)
         return self.output(merge_heads(blockwise_attention(query, self.project(x), mask, bias)))
+
+
+def _before_kernel(
+    x: Float[Array, "B L D"], norm: RMSNorm
+) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"] | None, float | None]:
+    """What the projections before an attention kernel read, and what the kernel does of the norm.
+
+    If the kernel applies the norm: x twice, and the norm's epsilon.
+    """
+    if computes_norm(x.shape[-1]):
+        return x, x, norm.epsilon
+    return norm(x), None, None
+
+
+def _product(x: Float[Array, "B L D"], kernel: Float[Array, "D O"]) -> Float[Array, "B L O"]:
+    return jnp.dot(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
 
 
 class T5FeedForward(nn.Module):
@@ -213,12 +295,14 @@ class T5DecoderLayer(nn.Module):
         document: Source,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
-        normed = self.self_attention_norm(x)
-        present = self.self_attention.project(normed, cached=True)
-        sources, present = own_tokens(past, Source(present, present_mask, present_bias), slots)
-        x = x + self.dropout(self.self_attention(normed, sources, deterministic), deterministic)
-        normed = self.cross_attention_norm(x)
-        x = x + self.dropout(self.cross_attention(normed, [document], deterministic), deterministic)
+        attended, present = self.self_attention.to_itself(
+            x, self.self_attention_norm, past, present_mask, present_bias, slots, deterministic
+        )
+        x = x + self.dropout(attended, deterministic)
+        attended = self.cross_attention.to_document(
+            x, self.cross_attention_norm, document, deterministic
+        )
+        x = x + self.dropout(attended, deterministic)
         forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.dropout(forwarded, deterministic), present
 
@@ -279,6 +363,7 @@ class T5Like(EncoderDecoderModel):
 
     config: T5LikeConfig
     encoder_type: ClassVar[type[nn.Module]]
+    joins_projections: ClassVar[bool] = True
 
     def setup(self) -> None:
         config = self.config

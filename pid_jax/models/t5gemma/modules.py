@@ -102,14 +102,19 @@ class GemmaAttention(nn.Module):
         positions: Int[Array, "#B L"] | None,
         sources: list[Source],
         deterministic: bool,
+        is_step: bool = False,
     ) -> Float[Array, "B L D"]:
-        """What the queries of x see in the sources. positions: None where none are rotated."""
+        """What the queries of x see in the sources. positions: None where none are rotated.
+
+        is_step: see `attend`.
+        """
         attended = attend(
             self._queries(x, positions),
             sources,
             scale=self._scale,
             dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
             soft_cap=self.config.attn_logit_softcapping,
+            is_step=is_step,
         )
         return self.output(merge_heads(attended))
 
@@ -362,12 +367,13 @@ class T5GemmaDecoderLayer(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
         normed = self.self_attention_norm(x)
+        is_step = deterministic and past is not None
         present = self.self_attention.project(normed, positions, cached=True)
         sources, present = seen.sources(present, past)
-        attended = self.self_attention(normed, positions, sources, deterministic)
+        attended = self.self_attention(normed, positions, sources, deterministic, is_step)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
         normed = self.cross_attention_norm(x)
-        attended = self.cross_attention(normed, None, [document], deterministic)
+        attended = self.cross_attention(normed, None, [document], deterministic, is_step)
         x = x + self.dropout(self.cross_attention_post_norm(attended), deterministic)
         forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
