@@ -109,7 +109,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 
 def find(name: str) -> Mapping[str, Any] | None:
     """The sizes of a checkpoint by its name or hub id: `t5-base`, `google-t5/t5-base`."""
-    last = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-ul2").removesuffix("-it")
+    last = name.rstrip("/").rpartition("/")[2].lower().removesuffix("-it")
+    last = last.removesuffix("-ul2").removesuffix("-prefixlm")
     return ARCHITECTURES.get(last)
 
 
