@@ -20,6 +20,8 @@ _CALLED = re.compile(
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
+_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
+_DIRECTION = re.compile(r"\bdirection=(\w+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _IN_VECTOR_MEMORY = re.compile(r"S\([1-9]\d*\)")
@@ -79,8 +81,12 @@ class Instruction:
     """Of a loop, where the compiler knows it."""
     target: str = ""
     """Of a custom call."""
-    parameter: int | None = None
-    """The number of a parameter."""
+    value: int | None = None
+    """The number of a parameter, the value of a scalar integer constant."""
+    condition: str = ""
+    """Name of the computation that ends a loop."""
+    direction: str = ""
+    """Of a comparison: LT for "less than"."""
 
     @property
     def is_transfer(self) -> bool:
@@ -122,7 +128,8 @@ class Program:
             if instruction.name == skip:
                 continue
             if instruction.opcode in _CALLING:
-                trips = (instruction.trip_count or 1) if instruction.opcode == "while" else 1
+                is_loop = instruction.opcode == "while"
+                trips = (self.trips(instruction) or 1) if is_loop else 1
                 called = instruction.called
                 if instruction.opcode == "conditional":
                     called = (max(called, key=self._weight),)
@@ -130,6 +137,23 @@ class Program:
                     yield from self.executed(name, times * trips, skip)
             elif instruction.is_kernel:
                 yield instruction, times
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs. None if the program does not say.
+
+        The compiler for GPUs writes it down. Elsewhere a condition "counter < constant" tells, as
+        `jax.lax.scan` has it: the counter starts at 0.
+        """
+        if loop.trip_count is not None:
+            return loop.trip_count
+        body = self.computations.get(loop.condition, ())
+        if not body or body[-1].opcode != "compare" or body[-1].direction != "LT":
+            return None
+        by_name = {one.name: one for one in body}
+        counter, limit = (by_name.get(name) for name in body[-1].operands)
+        if counter is None or counter.opcode != "get-tuple-element":
+            return None
+        return limit.value if limit is not None and limit.opcode == "constant" else None
 
     def main_loop(self) -> Instruction | None:
         """The loop whose body has most cycles, or most kernels. None for a program without loops.
@@ -197,7 +221,9 @@ def _instruction(line: str) -> Instruction | None:
         cycles=_first(_CYCLES, attributes, int) or 0,
         trip_count=_first(_TRIPS, attributes, int),
         target=_first(_TARGET, attributes, str) or "",
-        parameter=int(operands) if opcode.strip() == "parameter" else None,
+        value=int(operands) if re.fullmatch(r"-?\d+", operands) else None,
+        condition=_first(_CONDITION, attributes, str) or "",
+        direction=_first(_DIRECTION, attributes, str) or "",
     )
 
 

@@ -92,7 +92,7 @@ def traced(request: ProgramRequest) -> Iterator[TracedProgram]:
         try:
             yield from programs(request, devices)
         except ValueError as error:
-            if "divisible" not in str(error):
+            if not any(word in str(error) for word in ("divisible", "evenly divide")):
                 raise
             raise UserError(
                 f"the mesh {_listed(request.mesh)} does not divide an axis of the model or of the "

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +85,11 @@ def parse(text: str) -> Target:
 def prepare_environment() -> None:
     """Sets the variables that JAX and the compilers read when they start.
 
-    JAX itself runs on the CPU. A process that has used JAX or libtpu before may ignore them.
+    JAX itself runs on the CPU. A process whose JAX has initialised its devices ignores them.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # it has read the variable
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     flags = os.environ.get("XLA_FLAGS", "")

@@ -75,8 +75,8 @@ class Traffic:
                         update = (update or 0) + _all_bytes(self._arrays[user.operands[1]])
                     else:
                         only_sliced = False
-            if only_sliced and parameter.parameter is not None:
-                sliced[parameter.parameter] = total
+            if only_sliced and parameter.value is not None:
+                sliced[parameter.value] = total
         return sliced, update
 
 

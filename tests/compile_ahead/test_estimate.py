@@ -34,7 +34,7 @@ def test_copies_around_the_loop_are_listed_beside_it() -> None:
 def test_of_another_program_all_of_it_counts() -> None:
     whole = read(decodes=False)
     assert whole.outside is None
-    assert whole.work.kernels == 2 + 2 + 12
+    assert whole.work.kernels == 2 + 2 + 12 + 6
     assert whole.work.cycles == 700 + 50 + 900
     assert whole.kinds["__cublas$lt$matmul"] == 12
 

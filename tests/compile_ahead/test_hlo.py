@@ -1,5 +1,7 @@
 """The text of compiled programs, read from texts written by hand."""
 
+# ruff: noqa: E501  (instructions are lines, whatever their length)
+
 import pytest
 
 from pid_jax.compile_ahead import hlo
@@ -52,12 +54,29 @@ HloModule jit_decode, is_scheduled=true
   ROOT %yes = pred[] constant(true)
 }
 
+%less (y: (s32[], f32[8,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  %y = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%y), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+%counted_body (z: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %z = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) parameter(0)
+  %before = f32[8,8]{1,0:T(8,128)} get-tuple-element(%z), index=1
+  %counter.2 = s32[]{:T(128)} get-tuple-element(%z), index=0
+  %doubled = f32[8,8]{1,0:T(8,128)} add(%before, %before)
+  ROOT %after = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) tuple(%counter.2, %doubled)
+}
+
 ENTRY %main (a: bf16[16,8], b: f32[8,4]) -> bf16[16,8] {
   %a = bf16[16,8]{1,0} parameter(0), metadata={op_name="state.cache[\\'key\\']"}
   %b = f32[8,4]{1,0} parameter(1)
   %zero.4 = s32[] constant(0)
   %turned = f32[4,8]{1,0} fusion(%b), kind=kLoop, calls=%fused_transpose
   %laid = bf16[16,8]{0,1} copy(%a), backend_config={"window_config":{"estimated_cycles":"900"}}
+  %pair = (s32[], f32[8,8]{1,0:T(8,128)}) tuple(%zero.4, %b)
+  %counted = (s32[], f32[8,8]{1,0:T(8,128)}) while(%pair), condition=%less, body=%counted_body
   %start = (s32[], /*index=1*/bf16[16,8]{0,1}) tuple(%zero.4, %laid)
   %loop = (s32[], bf16[16,8]{1,0}) while(%start), condition=%condition, body=%body
   %scanned = (f32[8,8]{1,0}) while(%start), condition=%condition, body=%scan_body, backend_config={"known_trip_count":{"n":"12"}}
@@ -84,7 +103,9 @@ def test_every_computation_is_read(program: hlo.Program) -> None:
         "body": 7,
         "scan_body": 5,
         "condition": 2,
-        "main": 9,
+        "less": 4,
+        "counted_body": 5,
+        "main": 11,
     }
 
 
@@ -99,13 +120,17 @@ def test_an_instruction_has_its_shape_operands_calls_and_cycles(program: hlo.Pro
     product = by_name(program)["product"]
     assert product.target == "__cublas$lt$matmul"
     assert product.arrays == (Array("f32", (8, 8)), Array("s8", (4194304,)))
-    assert by_name(program)["param_1.2"].parameter == 1
+    assert by_name(program)["param_1.2"].value == 1
 
 
 def test_a_loop_counts_its_trips_and_an_unknown_number_as_one(program: hlo.Program) -> None:
     executed = {one.name: times for one, times in program.executed()}
     # Scalars, tuples and parameters are no kernels.
-    assert executed == {"turned": 1, "laid": 1, "row": 1, "new": 1, "product": 12}
+    # One loop says that it runs 12 times, one compares its counter with 6.
+    assert executed == {
+        **{"turned": 1, "laid": 1, "row": 1, "new": 1},
+        **{"product": 12, "doubled": 6},
+    }
 
 
 def test_the_main_loop_is_the_one_with_most_cycles(program: hlo.Program) -> None:
@@ -114,7 +139,7 @@ def test_the_main_loop_is_the_one_with_most_cycles(program: hlo.Program) -> None
     assert loop.name == "loop"
     assert [one.name for one, _ in program.executed("body")] == ["row", "new"]
     outside = [one.name for one, _ in program.executed(skip="loop")]
-    assert outside == ["turned", "laid", "product"]
+    assert outside == ["turned", "laid", "doubled", "product"]
 
 
 def test_a_program_without_loops_has_no_main_loop() -> None:

@@ -80,8 +80,8 @@ def test_the_environment_has_what_the_compilers_read(monkeypatch: pytest.MonkeyP
 
 
 # Parameters of the published checkpoints in millions, from their papers and pages: Raffel et al.,
-# arXiv 1910.10683, section 3.7 (60, 220, 770 million, 2.8 and 11 billion); Flan-T5's pages; T5Gemma,
-# arXiv 2504.06225 (2.6 + 2.6 billion with 590 million embeddings in each, tied in the decoder).
+# arXiv 1910.10683, section 3.7 (60, 220, 770 million, 2.8 and 11 billion); Flan-T5's pages;
+# T5Gemma, arXiv 2504.06225 (2.6 + 2.6 billion, each with 590 million of embeddings).
 @pytest.mark.parametrize(
     ("name", "millions"),
     [

@@ -8,6 +8,7 @@ return `pid_jax.compile_ahead.estimate.ProgramEstimate`:
     estimate.parts["self-attention"].cycles
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from pid_jax.compile_ahead.compilation import Compiled, compile_request
 from pid_jax.compile_ahead.estimate import ProgramEstimate
 from pid_jax.compile_ahead.programs import TRAINING, ProgramRequest
 from pid_jax.data.batching import BatchShape
+from tests.helpers.quick_compilation import users_environment
 
 SMALL = {
     "model_type": "t5",
@@ -35,12 +37,17 @@ SMALL = {
 }
 """Compiles within seconds. Its sizes are multiples of a TPU's tiles."""
 
+DIALOGUES = BatchShape(8, 512, 30, 9, 16)
+"""A batch of dialogue states: 8 documents with 30 prompts each."""
+
 
 def skip_without_compiler(target: str) -> None:
     """Skips a test where the compiler of a target is not installed."""
     missing = targets.missing_compiler(targets.parse(target).kind)
     if missing is not None:
         pytest.skip(missing)
+    # The compilers for TPU end the process at a flag that they do not know.
+    os.environ["XLA_FLAGS"] = users_environment()["XLA_FLAGS"]
     targets.prepare_environment()
 
 
@@ -48,7 +55,7 @@ def compiled_request(
     target: str,
     program: str,
     config: Mapping[str, Any] = SMALL,
-    shape: BatchShape = BatchShape(8, 512, 30, 9, 16),
+    shape: BatchShape = DIALOGUES,
     *,
     method: str = "pid",
     mesh: Mapping[str, int] | None = None,

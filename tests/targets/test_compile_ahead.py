@@ -61,7 +61,10 @@ def test_a_scan_counts_every_iteration(kind: str) -> None:
 
     six = function_estimate(kind, scanned, x, weights)
     assert six.flops == 6 * 2 * 256**3
-    assert 6 <= six.work.kernels <= 24
+    # A product in each iteration, beside slices, a counter and copies.
+    assert 6 <= six.work.kernels <= 6 * 5
+    if kind == "h100":
+        assert six.kinds["__cublas$lt$matmul"] == 6
 
 
 @pytest.mark.parametrize("target", ["v5e", "h100"])
@@ -126,10 +129,11 @@ def test_inference_on_a_mesh_splits_products() -> None:
 
 
 def test_sizes_that_a_mesh_does_not_divide_are_refused() -> None:
-    with pytest.raises(UserError, match="does not divide|must be a multiple"):
+    with pytest.raises(UserError, match="must be a multiple of 8"):
         compiled_request("v5e:2x4", "train", SMALL, BatchShape(6, 128, 4, 8, 16), mesh={"data": 8})
-    with pytest.raises(UserError, match="does not divide an axis of the model"):
-        compiled_request("v5e:2x4", "decode", SMALL, SHAPE, mesh={"data": 1, "tensor": 8})
+    mesh = {"data": 1, "tensor": 8}
+    with pytest.raises(UserError, match="data=1, tensor=8 does not divide an axis of the model"):
+        compiled_request("v5e:2x4", "decode", SMALL, SHAPE, mesh=mesh)
 
 
 def test_a_topology_that_does_not_exist_is_refused() -> None:
