@@ -2,22 +2,24 @@
 #   make setup        all tools of development into .venv
 #   make quickstart   train a small model, score it, export it, show what prompt-in-decoder saves
 #   make test         all tests
+#   make targets      tests that compile for H100 and TPU, without either; installs 5.5 GB into .venv-targets
 #   make lint         formatting, lint, types, and a strict build of the documentation
 #   make format       rewrite the sources as `make lint` wants them
 #   make docs         build the documentation into site/
 #   make wheel        build the wheel and the source archive into dist/
-#   make clean        remove .venv, site/, dist/ and the output of the quickstart
+#   make clean        remove .venv, .venv-targets, site/, dist/ and the output of the quickstart
 # Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
 VENV := .venv
+TARGETS_VENV := .venv-targets
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 # The variable turns off an announcement of the theme.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format docs wheel clean
+.PHONY: help setup quickstart test targets lint format docs wheel clean
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -53,6 +55,16 @@ quickstart: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
+# An environment of its own: with the compilers, JAX would look for a GPU and a TPU.
+$(TARGETS_VENV)/.targets: requirements.txt requirements-dev.txt requirements-targets.txt pyproject.toml
+	@test -x $(TARGETS_VENV)/bin/python || $(PYTHON) -m venv $(TARGETS_VENV)
+	@echo "Installing the compilers for H100 and TPU into $(TARGETS_VENV) (once; 5.5 GB)"
+	@$(TARGETS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable . --requirement requirements-dev.txt --requirement requirements-targets.txt
+	@touch $@
+
+targets: $(TARGETS_VENV)/.targets
+	JAX_PLATFORMS=cpu $(TARGETS_VENV)/bin/python -m pytest -m targets tests/targets
+
 lint: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -70,4 +82,4 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf $(VENV) $(RUN) site dist
+	rm -rf $(VENV) $(TARGETS_VENV) $(RUN) site dist

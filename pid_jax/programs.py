@@ -78,6 +78,7 @@ class Executable:
         self._key = key
         self._jitted: Any = None
         self._lowered: jax.stages.Lowered | None = None
+        self._jaxpr: Any = None
         self._results: Future[Any] = Future()
         self._platform = ""
         self._tracing_seconds = 0.0
@@ -87,6 +88,12 @@ class Executable:
     def results(self) -> Any:
         """The shapes of the results, as `jax.ShapeDtypeStruct`s."""
         return self._results.result()
+
+    @property
+    def jaxpr(self) -> Any:
+        """The traced function as a `jax.core.ClosedJaxpr`. None after compilation."""
+        self._results.result()
+        return self._jaxpr
 
     @property
     def seconds(self) -> float | None:
@@ -103,13 +110,14 @@ class Executable:
         self._platform = platform
         try:
             with compiling_for(platform, devices_of(arguments)):
-                lowered = jitted.lower(*arguments, **static)
+                traced = jitted.trace(*arguments, **static)
+                lowered = traced.lower()
             results = lowered.out_info
         except BaseException as error:
             self._owner.drop(self._key, self)
             self._results.set_exception(error)
             raise
-        self._jitted, self._lowered = jitted, lowered
+        self._jitted, self._lowered, self._jaxpr = jitted, lowered, traced.jaxpr
         self._tracing_seconds = time.perf_counter() - started
         self._results.set_result(results)
 
@@ -117,7 +125,7 @@ class Executable:
         """The compiled function. Other threads wait for the one that compiles."""
         self._results.result()
         with _LOCK:
-            lowered, self._lowered = self._lowered, None
+            lowered, self._lowered, self._jaxpr = self._lowered, None, None
         if lowered is not None:
             started = time.perf_counter()
             try:

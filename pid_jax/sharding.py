@@ -1,5 +1,6 @@
 """Sharding: one device mesh, and one table from logical axes to mesh axes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,28 +26,36 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 """Every logical axis of parameters and batches, and the mesh axes that split it."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh over all devices. A size of -1 uses all remaining devices.
 
     data: number of parameter copies, each with a share of the batch. fsdp: number of shares of
     the batch that also split the parameters. tensor: number of parts of each matrix product.
+    devices: None for those of this machine. `pid_jax.compile_ahead` passes devices that are absent.
     Raises `UserError` if the product of the sizes is not the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    devices = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     fixed = 1
     for size in sizes:
         if size != -1:
             fixed *= size
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"mesh sizes must be at least 1, or -1 for one of them, not {sizes}")
-    if -1 in sizes and devices % fixed == 0:
-        sizes[sizes.index(-1)] = devices // fixed
-        fixed = devices
-    if fixed != devices:
+    if -1 in sizes and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+        fixed = count
+    if fixed != count:
         named = ", ".join(f"{name}={size}" for name, size in zip(MESH_AXES, sizes, strict=True))
-        raise UserError(f"a mesh of {named} does not fit {devices} devices")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+        raise UserError(f"a mesh of {named} does not fit {count} devices")
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
 
 
 def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:

@@ -22,12 +22,17 @@ LAYERS = (
     ("evaluation",),
     ("prediction",),
     ("training", "data.prepare"),
+    ("compile_ahead",),
     ("commands",),
     ("train", "eval", "quickstart", "predict", "answering", "__main__"),
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 # A command that is in a package for the sake of its name, `python -m pid_jax.data.prepare`.
-COMMANDS = {("data", "prepare"): "data.prepare", ("evaluation", "__main__"): "__main__"}
+COMMANDS = {
+    ("data", "prepare"): "data.prepare",
+    ("evaluation", "__main__"): "__main__",
+    ("compile_ahead", "__main__"): "__main__",
+}
 # Modules whose function `main` runs the command that has their name.
 FORWARDING = {"data.prepare", "evaluation", "export"}
 

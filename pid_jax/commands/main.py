@@ -11,6 +11,10 @@ COMMANDS = {
     "predict": ("pid_jax.commands.predict", "answer every prompt of a JSON-lines file"),
     "export": ("pid_jax.commands.export", "write a checkpoint in the Hugging Face layout"),
     "prepare": ("pid_jax.commands.prepare", "convert a task's source to a data set"),
+    "compile-ahead": (
+        "pid_jax.commands.compile_ahead",
+        "estimate a program on an accelerator that this machine lacks",
+    ),
 }
 
 
@@ -22,7 +26,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax") -> None
         usage=f"{program} COMMAND [--FLAG=VALUE ...]",
         description="Prompt-in-decoder models: encode a document once, decode all of its prompts.",
         epilog="commands:\n"
-        + "".join(f"  {name:<9}{summary}\n" for name, (_, summary) in COMMANDS.items())
+        + "".join(f"  {name:<15}{summary}\n" for name, (_, summary) in COMMANDS.items())
         + f"\n`{program} COMMAND --help` explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -201,23 +201,56 @@ class BatchDecoder:
         """
         if isinstance(self._sharding, NamedSharding):
             return []
+        return list(self.executables(batch))
 
-        def results(executable: Executable) -> Any:
-            return jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding),
-                executable.results,
-            )
+    def executables(self, batch: DecodingBatch) -> Iterator[Executable]:
+        """The encoder, the prefill and the decode step's loop, each traced when it is next.
 
-        kind, documents = batch.kind(batch.size), _documents(batch.batch)
+        On several devices, tracing the next one compiles the last one, because compilation decides
+        where results are. The arguments are shapes, so devices may be absent.
+        """
+        kind, documents = batch.kind(batch.size), self._shapes(_documents(batch.batch))
         encode = self._encode.trace(self.params, *documents, label=_label(documents))
-        inputs = (*_prefill_inputs(batch, next(batch.parts())), batch.options)
+        yield encode
+        options = self._shapes(batch.options)
+        inputs = (*self._shapes(_prefill_inputs(batch, next(batch.parts()))), options)
         length = batch.shape.target_tokens
-        encoded = results(encode)
+        encoded = self._results(encode)
         first = self._prefill.trace(self.params, encoded, *inputs, label=kind, length=length)
-        if batch.max_steps == 1:
-            return [encode, first]
-        arguments = encoded, results(first), batch.options, *_limits(0, (0, 0))
-        return [encode, first, self._decode.trace(self.params, *arguments, label=kind)]
+        yield first
+        if batch.max_steps > 1:
+            limits = self._shapes(_limits(0, (0, 0)))
+            arguments = encoded, self._results(first), options, *limits
+            yield self._decode.trace(self.params, *arguments, label=kind)
+
+    def scoring_executables(self, batch: Batch, shape: BatchShape) -> Iterator[Executable]:
+        """The encoder and the program that scores targets, as `executables` yields them."""
+        batch = self._shapes(batch)
+        documents = _documents(batch)
+        encode = self._encode.trace(self.params, *documents, label=_label(documents))
+        yield encode
+        yield self._score.trace(self.params, batch, self._results(encode), label=shape)
+
+    def _shapes(self, arguments: Any) -> Any:
+        """Arguments on the host as they will be on several devices. On one they stay the same."""
+        if not isinstance(self._sharding, NamedSharding):
+            return arguments
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._sharding),
+            arguments,
+        )
+
+    def _results(self, executable: Executable) -> Any:
+        """The shapes of the results, with their shardings."""
+        if isinstance(self._sharding, NamedSharding):
+            shardings = executable.compile().output_shardings
+        else:
+            shardings = jax.tree.map(lambda _: self._sharding, executable.results)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            executable.results,
+            shardings,
+        )
 
     def warm_up(self, batch: DecodingBatch) -> None:
         """Compiles all programs that decoding of this batch may need, without running them."""

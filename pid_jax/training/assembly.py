@@ -114,7 +114,7 @@ def new_model(
             "decoder_start_token_id": _special(tokenizer, "pad_token_id"),
         }
         architecture = models.config_from_hf(description)
-    return _build(config, architecture), params, tokenizer
+    return build_model(config, architecture), params, tokenizer
 
 
 def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, Tokenizer]:
@@ -125,10 +125,11 @@ def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, To
     tokenizer = huggingface.load_tokenizer(directory)
     if tokenizer is None:
         raise UserError(f"{directory} has no tokenizer: the run cannot continue")
-    return _build(config, huggingface.read_config(directory)), tokenizer
+    return build_model(config, huggingface.read_config(directory)), tokenizer
 
 
-def _build(config: ConfigDict, architecture: Any) -> EncoderDecoder:
+def build_model(config: ConfigDict, architecture: Any) -> EncoderDecoder:
+    """The model of a run, with its dropout and the dtype of its activations."""
     architecture = dataclasses.replace(
         architecture,
         dropout_rate=config.train.dropout_rate,

@@ -8,7 +8,6 @@
 <workdir>/events/           the same metrics and the speed, for TensorBoard
 """
 
-import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -29,8 +28,7 @@ from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.programs import CompiledFunction, Programs
-from pid_jax.training import assembly, fingerprints, messages, step
+from pid_jax.training import assembly, compiled, fingerprints, messages, step
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.metrics_writer import MetricsWriter
@@ -105,14 +103,16 @@ def _train(
     read = {**materials.read, fingerprints.OPTIMIZER: about}
     shardings = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
-    train_step, evaluation_step = _programs(config, mesh, model, update, schedule, shardings)
+    train_step, evaluation_step = compiled.training_programs(
+        config, mesh, model, update, schedule, shardings
+    )
     with RunCheckpoints(
         workdir,
         recent=config.checkpoint.keep_last,
         best_metric=config.checkpoint.best_metric,
     ) as checkpoints:
         if start:
-            abstract = _abstract_state(model, update, shardings)
+            abstract = compiled.abstract_state(model, update, shardings)
             state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
             log.info("resumed after step %d", start)
         else:
@@ -252,45 +252,6 @@ def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[
         file.write_text(configuration.to_json(config), encoding="utf-8")
 
 
-def _programs(
-    config: ConfigDict,
-    mesh: Mesh,
-    model: EncoderDecoder,
-    update: optax.GradientTransformation,
-    schedule: optimizers.Schedule | None,
-    shardings: step.TrainState,
-) -> tuple[CompiledFunction, CompiledFunction]:
-    """The programs of the training step, which donates its state, and of an evaluation batch."""
-    rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    train_step = functools.partial(
-        step.train_step,
-        model=model,
-        optimizer=update,
-        schedule=schedule,
-        label_smoothing=config.train.label_smoothing,
-        z_loss=config.train.z_loss,
-    )
-    programs = Programs()
-    step_program = CompiledFunction(
-        programs,
-        "training step",
-        train_step,
-        constant_shapes=1,
-        donate_argnums=0,
-        in_shardings=(shardings, rows),
-        out_shardings=(shardings, whole),
-    )
-    evaluation_program = CompiledFunction(
-        programs,
-        "evaluation",
-        functools.partial(step.evaluation_step, model=model),
-        constant_shapes=1,
-        in_shardings=(shardings.params, rows),
-        out_shardings=whole,
-    )
-    return step_program, evaluation_program
-
-
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     for key in ("data.batch_size", "evaluation.batch_size"):
@@ -346,19 +307,6 @@ def _first_state(
         return make(key)
     make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=shardings)
     return make(jax.device_put(params, shardings.params))
-
-
-def _abstract_state(
-    model: EncoderDecoder, update: Any, shardings: step.TrainState
-) -> step.TrainState:
-    shapes = jax.eval_shape(
-        lambda: step.initial_state(models.init_params(model, jax.random.key(0)), update, 0)
-    )
-    return jax.tree.map(
-        lambda leaf, of_leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf),
-        shapes,
-        shardings,
-    )
 
 
 def _tokens(batch: Batch) -> int:

@@ -29,7 +29,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: pid-jax COMMAND [--FLAG=VALUE ...]" in printed
     for name in ("train", "eval", "predict", "export", "prepare"):
         assert f"\n  {name} " in printed
-    assert set(COMMANDS) == {"train", "eval", "predict", "export", "prepare"}
+    assert set(COMMANDS) == {"train", "eval", "predict", "export", "prepare", "compile-ahead"}
 
 
 @pytest.mark.parametrize("argv", [[], ["tain"], ["--nothing"]])

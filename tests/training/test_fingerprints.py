@@ -10,7 +10,7 @@ import pytest
 from pid_jax import directory_lock
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
-from pid_jax.training import fingerprints, loop
+from pid_jax.training import compiled, fingerprints, loop
 from pid_jax.training.stop_signals import Interrupted, StopSignals
 from tests.helpers import tiny_config
 
@@ -103,7 +103,7 @@ def test_the_same_data_may_lie_elsewhere(begun, monkeypatch):
     def go_on(*_):
         raise GoneOn
 
-    monkeypatch.setattr(loop, "_programs", go_on)
+    monkeypatch.setattr(compiled, "training_programs", go_on)
     (begun / "data").rename(begun / "moved")
     with pytest.raises(GoneOn):
         loop.train(config(begun / "moved", 3), begun / "run")

@@ -1,0 +1,76 @@
+"""Memory and rates of each chip, from the manufacturers' data sheets."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device as JAX sees it: a TPU chip or a GPU."""
+
+    name: str
+    platform: str
+    """"tpu" or "gpu"."""
+    memory_bytes: int
+    """High-bandwidth memory."""
+    flops_per_second: float
+    """Peak rate of bfloat16 products, without sparsity."""
+    bytes_per_second: float
+    """Peak bandwidth of the memory."""
+    link_bytes_per_second: float
+    """Peak bandwidth to another device in one direction: one ICI link, or NVLink in all."""
+    clock_hertz: float | None
+    """Of a TPU's compute units: peak rate / (matrix units x rows x columns x 2). It turns the
+    compiler's cycles into seconds. None for a GPU, whose compiler reports no cycles."""
+
+
+_GIB = 1 << 30
+
+CHIPS = {
+    # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB at 1,200 GB/s, two cores of 4 matrix units
+    # of 128 x 128 each.
+    "v4": Chip("TPU v4", "tpu", 32 * _GIB, 275e12, 1.2e12, 45e9, 1.05e9),
+    # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, one core of 4 matrix units.
+    "v5e": Chip("TPU v5e", "tpu", 16 * _GIB, 197e12, 0.819e12, 45e9, 1.5e9),
+    # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB at 2,765 GB/s, two cores of 4 matrix units.
+    "v5p": Chip("TPU v5p", "tpu", 95 * _GIB, 459e12, 2.765e12, 90e9, 1.75e9),
+    # cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, units of 256 x 256.
+    "v6e": Chip("TPU v6e", "tpu", 32 * _GIB, 918e12, 1.64e12, 90e9, 1.75e9),
+    # NVIDIA H100 data sheet, SXM5: 989 TFLOP/s without sparsity, 80 GB at 3.35 TB/s, NVLink with
+    # 900 GB/s for both directions. The memory is that of `H100_TARGET_CONFIG`.
+    "h100": Chip("H100 SXM", "gpu", 84_942_979_072, 989e12, 3.35e12, 450e9, None),
+}
+
+SECONDS_PER_KERNEL = 2.5e-6
+"""Assumed least time of a GPU kernel, from one launch to the next within a stream."""
+
+JAX_GPU_FRACTION = 0.75
+"""Share of a GPU's memory that JAX allocates unless XLA_PYTHON_CLIENT_MEM_FRACTION says more."""
+
+H100_TARGET_CONFIG = """\
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  device_memory_size: 84942979072
+  memory_bandwidth: 3352320000000
+  clock_rate_ghz: 1.98
+  l2_cache_size: 52428800
+  core_count: 132
+  fpus_per_core: 128
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  threads_per_warp: 32
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+"""
+"""An H100 SXM as XLA's `GpuTargetConfigProto`: the properties that the CUDA driver reports for this
+card, see "Technical specifications per compute capability" (9.0) in the CUDA C++ programming guide
+and the NVIDIA H100 architecture white paper. `dnn_version_info` is that of cuDNN 9.10."""

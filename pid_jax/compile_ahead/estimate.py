@@ -1,0 +1,172 @@
+"""What the compiler made of one program: kernels, cycles, bytes, memory, collectives."""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pid_jax.compile_ahead import hlo
+from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
+from pid_jax.compile_ahead.traffic import Traffic
+
+
+@dataclass(frozen=True)
+class Work:
+    """Sums over kernels."""
+
+    kernels: int = 0
+    cycles: int = 0
+    """The TPU compiler's estimate. 0 for a GPU."""
+    bytes: int = 0
+    """Read from and written to the main memory."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.kernels + other.kernels, self.cycles + other.cycles, self.bytes + other.bytes
+        )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device while the program runs."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Of the outputs, those in the memory of donated arguments."""
+    temporaries: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+@dataclass(frozen=True)
+class ProgramEstimate:
+    """One compiled program. Of a program that decodes, one decode step: the body of its loop."""
+
+    name: str
+    parts: Mapping[str, Work]
+    """By the names in `parts.PARTS`."""
+    outside: Mapping[str, Work] | None
+    """What runs once, before and after the loop of a program that decodes, by the same names."""
+    kinds: Mapping[str, int]
+    """Kernels by opcode, or by target for library calls."""
+    collectives: Mapping[str, Work]
+    """By kind, on one device. The bytes are those of the results."""
+    memory: Memory
+    flops: int
+    """Over all devices."""
+
+    @property
+    def work(self) -> Work:
+        return total(self.parts.values())
+
+
+def total(works: Iterable[Work]) -> Work:
+    """The sum of all."""
+    return sum(works, Work())
+
+
+def of_text(text: str, *, name: str, memory: Memory, flops: int, decodes: bool) -> ProgramEstimate:
+    """Reads the text of a compiled program.
+
+    decodes: whether its main loop is that of decode steps. Then one iteration counts.
+    """
+    program = hlo.parse(text)
+    traffic = Traffic(program)
+    loop = program.main_loop() if decodes else None
+    step = None if loop is None else loop.called[0]
+    parts, outside = _by_part(program, traffic, step), None
+    if loop is not None:
+        outside = _by_part(program, traffic, None, skip=loop.name)
+    kinds: Counter[str] = Counter()
+    collectives: dict[str, Work] = {}
+    for one, times in program.executed(step):
+        kinds[one.target or one.opcode] += times
+        match = COLLECTIVE.match(one.opcode)
+        if match:
+            moved = sum(array.bytes for array in one.arrays[-1:])
+            collectives[match[1]] = collectives.get(match[1], Work()) + Work(
+                times, times * one.cycles, times * moved
+            )
+    return ProgramEstimate(
+        name, parts, outside, dict(kinds.most_common()), collectives, memory, flops
+    )
+
+
+def of_compiled(compiled: Any, *, name: str, flops: int, decodes: bool) -> ProgramEstimate:
+    """Reads a `jax.stages.Compiled`."""
+    analysis = compiled.memory_analysis()
+    memory = Memory(
+        arguments=analysis.argument_size_in_bytes,
+        outputs=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+    )
+    return of_text(compiled.as_text(), name=name, memory=memory, flops=flops, decodes=decodes)
+
+
+def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
+    """Programs that run one after the other. Memory is that of the one with most."""
+    first, *others = estimates
+    for other in others:
+        both = (first, other)
+        first = dataclasses.replace(
+            first,
+            name=f"{first.name}, {other.name}",
+            parts=_merged([one.parts for one in both]),
+            kinds=dict((Counter(first.kinds) + Counter(other.kinds)).most_common()),
+            collectives=_merged([one.collectives for one in both]),
+            memory=max(first.memory, other.memory, key=lambda memory: memory.total),
+            flops=first.flops + other.flops,
+        )
+    return first
+
+
+def copies_outside(estimate: ProgramEstimate) -> Work:
+    """Copies around the loop of decode steps: such as those that change the cache's layout."""
+    return (estimate.outside or {}).get(COPIES, Work())
+
+
+_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+_OUT_OF_MEMORY_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+    """Bytes that a program needs, and those that the chip has, from a compiler's refusal.
+
+    None for another error.
+    """
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    match = _OUT_OF_MEMORY_USED.search(message) or _OUT_OF_MEMORY.search(message)
+    if match is None:
+        return 0, 0
+    return _bytes(match[1], match[2]), _bytes(match[3], match[4])
+
+
+def _bytes(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
+
+
+def _by_part(
+    program: hlo.Program, traffic: Traffic, computation: str | None, skip: str | None = None
+) -> dict[str, Work]:
+    works: dict[str, Work] = {}
+    for one, times in program.executed(computation, skip=skip):
+        part = part_of(one, program)
+        kernels = 0 if one.is_transfer else times
+        work = Work(kernels, times * one.cycles, times * traffic.of(one))
+        works[part] = works.get(part, Work()) + work
+    return {part: works[part] for part in PARTS if part in works}
+
+
+def _merged(rows: Iterable[Mapping[str, Work]]) -> dict[str, Work]:
+    works: dict[str, Work] = {}
+    for row in rows:
+        for name, work in row.items():
+            works[name] = works.get(name, Work()) + work
+    return works

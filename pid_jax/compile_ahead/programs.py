@@ -1,0 +1,225 @@
+"""The product's programs for a target, traced from shapes.
+
+Inference compiles what `BatchDecoder` compiles, training what the training loop compiles.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from pid_jax import models, sharding
+from pid_jax.backends.settings import compiling_for
+from pid_jax.compile_ahead import targets
+from pid_jax.compile_ahead.targets import Target
+from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.decoding.decoding_options import DecodingOptions
+from pid_jax.errors import UserError
+from pid_jax.inference.batch_decoder import BatchDecoder
+from pid_jax.inference.decoding_batch import DecodingBatch
+from pid_jax.models.protocol import Config, EncoderDecoder, Params
+from pid_jax.programs import Executable, Programs
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("training step",),
+    "evaluate": ("evaluation",),
+    "prefill": ("encode", "prefill"),
+    "decode": ("decode",),
+    "score": ("encode", "score"),
+}
+"""The values of --program, and the names of the product's programs that each of them reports."""
+
+TRAINING = ("train", "evaluate")
+"""The programs that a training config defines."""
+
+
+@dataclass(frozen=True)
+class ProgramRequest:
+    """A program, its sizes, and what it is compiled for."""
+
+    target: Target
+    program: str
+    """A key of `NAMES`."""
+    config: Config
+    """Of the model."""
+    shape: BatchShape
+    method: str = "pid"
+    dtype: str = "bfloat16"
+    """Of activations, and in inference of parameters."""
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Sizes of `sharding.make_mesh`."""
+    training: Any = None
+    """The `ConfigDict` of a training run."""
+
+    @property
+    def arranged(self) -> BatchShape:
+        """The sizes of the arrays: under "pie" each pair of document and prompt is a document."""
+        if self.method == "pid":
+            return self.shape
+        return BatchShape(
+            documents=self.shape.documents * self.shape.prompts,
+            document_tokens=self.shape.document_tokens + self.shape.prompt_tokens - 1,
+            prompts=1,
+            prompt_tokens=1,
+            target_tokens=self.shape.target_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class TracedProgram:
+    """One of the product's programs, not compiled yet."""
+
+    executable: Executable
+    parameter_bytes: int
+    """On each device."""
+    optimizer_bytes: int
+
+
+def traced(request: ProgramRequest) -> Iterator[TracedProgram]:
+    """The programs of a request, each traced when it is next.
+
+    Raises `UserError` for a missing compiler, and for sizes or a mesh that do not fit.
+    """
+    devices = targets.devices(request.target)
+    _check(request)
+    with compiling_for(request.target.chip.platform):
+        programs = _training if request.program in TRAINING else _inference
+        try:
+            yield from programs(request, devices)
+        except ValueError as error:
+            if not any(word in str(error) for word in ("divisible", "evenly divide")):
+                raise
+            raise UserError(
+                f"the mesh {_listed(request.mesh)} does not divide an axis of the model or of the "
+                f"batch: {str(error).splitlines()[0]}"
+            ) from error
+
+
+def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
+    from pid_jax.training import assembly, compiled, optimizer, step
+
+    config = request.training
+    mesh = sharding.make_mesh(**request.mesh, devices=devices)
+    shape = request.arranged
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if shape.documents % parts:
+        raise UserError(
+            f"{shape.documents} documents: they must be a multiple of {parts}, the number of "
+            "devices along the mesh axes data and fsdp"
+        )
+    model = assembly.build_model(config, request.config)
+    update = optimizer.build(config)
+    shardings = step.state_shardings(mesh, model, update)
+    train_step, evaluation = compiled.training_programs(
+        config, mesh, model, update, optimizer.learning_rate(config), shardings
+    )
+    state = compiled.abstract_state(model, update, shardings)
+    batch = compiled.abstract_batch(shape, mesh)
+    parameters = _bytes_per_device(state.params)
+    if request.program == "train":
+        executable = train_step.trace(state, batch, label=shape)
+        yield TracedProgram(executable, parameters, _bytes_per_device(state.opt_state))
+    else:
+        yield TracedProgram(evaluation.trace(state.params, batch, label=shape), parameters, 0)
+
+
+def _inference(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
+    model = models.build(request.config, jnp.dtype(request.dtype))
+    params = _decoding_params(model, request, devices)
+    decoder = BatchDecoder(model, params, Programs())
+    shape = request.arranged
+    batch = _full_batch(shape)
+    if request.program == "score":
+        executables = decoder.scoring_executables(batch, shape)
+    else:
+        prompts = shape.documents, shape.prompts
+        decoding = DecodingBatch(
+            batch,
+            np.ones(prompts, bool),
+            np.full(prompts, shape.target_tokens, np.int32),
+            shape,
+            DecodingOptions(),
+            compact=False,
+        )
+        executables = decoder.executables(decoding)
+    wanted = NAMES[request.program]
+    for executable in executables:
+        if executable.name in wanted:
+            yield TracedProgram(executable, _bytes_per_device(params), 0)
+        if executable.name == wanted[-1]:
+            return
+
+
+def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: Any) -> Params:
+    """Shapes of the parameters as `PidModel` decodes with them, on the target's devices."""
+    dtype = jnp.dtype(request.dtype)
+    raw = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), models.abstract_params(model)
+    )
+    params = jax.eval_shape(model.decoding_params, raw)
+    if len(devices) == 1:
+        where = SingleDeviceSharding(devices[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), params
+        )
+    mesh = sharding.make_mesh(**request.mesh, devices=devices)
+    by_path = jax.tree_util.tree_leaves_with_path(
+        sharding.param_shardings(mesh, models.logical_axes(model))
+    )
+    known = dict(by_path)
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
+
+    def sharded(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        # Second copies in another layout, if a backend has them, are on every device.
+        same = shapes.get(path) == leaf.shape
+        where = known[path] if same else sharding.replicated(mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(sharded, params)
+
+
+def _full_batch(shape: BatchShape) -> Batch:
+    """A batch without padding. Only its shapes and dtypes matter."""
+    prompts = shape.documents, shape.prompts
+    return Batch(
+        documents=np.zeros((shape.documents, shape.document_tokens), np.int32),
+        document_mask=np.ones((shape.documents, shape.document_tokens), bool),
+        prompts=np.zeros((*prompts, shape.prompt_tokens), np.int32),
+        prompt_mask=np.ones((*prompts, shape.prompt_tokens), bool),
+        targets=np.zeros((*prompts, shape.target_tokens), np.int32),
+        target_mask=np.ones((*prompts, shape.target_tokens), bool),
+    )
+
+
+def _check(request: ProgramRequest) -> None:
+    """Raises `UserError` for sizes that the program or the model does not have."""
+    shape, config = request.arranged, request.config
+    if request.program == "decode" and shape.target_tokens < 2:
+        raise UserError(
+            f"--max-new-tokens={shape.target_tokens}: the prefill selects the first token, so "
+            "--program=decode needs at least 2"
+        )
+    decoder_tokens = shape.prompt_tokens + shape.target_tokens
+    for name, tokens, most in (
+        ("--document-tokens", shape.document_tokens, config.max_document_tokens),
+        ("--prompt-tokens and --target-tokens", decoder_tokens - 1, config.max_decoder_tokens),
+    ):
+        if most is not None and tokens > most:
+            raise UserError(f"{name}: the model has positions for {most} tokens, not {tokens}")
+
+
+def _bytes_per_device(tree: Any) -> int:
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        total += int(np.prod(shape, dtype=np.int64)) * jnp.dtype(leaf.dtype).itemsize
+    return total
+
+
+def _listed(mesh: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh.items())
