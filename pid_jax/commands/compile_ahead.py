@@ -92,7 +92,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = make_parser(
         program,
         DESCRIPTION,
-        usage="--target=TARGET --program=PROGRAM (--architecture=NAME | --checkpoint=PATH | "
+        usage="--target=TARGET --program=NAME (--architecture=NAME | --checkpoint=PATH | "
         "--config=FILE)\n    [--SIZE=N ...] [--method=pid|pie] [--json=FILE] [--dump=DIRECTORY] "
         "[--config.KEY=VALUE ...]",
         epilog=EPILOG,
