@@ -79,7 +79,11 @@ def _scores(logits: Float[Array, "*rows V"], tokens: Int[Array, "*rows"]) -> Tok
     # The comparison is False for NaN, which `argmax` prefers to all numbers.
     higher = ~(logits <= of_tokens) | ((logits == of_tokens) & earlier)
     return TokenScores(
-        of_tokens[..., 0] - normaliser, normaliser, logits.mean(axis=-1), ~higher.any(axis=-1)
+        of_tokens[..., 0] - normaliser,
+        normaliser,
+        logits.mean(axis=-1),
+        # The sum is in float32 so that XLA computes all sums in one pass over the logits.
+        jnp.where(higher, 1.0, 0.0).sum(axis=-1) == 0,
     )
 
 
@@ -108,7 +112,8 @@ def _scores_forward(logits: Array, tokens: Array) -> tuple[TokenScores, Any]:
 
 
 def _scores_backward(residuals: Any, gradients: TokenScores) -> tuple[Array, None]:
-    return _gradient_of_logits(*residuals, gradients), None
+    logits, tokens, normaliser = residuals
+    return _gradient_of_logits(logits, tokens, normaliser, gradients), None
 
 
 _scores.defvjp(_scores_forward, _scores_backward)
@@ -127,7 +132,7 @@ class _Chunks(NamedTuple):
     """C."""
 
     @property
-    def count(self) -> Int[Array, ""]:
+    def needed(self) -> Int[Array, ""]:
         """The number of chunks with an output of the mask."""
         return -(-self.used.sum(axis=1, dtype=jnp.int32).max() // self.size)
 
@@ -190,7 +195,7 @@ def _in_chunks(
 
     zeros = jnp.zeros(chunks.order.shape, jnp.float32)
     start = TokenScores(zeros, zeros, zeros, zeros.astype(bool))
-    return jax.tree.map(chunks.restore, jax.lax.fori_loop(0, chunks.count, add_chunk, start))
+    return jax.tree.map(chunks.restore, jax.lax.fori_loop(0, chunks.needed, add_chunk, start))
 
 
 def _in_chunks_forward(
@@ -224,7 +229,7 @@ def _in_chunks_backward(
         jax.tree.map(jnp.zeros_like, params),
         jnp.zeros((*chunks.order.shape, hidden.shape[-1]), hidden.dtype),
     )
-    of_params, of_hidden = jax.lax.fori_loop(0, chunks.count, add_chunk, start)
+    of_params, of_hidden = jax.lax.fori_loop(0, chunks.needed, add_chunk, start)
     return of_params, chunks.restore(of_hidden), None, None
 
 

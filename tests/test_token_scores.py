@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pid_jax import models, prompt_in_decoder
-from pid_jax.backends.matmul import head_matmul, matmul_reference
+from pid_jax.backends.matmul import head_matmul
 from pid_jax.data.batching import Batch
 from pid_jax.token_scores import token_scores
 from tests.helpers.compiled_programs import array_sizes
@@ -23,7 +23,7 @@ MASK[1] = False
 @pytest.fixture(scope="module")
 def hidden(tiny_model):
     shape = GROUPS, OUTPUTS, tiny_model.config.d_model
-    return RANDOM.normal(size=shape).astype(np.float32) * 5
+    return jnp.asarray(RANDOM.normal(size=shape) * 5, jnp.float32)
 
 
 def plain(model, params, hidden):
@@ -78,8 +78,8 @@ def test_gradients_are_those_of_all_logits(tiny_model, hidden, logits_at_once):
 
 def test_a_token_is_the_highest_where_argmax_is_the_token(tiny_model):
     """The first of several equal logits, and none for NaN."""
-    params = {**tiny_model.params, "shared": {"embedding": jnp.ones((64, 32))}}
-    hidden = jnp.ones((1, 3, 32)).at[0, 2].set(jnp.nan)
+    params = {**tiny_model.params, "shared": {"embedding": jnp.ones((64, 16))}}
+    hidden = jnp.ones((1, 3, 16)).at[0, 2].set(jnp.nan)
     tokens = np.array([[0, 1, 5]], np.int32)
     scores = token_scores(tiny_model.model, params, hidden, tokens, np.ones((1, 3), bool), 10_000)
     np.testing.assert_array_equal(scores.is_highest, [[True, False, False]])
@@ -143,7 +143,7 @@ def test_the_gradient_of_a_bfloat16_head_is_computed_in_float32():
     rounded = np.asarray(kernel.astype(jnp.bfloat16).astype(jnp.float32), np.float64)
     exact = np.asarray(weights, np.float64) @ rounded.T
     np.testing.assert_allclose(of_x.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
-    exact = matmul_reference(x.astype(np.float32), rounded.astype(np.float32))
+    exact = x @ rounded
     np.testing.assert_allclose(
         head_matmul(jnp.asarray(x, jnp.bfloat16), kernel, jnp.bfloat16), exact, rtol=1e-5, atol=1e-5
     )

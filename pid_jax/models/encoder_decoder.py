@@ -20,6 +20,7 @@ from pid_jax.backends.matmul import (
 from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
+from pid_jax.models.rematerialisation import NONE
 
 
 def token_embeddings(vocab_size: int, width: int, stddev: float, dtype: DTypeLike) -> nn.Embed:
@@ -37,6 +38,8 @@ class EncoderDecoderModel(nn.Module):
     config: Any
     dtype: DTypeLike = jnp.float32
     """Of activations. Norms, softmax and logits are always float32."""
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     table: ClassVar[str] = "shared"
     """The attribute with the embeddings that a tied head multiplies with."""
