@@ -15,7 +15,7 @@ PiE is the baseline and uses the same code: `prompt_in_encoder` turns every (doc
 pair into a document with one empty prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from pid_jax.data.batching import Arr, Batch
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
+from pid_jax.token_scores import TokenScores, token_scores
 
 
 class EncodedDocuments(NamedTuple):
@@ -170,7 +171,35 @@ def token_log_probabilities(
 
 
 LOGITS_AT_ONCE = 1 << 25
-"""Maximum number of logits in memory during scoring (128 MiB in float32), at least V."""
+"""Maximum number of logits in memory in scoring and training (128 MiB in float32), at least V."""
+
+
+def target_scores(
+    model: EncoderDecoder,
+    params: Params,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None = None,
+    encoded: EncodedDocuments | None = None,
+) -> TokenScores:
+    """The scores of each target token, `[B, P, T]`. Zero or False for padding.
+
+    encoded: the encoding of the batch's documents, None to compute it.
+
+    The head processes target tokens in chunks of at most `LOGITS_AT_ONCE` logits. A loss that is
+    computed from these scores has an exact gradient.
+    """
+    targets, mask = jnp.asarray(batch.targets), jnp.asarray(batch.target_mask)
+    hidden = _predicting_outputs(model, params, batch, dropout_key, encoded)
+    rows = hidden.reshape(len(targets), -1, hidden.shape[-1])
+    scores = token_scores(
+        model,
+        params,
+        rows,
+        targets.reshape(rows.shape[:2]),
+        mask.reshape(rows.shape[:2]),
+        LOGITS_AT_ONCE,
+    )
+    return TokenScores(*(score.reshape(targets.shape) for score in scores))
 
 
 def target_log_probabilities(
@@ -181,37 +210,9 @@ def target_log_probabilities(
 ) -> Float[Array, "B P"]:
     """log p(target | document, prompt) in nats, summed over the target's tokens. 0 for no target.
 
-    encoded: the encoding of the batch's documents, None to compute it.
-
-    The head processes target tokens in chunks of at most `LOGITS_AT_ONCE` logits.
+    The arguments are those of `target_scores`.
     """
-    targets = jnp.asarray(batch.targets)
-    hidden = _predicting_outputs(model, params, batch, encoded=encoded)
-
-    def log_probabilities(hidden: Float[Array, "rows D"], tokens: Int[Array, " rows"]) -> Array:
-        logits = model.apply({"params": params}, hidden, method="logits")
-        return token_log_probabilities(logits, tokens)
-
-    rows = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = max(LOGITS_AT_ONCE // model.config.vocab_size, 1)
-    of_tokens = _by_chunks(log_probabilities, chunk, *rows).reshape(targets.shape)
-    return jnp.where(batch.target_mask, of_tokens, 0.0).sum(axis=-1)
-
-
-def _by_chunks(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
-    """`function(*arrays)`, computed from `size` rows of the arrays at a time."""
-    count = len(arrays[0])
-    if count <= size:
-        return function(*arrays)
-    chunks = -(-count // size)
-    size = -(-count // chunks)  # equal sizes minimise padding
-
-    def in_chunks(x: Array) -> Array:
-        padded = jnp.pad(x, [(0, chunks * size - count)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(chunks, size, *x.shape[1:])
-
-    results = jax.lax.map(lambda rows: function(*rows), tuple(map(in_chunks, arrays)))
-    return results.reshape(-1, *results.shape[2:])[:count]
+    return target_scores(model, params, batch, encoded=encoded).log_probability.sum(axis=-1)
 
 
 class LossMetrics(NamedTuple):
@@ -267,28 +268,26 @@ def loss(
     To average losses or gradients of several batches, weight each by its
     `LossMetrics.target_tokens`.
     """
-    logits = teacher_forced_logits(model, params, batch, dropout_key)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    cross_entropy = -token_log_probabilities(logits, batch.targets)
+    scores = target_scores(model, params, batch, dropout_key)
+    cross_entropy = -scores.log_probability
     objective = cross_entropy
     if label_smoothing:
-        even = normaliser - logits.mean(axis=-1)
+        even = scores.normaliser - scores.mean_logit
         objective = (1 - label_smoothing) * objective + label_smoothing * even
     if z_loss:
-        objective = objective + z_loss * jnp.square(normaliser)
+        objective = objective + z_loss * jnp.square(scores.normaliser)
 
     mask = batch.target_mask
     has_target = mask.any(axis=-1)
-    right = logits.argmax(axis=-1) == batch.targets
+    right = scores.is_highest
     metrics = LossMetrics(
-        loss_sum=jnp.where(mask, cross_entropy, 0.0).sum(),
-        correct_tokens=(right & mask).sum(dtype=jnp.int32),
+        loss_sum=cross_entropy.sum(),
+        correct_tokens=right.sum(dtype=jnp.int32),
         exact_matches=((right | ~mask).all(axis=-1) & has_target).sum(dtype=jnp.int32),
         target_tokens=jnp.sum(mask, dtype=jnp.int32),
         subtasks=jnp.sum(has_target, dtype=jnp.int32),
     )
-    total = jnp.where(mask, objective, 0.0).sum()
-    return total / jnp.maximum(metrics.target_tokens, 1), metrics
+    return objective.sum() / jnp.maximum(metrics.target_tokens, 1), metrics
 
 
 def prompt_in_encoder(

@@ -14,6 +14,7 @@ LAYERS = (
     ("backends", "directory_lock", "disk_errors", "json_spans", "json_text"),
     ("atomic_file", "command_line", "compilation_cache", "programs"),
     ("data", "metrics", "models", "sharding"),
+    ("token_scores",),
     ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),
     ("decoding",),
     ("inference",),

@@ -3,6 +3,7 @@
 Letters beside those of `pid_jax.models.protocol`: I input features, O output features.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,48 @@ def matmul_reference(
     """`x @ kernel` in float32."""
     precision = precision_of(x.dtype)
     return jnp.dot(x, kernel, precision=precision, preferred_element_type=jnp.float32)
+
+
+def head_matmul(
+    x: Float[Array, "*batch D"], kernel: Float[Array, "D V"], dtype: DTypeLike
+) -> Float[Array, "*batch V"]:
+    """`x @ kernel` in float32 from operands in `dtype`, with the kernel's gradient in its dtype.
+
+    JAX computes the gradient of a kernel that was converted to bfloat16 in bfloat16. The sum over
+    chunks of rows would lose digits.
+    """
+    if jnp.dtype(dtype) == kernel.dtype:
+        return matmul_reference(x.astype(dtype), kernel)
+    return _rounded_matmul(x, kernel, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rounded_matmul(x: Array, kernel: Array, dtype: DTypeLike) -> Array:
+    return matmul_reference(x.astype(dtype), kernel.astype(dtype))
+
+
+def _rounded_matmul_forward(x: Array, kernel: Array, dtype: DTypeLike) -> tuple[Array, Any]:
+    return _rounded_matmul(x, kernel, dtype), (x, kernel)
+
+
+def _rounded_matmul_backward(
+    dtype: DTypeLike, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = operands
+    gradient = gradient.astype(dtype)
+    rows = tuple(range(x.ndim - 1))
+    of_x = matmul_reference(gradient, kernel.astype(dtype).T)
+    of_kernel = jax.lax.dot_general(
+        x.astype(dtype),
+        gradient,
+        ((rows, rows), ((), ())),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype)
+
+
+_rounded_matmul.defvjp(_rounded_matmul_forward, _rounded_matmul_backward)
 
 
 FEW_ROWS = 64

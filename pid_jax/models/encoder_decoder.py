@@ -3,6 +3,7 @@
 `pid_jax.models.protocol.EncoderDecoder` says what each of them means.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends.matmul import (
+    head_matmul,
     matmul,
-    matmul_reference,
     with_decoder_transposes,
     with_transposes,
 )
@@ -20,6 +21,7 @@ from pid_jax.backends.projections import with_dtype, with_joined_projections
 from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
+from pid_jax.models.rematerialisation import NONE
 
 
 def token_embeddings(vocab_size: int, width: int, stddev: float, dtype: DTypeLike) -> nn.Embed:
@@ -37,6 +39,8 @@ class EncoderDecoderModel(nn.Module):
     config: Any
     dtype: DTypeLike = jnp.float32
     """Of activations. Norms, softmax and logits are always float32."""
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     table: ClassVar[str] = "shared"
     """The attribute with the embeddings that a tied head multiplies with."""
@@ -102,11 +106,20 @@ class EncoderDecoderModel(nn.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden)
-        kernel = getattr(self, self.table).embedding.T.astype(self.dtype)
+        kernel = getattr(self, self.table).embedding.T
         if self.has_variable("params", "transposed_head"):
             transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return matmul(hidden, kernel, transposed)
-        return matmul_reference(hidden, kernel)
+            return matmul(hidden, kernel.astype(self.dtype), transposed)
+        return head_matmul(hidden, kernel, self.dtype)
+
+    def head_params(self, params: Params) -> Params:
+        """The head's kernel, and the arrays that `setup` itself makes."""
+        own = self.table if self.config.tie_word_embeddings else "lm_head"
+        return {
+            name: value
+            for name, value in params.items()
+            if name == own or not isinstance(value, Mapping)
+        }
 
     def decoding_params(self, params: Params) -> Params:
         """What the backend decodes with.

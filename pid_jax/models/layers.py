@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from pid_jax.backends.matmul import matmul, precision_of
+from pid_jax.backends.matmul import head_matmul, matmul, precision_of
 from pid_jax.backends.settings import backend_settings
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -76,6 +76,8 @@ class Dense(nn.Module):
             transposed = self.get_variable("params", "transposed")
             operands = (operand.astype(self.dtype) for operand in (x, kernel, transposed))
             return matmul(*operands).astype(self.output_dtype or self.dtype)
+        if self.output_dtype == jnp.float32:
+            return head_matmul(x, kernel, self.dtype)
         return jnp.dot(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

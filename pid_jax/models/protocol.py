@@ -151,6 +151,10 @@ class EncoderDecoder(Protocol):
         """Next-token logits in float32 for outputs of `decode`."""
         ...
 
+    def head_params(self, params: Params) -> Params:
+        """The parameters that `logits` reads."""
+        ...
+
     def decoding_params(self, params: Params) -> Params:
         """Parameters that this backend decodes fastest with: some may stand in two layouts."""
         ...

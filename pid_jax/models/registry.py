@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from pid_jax.errors import UserError
 from pid_jax.models import bart, led, longt5, pegasus, t5, t5gemma, t5gemma2
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
+from pid_jax.models.rematerialisation import NONE
 
 _FAMILIES = (
     t5.FAMILY,
@@ -83,11 +84,17 @@ def config_from_hf(config: Mapping[str, Any]) -> Config:
     return family_of(config["model_type"]).config_from_hf(config)
 
 
-def build(config: Config | Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> EncoderDecoder:
-    """The model of a configuration, with activations in `dtype`, without parameters."""
+def build(
+    config: Config | Mapping[str, Any], dtype: DTypeLike = jnp.float32, *, remat: str = NONE
+) -> EncoderDecoder:
+    """The model of a configuration, with activations in `dtype`, without parameters.
+
+    remat: the policy of rematerialisation in training, see `pid_jax.models.rematerialisation`.
+    """
     if isinstance(config, Mapping):
         config = config_from_hf(config)
-    return family_of(config.model_type).module(config, jnp.dtype(dtype))
+    model = family_of(config.model_type).module(config, jnp.dtype(dtype))
+    return model.clone(remat=remat)
 
 
 def _everything(module: Any) -> None:

@@ -135,7 +135,7 @@ def build_model(config: ConfigDict, architecture: Any) -> EncoderDecoder:
         dropout_rate=config.train.dropout_rate,
         forced_bos_token_id=None,  # targets have no such token, so neither will outputs
     )
-    return models.build(architecture, activation_dtype(config))
+    return models.build(architecture, activation_dtype(config), remat=config.train.remat)
 
 
 def save_model(

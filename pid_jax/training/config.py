@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from pid_jax.errors import UserError
+from pid_jax.models import rematerialisation
 from pid_jax.training import config_files, optimizer
 from pid_jax.training.config_files import read_argument
 
@@ -50,6 +51,7 @@ WITHOUT_EFFECT_ON_TRAINING = (
     "data.path",
     "data.validation_split",
     "train.log_every_steps",
+    "train.remat",
     "evaluation",
     "checkpoint",
 )
@@ -159,6 +161,10 @@ def default() -> ConfigDict:
     config.train.label_smoothing = 0.0
     # Weight of log(Z)^2, which holds the logits' normaliser near 1 (Mesh TensorFlow; T5 used 1e-4).
     config.train.z_loss = 0.0
+    # What the backward pass computes again, in each layer: "none", "full" (everything but the
+    # input of the layer), "dots_with_no_batch_dims" (all but products with parameters), "dots"
+    # (all but products), or a name of jax.checkpoint_policies. Saves memory, costs time.
+    config.train.remat = "none"
     # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
     config.train.log_every_steps = 20
 
@@ -253,6 +259,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError, naming the key, for a value outside its range."""
     _one_of(config, "method", ("pid", "pie"))
     _one_of(config, "model.dtype", ("auto", "float32", "bfloat16"))
+    _one_of(config, "train.remat", rematerialisation.NAMES)
     optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
     _one_of(config, "data.truncation_side", ("left", "right"))

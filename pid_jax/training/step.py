@@ -139,14 +139,12 @@ def train_step(
 
 def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
     """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
-    logits = prompt_in_decoder.teacher_forced_logits(model, params, batch)
-    chosen = jnp.argmax(logits, axis=-1)
-    log_probabilities = prompt_in_decoder.token_log_probabilities(logits, batch.targets)
-    right = chosen == batch.targets
+    scores = prompt_in_decoder.target_scores(model, params, batch)
+    right = scores.is_highest
     mask = batch.target_mask
     return BatchEvaluation(
-        loss=-jnp.sum(jnp.where(mask, log_probabilities, 0.0)),
-        correct_tokens=jnp.sum((right & mask).astype(jnp.float32)),
+        loss=-jnp.sum(scores.log_probability),
+        correct_tokens=jnp.sum(right.astype(jnp.float32)),
         target_tokens=jnp.sum(mask.astype(jnp.float32)),
         correct=jnp.all(right | ~mask, axis=-1),
         present=jnp.any(mask, axis=-1),

@@ -28,6 +28,7 @@ from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm
 from pid_jax.models.positions import LearnedPositions, SinusoidalPositions
 from pid_jax.models.protocol import KeyValue, Past
+from pid_jax.models.rematerialisation import NONE, rematerialised
 
 
 class BartAttention(nn.Module):
@@ -195,6 +196,8 @@ class BartStack(nn.Module):
 
     config: BartLikeConfig
     dtype: DTypeLike
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def set_up(self, positions: int) -> None:
         """Makes the modules of both stacks. positions: the most tokens there may be."""
@@ -243,7 +246,8 @@ class BartEncoder(BartStack):
     def setup(self) -> None:
         config = self.config
         self.set_up(config.max_document_tokens)
-        self.layers = [BartEncoderLayer(config, self.dtype) for _ in range(config.encoder_layers)]
+        layer = rematerialised(BartEncoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype) for _ in range(config.encoder_layers)]
 
     def __call__(
         self, x: Float[Array, "B S D"], document_mask: Bool[Array, "B S"], deterministic: bool
@@ -262,7 +266,8 @@ class BartDecoder(BartStack):
     def setup(self) -> None:
         config = self.config
         self.set_up(config.max_decoder_tokens)
-        self.layers = [BartDecoderLayer(config, self.dtype) for _ in range(config.decoder_layers)]
+        layer = rematerialised(BartDecoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype) for _ in range(config.decoder_layers)]
 
     def project_cross_attention(
         self, encoder_output: Float[Array, "B S D"]
@@ -306,8 +311,8 @@ class BartLike(EncoderDecoderModel):
         self.shared = token_embeddings(
             config.vocab_size, config.d_model, config.init_std, self.dtype
         )
-        self.encoder = self.encoder_type(config, self.dtype)
-        self.decoder = BartDecoder(config, self.dtype)
+        self.encoder = self.encoder_type(config, self.dtype, self.remat)
+        self.decoder = BartDecoder(config, self.dtype, self.remat)
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.init_std)
         self.final_logits_bias = self.param(

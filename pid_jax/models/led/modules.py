@@ -23,6 +23,7 @@ from pid_jax.models.attention import (
 from pid_jax.models.bart.modules import BartAttention, BartEncoder, BartEncoderLayer, BartLike
 from pid_jax.models.layers import Dense
 from pid_jax.models.led.configuration import LEDConfig
+from pid_jax.models.rematerialisation import rematerialised
 
 
 class LEDAttention(BartAttention):
@@ -99,9 +100,8 @@ class LEDEncoder(BartEncoder):
     def setup(self) -> None:
         config = self.config
         self.set_up(config.max_document_tokens)
-        self.layers = [
-            LEDEncoderLayer(config, self.dtype, window // 2) for window in config.attention_window
-        ]
+        layer = rematerialised(LEDEncoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype, window // 2) for window in config.attention_window]
 
 
 class LED(BartLike):

@@ -18,6 +18,7 @@ from pid_jax.models.attention import (
     split_heads,
 )
 from pid_jax.models.longt5.configuration import LongT5Config
+from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5.modules import (
     T5Attention,
     T5EncoderLayer,
@@ -127,14 +128,15 @@ class LongT5Encoder(nn.Module):
 
     config: LongT5Config
     dtype: DTypeLike
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def setup(self) -> None:
         config = self.config
         self.sums_blocks = config.encoder_attention_type == "transient-global"
         attention = LongT5GlobalAttention if self.sums_blocks else LongT5LocalAttention
-        self.layers = [
-            T5EncoderLayer(config, self.dtype, attention) for _ in range(config.num_layers)
-        ]
+        layer = rematerialised(T5EncoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype, attention) for _ in range(config.num_layers)]
         self.relative_position_bias = relative_position_bias(config, bidirectional=True)
         if self.sums_blocks:
             # A start that looks nearby would hide most blocks from most heads.

@@ -37,6 +37,7 @@ from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 from pid_jax.models.positions import RelativePositionBias
 from pid_jax.models.protocol import KeyValue, Past
+from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5.configuration import T5Config, T5LikeConfig
 
 
@@ -244,10 +245,13 @@ class T5Encoder(nn.Module):
 
     config: T5Config
     dtype: DTypeLike
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def setup(self) -> None:
         config = self.config
-        self.layers = [T5EncoderLayer(config, self.dtype) for _ in range(config.num_layers)]
+        layer = rematerialised(T5EncoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype) for _ in range(config.num_layers)]
         biases = config.num_layers if config.bias_in_every_layer else 1
         self.relative_position_bias = [
             relative_position_bias(config, bidirectional=True) for _ in range(biases)
@@ -312,10 +316,13 @@ class T5Decoder(nn.Module):
 
     config: T5LikeConfig
     dtype: DTypeLike
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def setup(self) -> None:
         config = self.config
-        self.layers = [T5DecoderLayer(config, self.dtype) for _ in range(config.num_decoder_layers)]
+        layer = rematerialised(T5DecoderLayer, self.remat)
+        self.layers = [layer(config, self.dtype) for _ in range(config.num_decoder_layers)]
         biases = config.num_decoder_layers if config.bias_in_every_layer else 1
         self.relative_position_bias = [
             relative_position_bias(config, bidirectional=False) for _ in range(biases)
@@ -370,8 +377,8 @@ class T5Like(EncoderDecoderModel):
         self.shared = token_embeddings(
             config.vocab_size, config.d_model, config.initializer_factor, self.dtype
         )
-        self.encoder = self.encoder_type(config, self.dtype)
-        self.decoder = T5Decoder(config, self.dtype)
+        self.encoder = self.encoder_type(config, self.dtype, remat=self.remat)
+        self.decoder = T5Decoder(config, self.dtype, self.remat)
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.initializer_factor * config.d_model**-0.5)
 

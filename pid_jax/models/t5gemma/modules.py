@@ -28,6 +28,7 @@ from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
+from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5gemma.configuration import (
     FULL,
     SLIDING,
@@ -220,11 +221,14 @@ class GemmaEncoder(nn.Module):
     rates: DropoutRates
     dtype: DTypeLike
     query_key_norms: bool = False
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def setup(self) -> None:
         config = self.config
+        layer = rematerialised(GemmaEncoderLayer, self.remat)
         self.layers = [
-            GemmaEncoderLayer(
+            layer(
                 config,
                 config.rotation(i),
                 self.reach if kind == SLIDING else None,
@@ -288,11 +292,14 @@ class GemmaDecoder(nn.Module):
     config: GemmaStackConfig
     rates: DropoutRates
     dtype: DTypeLike
+    remat: str = NONE
+    """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
 
     def setup(self) -> None:
         config = self.config
+        layer = rematerialised(self.layer_type, self.remat)
         self.layers = [
-            self.layer_type(config, config.rotation(i), self.rates, self.dtype)
+            layer(config, config.rotation(i), self.rates, self.dtype)
             for i in range(config.num_hidden_layers)
         ]
         self.final_norm = norm(config, self.dtype)
@@ -388,9 +395,13 @@ class T5Gemma(EncoderDecoderModel):
         config = self.config
         window = config.encoder.sliding_window
         self.encoder_embedding = embedding(config.encoder, self.dtype)
-        self.encoder = GemmaEncoder(config.encoder, (window, window), config.rates, self.dtype)
+        self.encoder = GemmaEncoder(
+            config.encoder, (window, window), config.rates, self.dtype, remat=self.remat
+        )
         self.decoder_embedding = embedding(config.decoder, self.dtype)
-        self.decoder = GemmaDecoder(T5GemmaDecoderLayer, config.decoder, config.rates, self.dtype)
+        self.decoder = GemmaDecoder(
+            T5GemmaDecoderLayer, config.decoder, config.rates, self.dtype, self.remat
+        )
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.decoder.initializer_range * config.vocab_size**-0.5)
 

@@ -92,8 +92,11 @@ class T5Gemma2(EncoderDecoderModel):
             config.rates,
             self.dtype,
             query_key_norms=True,
+            remat=self.remat,
         )
-        self.decoder = GemmaDecoder(T5Gemma2DecoderLayer, config.decoder, config.rates, self.dtype)
+        self.decoder = GemmaDecoder(
+            T5Gemma2DecoderLayer, config.decoder, config.rates, self.dtype, self.remat
+        )
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """The token that ends an image has an embedding beside the table, which is not scaled."""
