@@ -69,16 +69,19 @@ def packed_attention(
     """`joint_attention`. Vmapped calls are packed.
 
     Keys and values that all vmapped calls share, such as those of a document, are read once for
-    all. Does not support reverse-mode differentiation.
+    all. The gradient is that of `joint_attention`, whose scores it computes again.
     """
     return _packed(scale, soft_cap)(query, tuple(sources))
 
 
 @functools.cache
 def _packed(scale: float, soft_cap: float | None) -> Callable[..., Any]:
+    def plain(query: Array, sources: tuple[Source, ...]) -> Array:
+        return joint_attention(query, sources, scale, soft_cap)
+
     @jax.custom_batching.custom_vmap
     def attend(query: Array, sources: tuple[Source, ...]) -> Array:
-        return joint_attention(query, sources, scale, soft_cap)
+        return plain(query, sources)
 
     @attend.def_vmap
     def attend_all(
@@ -118,7 +121,15 @@ def _packed(scale: float, soft_cap: float | None) -> Callable[..., Any]:
         joined = joined.reshape(batch, size, -1, length, groups, width).transpose(1, 0, 4, 2, 3, 5)
         return joined.reshape(query.shape), True
 
-    return attend
+    def forward(query: Array, sources: tuple[Source, ...]) -> tuple[Array, Any]:
+        return attend(query, sources), (query, sources)
+
+    def backward(arguments: Any, gradient: Array) -> Any:
+        return jax.vjp(plain, *arguments)[1](gradient)
+
+    differentiable = jax.custom_vjp(lambda query, sources: attend(query, sources))
+    differentiable.defvjp(forward, backward)
+    return differentiable
 
 
 def pack_size(prompts: int, queries: int) -> int:

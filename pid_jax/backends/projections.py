@@ -1,8 +1,8 @@
-"""Parameters that GPUs decode with: fewer products, no casts, norms without a scale.
+"""Parameters that GPUs and TPUs decode with: fewer products, no casts, norms without a scale.
 
-A decode step of a GPU is limited by the number of its kernels. So a decoder's self-attention has
-one kernel for the projections of queries, keys and values, and the scale of an RMSNorm before
-bias-free projections is a factor of their kernels.
+A decode step has few rows, so that its time grows with the number of products. So a decoder's
+self-attention has one kernel for the projections of queries, keys and values, and the scale of an
+RMSNorm before bias-free projections is a factor of their kernels.
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,11 @@ class BackendSettings:
     """Whether a decode step writes new keys and values to the cache before it attends to it."""
     transposes: bool = False
     """Whether decoding also reads transposed kernels, see `matmul.matmul`."""
+    casts_params: bool = False
+    """Whether decoding has kernels and embeddings in the model's dtype: XLA casts them once per
+    call of a program otherwise."""
+    contracts_heads: bool = False
+    """Whether the product after attention reads its heads without joining them in memory."""
     joined_projections: bool = False
     """Whether decoding has the parameters of `projections.py`."""
     decode_kernels: bool = False
@@ -52,6 +57,7 @@ BY_PLATFORM: dict[str, BackendSettings] = {
         # The kernels read whole keys, and XLA's products read either layout.
         document_layout=ATTENDED_FIRST,
         cache_layout=ATTENDED_FIRST,
+        casts_params=True,
         joined_projections=True,
         decode_kernels=True,
         options_of_program={
@@ -61,7 +67,14 @@ BY_PLATFORM: dict[str, BackendSettings] = {
             "decode": {"xla_disable_hlo_passes": "cublas-pad-for-gemms,dot-merger"},
         },
     ),
-    "tpu": BackendSettings(cache_layout=HeadsMerged(), packs_prompts=True, writes_first=True),
+    "tpu": BackendSettings(
+        cache_layout=HeadsMerged(),
+        packs_prompts=True,
+        writes_first=True,
+        casts_params=True,
+        contracts_heads=True,
+        joined_projections=True,
+    ),
 }
 
 

@@ -116,9 +116,9 @@ class EncoderDecoderModel(nn.Module):
         (`backends.projections`).
         """
         settings = backend_settings()
-        if settings.joined_projections:
+        if settings.casts_params:
             changed = with_dtype(params, self.dtype)
-            if self.joins_projections:
+            if settings.joined_projections and self.joins_projections:
                 # From the original parameters: the product with a norm's scale is rounded once.
                 joined = with_joined_projections(params["decoder"], self.dtype)
                 changed["decoder"] = with_dtype(joined, self.dtype)

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from pid_jax.backends.matmul import matmul, precision_of
+from pid_jax.backends.settings import backend_settings
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -40,13 +41,32 @@ class Dense(nn.Module):
     """Whether a vector, zero at first, is added to the product."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
-        product = self._product(x)
+    def __call__(
+        self,
+        x: Float[Array, "*batch I"] | Float[Array, "B heads tokens K"],
+        *,
+        by_head: bool = False,
+    ) -> Float[Array, "*out_batch O"]:
+        """by_head: x is head by head, `[B, heads, tokens, K]`, with I = heads K."""
+        product = self._product_of_heads(x) if by_head else self._product(x)
         if not self.bias:
             return product
         init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         return product + self.param("bias", init, (self.features,), jnp.float32).astype(
             product.dtype
+        )
+
+    def _product_of_heads(self, x: Float[Array, "B heads tokens K"]) -> Float[Array, "B tokens O"]:
+        batch, heads, tokens, width = x.shape
+        if not backend_settings().contracts_heads or self.is_initializing():
+            return self._product(x.swapaxes(1, 2).reshape(batch, tokens, heads * width))
+        kernel = self.get_variable("params", "kernel").astype(self.dtype)
+        return jnp.einsum(
+            "bhlk,hko->blo",
+            x.astype(self.dtype),
+            kernel.reshape(heads, width, self.features),
+            precision=precision_of(self.dtype),
+            preferred_element_type=self.output_dtype,
         )
 
     def _product(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:

@@ -149,8 +149,9 @@ def test_a_model_gives_the_same_in_other_layouts(family, monkeypatch):
 
     def logits_with(settings):
         monkeypatch.setitem(BY_PLATFORM, jax.default_backend(), settings)
+        decoding_params = model.decoding_params(params)
         # A function of its own: JAX would not trace the same one again.
-        logits, cross_attention = jax.jit(lambda params: decoded(model, params))(params)
+        logits, cross_attention = jax.jit(lambda params: decoded(model, params))(decoding_params)
         assert {type(layer.layout) for layer in cross_attention} == {type(settings.document_layout)}
         return logits
 

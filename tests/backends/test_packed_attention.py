@@ -1,5 +1,6 @@
 """Attention with packed prompts, vmapped over prompts, against the same prompt by prompt."""
 
+import functools
 import operator
 
 import jax
@@ -58,6 +59,30 @@ def test_prompts_see_what_each_sees_alone(prompts, pack, heads, groups, queries,
         ]
         np.testing.assert_allclose(packed, jnp.stack(alone), atol=2e-5)
     module._packed.cache_clear()
+
+
+def test_the_gradient_is_that_of_plain_attention():
+    random = np.random.default_rng(1)
+    query, key = (
+        jnp.asarray(random.normal(size=size), jnp.float32)
+        for size in ((3, BATCH, 2, 4, WIDTH), (3, BATCH, 2, TOKENS, WIDTH))
+    )
+    mask = jnp.asarray(random.random((3, BATCH, 1, TOKENS)) < 0.7)
+    bias = jnp.asarray(random.normal(size=(1, 2, 4, TOKENS)), jnp.float32)
+
+    def total(attention, query, key, bias):
+        def one(query, key, mask):
+            layer = KeyValue(key, key * 2, ATTENDED_FIRST)
+            return attention(query, [Source(layer, mask, bias)], SCALE)
+
+        return jnp.square(jax.vmap(one)(query, key, mask)).sum()
+
+    packed, plain = (
+        jax.grad(functools.partial(total, attention), (0, 1, 2))(query, key, bias)
+        for attention in (packed_attention, attend)
+    )
+    for ours, theirs in zip(packed, plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_a_document_alone_is_read_once():

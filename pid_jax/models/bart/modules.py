@@ -72,7 +72,7 @@ class BartAttention(nn.Module):
             dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
             is_step=is_step,
         )
-        return self.output(merge_heads(attended))
+        return self.output(attended, by_head=True)
 
     def of_documents(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool

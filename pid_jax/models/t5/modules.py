@@ -78,7 +78,7 @@ class T5Attention(nn.Module):
             sources,
             dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
         )
-        return self.output(merge_heads(attended))
+        return self.output(attended, by_head=True)
 
     def to_itself(
         self,

@@ -20,7 +20,6 @@ from pid_jax.models.attention import (
     causal_mask,
     is_within,
     key_value,
-    merge_heads,
     own_tokens,
     soft_cap,
     split_heads,
@@ -116,7 +115,7 @@ class GemmaAttention(nn.Module):
             soft_cap=self.config.attn_logit_softcapping,
             is_step=is_step,
         )
-        return self.output(merge_heads(attended))
+        return self.output(attended, by_head=True)
 
     def of_documents(
         self,
@@ -134,7 +133,7 @@ class GemmaAttention(nn.Module):
             soft_cap=self.config.attn_logit_softcapping,
             reach=reach,
         )
-        return self.output(merge_heads(attended))
+        return self.output(attended, by_head=True)
 
     @property
     def _scale(self) -> float:
