@@ -74,14 +74,15 @@ def attention(
     query: Float[Array, "B R W"],
     key: Float[Array, "B S W"],
     value: Float[Array, "B S W"],
-    seen: Float[Array, "B 1 S"],
+    seen: Float[Array, "B 1 S"] | Float[Array, "B R S"],
     multipliers: Float[Array, "B prompts H S"] | None,
-    bias: Float[Array, "blocks H 1 span"] | None,
+    bias: Float[Array, "blocks H 1 span"] | Float[Array, "1 H R S"] | None,
 ) -> Float[Array, "B R W"]:
     """softmax(scores) V. S is a multiple of `LANES`, R one of `shape.rows`.
 
     seen: 0 for a key that queries see, otherwise its score. multipliers: of the weights of each
-    key, after the softmax. bias: of the distances in each block of rows, see `bias_of_blocks`.
+    key, after the softmax. bias: of the distances in each block of rows, see `bias_of_blocks`, or,
+    if there is one block of rows, of each row and key.
     """
     (out,) = _call(shape, _forward, query, key, value, seen, multipliers, bias)
     return out
@@ -130,7 +131,7 @@ def _call(
     bias: Array | None,
     gradient: Array | None = None,
 ) -> Any:
-    """Runs a kernel for each block of heads, each document and each block of rows, in this order."""
+    """Runs a kernel for each block of heads, each document, each block of rows, in this order."""
     batch, rows, width = query.shape
     length = key.shape[1]
     blocks = rows // shape.rows
@@ -140,7 +141,7 @@ def _call(
         "query": (query, of_rows),
         "key": (key, of_keys),
         "value": (value, of_keys),
-        "seen": (seen, pl.BlockSpec((1, 1, length), lambda h, b, i: (b, 0, 0))),
+        "seen": (seen, _spec_of_seen(shape, seen)),
     }
     if multipliers is not None:
         prompts = max(shape.rows // shape.queries, 1)
@@ -152,12 +153,14 @@ def _call(
         )
         inputs["multipliers"] = (by_block, spec)
     if bias is not None:
-        spec = pl.BlockSpec((1, shape.heads, 1, bias.shape[-1]), lambda h, b, i: (i, h, 0, 0))
+        spec = pl.BlockSpec((1, shape.heads, *bias.shape[2:]), lambda h, b, i: (i, h, 0, 0))
         inputs["bias"] = (bias, spec)
     outputs = {"out": (jax.ShapeDtypeStruct(query.shape, query.dtype), of_rows)}
     scratch: dict[str, Any] = {}
     stored = pltpu.VMEM((blocks, shape.heads, shape.rows, length), jnp.float32)
-    stores_bias = bias is not None and math.prod(stored.shape) <= STORED_BIASES
+    stores_bias = (
+        bias is not None and bias.shape[2] == 1 and math.prod(stored.shape) <= STORED_BIASES
+    )
     if stores_bias:
         scratch["stored_bias"] = stored
     products = 2
@@ -175,7 +178,7 @@ def _call(
             scratch["bias_sum"] = stored
         if bias is not None:
             spec = pl.BlockSpec(
-                (blocks, shape.heads, 1, bias.shape[-1]), lambda h, b, i: (0, h, 0, 0)
+                (blocks, shape.heads, *bias.shape[2:]), lambda h, b, i: (0, h, 0, 0)
             )
             outputs["dbias"] = (jax.ShapeDtypeStruct(bias.shape, jnp.float32), spec)
     names = [*inputs, *outputs, *scratch]
@@ -204,16 +207,22 @@ def _call(
     )(*(array for array, _ in inputs.values()))
 
 
+def _spec_of_seen(shape: KernelShape, seen: Array) -> pl.BlockSpec:
+    if seen.shape[1] == 1:
+        return pl.BlockSpec((1, 1, seen.shape[2]), lambda h, b, i: (b, 0, 0))
+    return pl.BlockSpec((1, shape.rows, seen.shape[2]), lambda h, b, i: (b, i, 0))
+
+
 def _forward(shape: KernelShape, refs: dict[str, Any]) -> None:
     query, key, value = refs["query"][0], refs["key"][0], refs["value"][0]
-    out = None
+    out = jnp.zeros((shape.rows, shape.lanes), jnp.float32)
     for head in range(shape.heads):
         scores, _ = _scores(shape, refs, _only(shape, query, head), key, head)
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
         total = weights.sum(axis=-1, keepdims=True)
         weights = _times(weights, _multipliers(shape, refs, head))
         attended = _dot(weights.astype(value.dtype), value, (1, 0)) / total
-        out = attended if out is None else jnp.where(_lanes_of(shape, head), attended, out)
+        out = attended if head == 0 else jnp.where(_lanes_of(shape, head), attended, out)
     refs["out"][0] = out.astype(query.dtype)
 
 
@@ -221,7 +230,8 @@ def _backward(shape: KernelShape, refs: dict[str, Any]) -> None:
     query, key, value = refs["query"][0], refs["key"][0], refs["value"][0]
     gradient = refs["gradient"][0]
     block = pl.program_id(2)
-    dquery, dkey, dvalue = None, 0.0, 0.0
+    zeros = jnp.zeros((key.shape[0], shape.lanes), jnp.float32)
+    dquery, dkey, dvalue = jnp.zeros((shape.rows, shape.lanes), jnp.float32), zeros, zeros
     for head in range(shape.heads):
         own_query, own_gradient = _only(shape, query, head), _only(shape, gradient, head)
         scores, slope = _scores(shape, refs, own_query, key, head)
@@ -238,7 +248,7 @@ def _backward(shape: KernelShape, refs: dict[str, Any]) -> None:
         products = dscores.astype(key.dtype)
         dkey += _dot(products, own_query, (0, 0))
         part = _dot(products, key, (1, 0))
-        dquery = part if dquery is None else jnp.where(_lanes_of(shape, head), part, dquery)
+        dquery = part if head == 0 else jnp.where(_lanes_of(shape, head), part, dquery)
     refs["dquery"][0] = (dquery * shape.scale).astype(query.dtype)
     _add(refs["key_sum"], block == 0, dkey)
     _add(refs["value_sum"], block == 0, dvalue)
@@ -274,6 +284,8 @@ def _scores(
 
 
 def _bias(refs: dict[str, Any], rows: int, head: int) -> Float[Array, "rows S"]:
+    if refs["bias"].shape[2] > 1:
+        return refs["bias"][0, head]
     if "stored_bias" not in refs:
         return _by_distance(refs["bias"][0, head], rows)
     stored = refs["stored_bias"].at[pl.program_id(2), head]
@@ -296,6 +308,9 @@ def _add_bias_gradient(
 ) -> None:
     """Adds the gradient of a block to that of the biases."""
     document, gradient = pl.program_id(1), refs["dbias"].at[block, head]
+    if refs["bias"].shape[2] > 1:
+        _add(gradient, document == 0, dscores)
+        return
     if "bias_sum" not in refs:
         _add(gradient, document == 0, _sum_of_distances(dscores))
         return

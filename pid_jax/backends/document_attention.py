@@ -1,16 +1,11 @@
-"""Self-attention of encoders, and attention of decoders in training, without stored scores.
+"""Self-attention of encoders without stored scores, in training and inference.
 
-| function | on a CPU | on a TPU | on a GPU |
-|---|---|---|---|
-| `document_attention` | `blockwise_attention` | `attention_kernels.attention` | cuDNN |
-| `training_attention` | not used | the same for cross-attention | `jax.checkpoint` |
-
-Where a kernel does not fit, `recomputed_attention` computes one block of queries at a time. It
-serves every dtype, width and mask. `blockwise_attention.full_attention` is the reference.
+A TPU computes it with `attention_kernels.attention`, a GPU with cuDNN, a CPU with
+`blockwise_attention`. Where a kernel does not fit, `recomputed_attention` computes one block of
+queries at a time. It serves every dtype, width and mask. `blockwise_attention.full_attention` is
+the reference.
 """
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,11 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends import attention_kernels
-from pid_jax.backends.attention_kernels import LANES, NO_KEY, SUBLANES, KernelShape
+from pid_jax.backends.attention_kernels import LANES, NO_KEY, KernelShape
 from pid_jax.backends.blockwise_attention import blockwise_attention
 from pid_jax.backends.dropout import AttentionDropout
 from pid_jax.backends.layouts import KeyValue
-from pid_jax.backends.packed_attention import Source
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores, is_within
 from pid_jax.backends.settings import backend_settings, current_platform
 
@@ -65,44 +59,12 @@ def document_attention(
     arguments = (query, layer, mask, distance_bias, scale, soft_cap, reach, dropout)
     same = dropout is None or not dropout.rate or dropout.same_for_queries
     if kernel == "pallas" and same:
-        rows = _rows_of_block(_round_up(query.shape[2], LANES))
-        if rows and _fits_kernel(query):
+        rows = _rows_of_block(round_up(query.shape[2], LANES))
+        if rows and fits_kernel(query):
             return _with_pallas(*arguments, rows=rows)
     if kernel == "cudnn" and same and _fits_cudnn(query, layer, soft_cap, dropout):
         return _with_cudnn(query, layer, mask, distance_bias, scale, reach, dropout)
     return recomputed_attention(*arguments)
-
-
-def training_attention(
-    query: Float[Array, "B H L K"],
-    sources: Sequence[Source],
-    plain: Callable[..., Float[Array, "B H L K"]],
-    scale: float,
-    soft_cap: float | None,
-    dropout: AttentionDropout,
-) -> Float[Array, "B H L K"]:
-    """`plain(query, sources, dropout)`, which is attention of a decoder, without stored scores.
-
-    With `jax.vmap` over prompts, the kernel of a TPU reads the keys of a document once for all of
-    its prompts.
-    """
-    if backend_settings().document_kernel == "pallas" and len(sources) == 1:
-        (source,) = sources
-        same = dropout.same_for_queries or not dropout.rate
-        if source.bias is None and source.mask is not None and source.mask.shape[1] == 1 and same:
-            multipliers = None
-            if dropout.rate:
-                multipliers = dropout.multipliers((*query.shape[:3], source.layer.length()))
-            fallback = functools.partial(_plain_with_multipliers, scale=scale, soft_cap=soft_cap)
-            return _of_prompts(scale, soft_cap, fallback)(
-                query, source.layer, source.mask[:, 0], multipliers
-            )
-
-    @jax.checkpoint
-    def recomputed(query: Array, sources: Sequence[Source], key: Any) -> Array:
-        return plain(query, sources, dropout._replace(key=key))
-
-    return recomputed(query, sources, dropout.key)
 
 
 def recomputed_attention(
@@ -176,7 +138,7 @@ def _rows_of_block(length: int) -> int:
     return max(fitting, default=0)
 
 
-def _fits_kernel(query: Float[Array, "B H L K"]) -> bool:
+def fits_kernel(query: Float[Array, "B H L K"]) -> bool:
     heads, width = query.shape[1], query.shape[3]
     return (heads * width) % LANES == 0 and (LANES % width == 0 or width % LANES == 0)
 
@@ -193,7 +155,7 @@ def _with_pallas(
     rows: int,
 ) -> Float[Array, "B H S K"]:
     batch, heads, length, width = query.shape
-    padded = _round_up(length, LANES)
+    padded = round_up(length, LANES)
     shape = KernelShape(
         width, rows, padded, scale, soft_cap, reach, interpret=current_platform() != "tpu"
     )
@@ -206,25 +168,25 @@ def _with_pallas(
         bias = attention_kernels.bias_of_blocks(table, padded, rows)
     out = attention_kernels.attention(
         shape,
-        _padded(_merged(query), padded),
-        *_keys_of_kernel(layer, heads, padded),
-        _seen(mask, padded),
-        None if multipliers is None else _padded(multipliers, padded, axis=-1),
+        pad_to(merged(query), padded),
+        *keys_of_kernel(layer, heads, padded),
+        key_scores(mask, padded),
+        None if multipliers is None else pad_to(multipliers, padded, axis=-1),
         bias,
     )
     return _split(out[:, :length], heads)
 
 
-def _keys_of_kernel(layer: KeyValue, heads: int, length: int) -> tuple[Array, Array]:
+def keys_of_kernel(layer: KeyValue, heads: int, length: int) -> tuple[Array, Array]:
     """`[B, S, W]`: each key/value head once for each query head that reads it."""
     arrays = []
-    for array in _attended_first(layer):
+    for array in attended_first(layer):
         repeated = jnp.repeat(array, heads // array.shape[1], axis=1)
-        arrays.append(_padded(_merged(repeated), length))
+        arrays.append(pad_to(merged(repeated), length))
     return arrays[0], arrays[1]
 
 
-def _attended_first(layer: KeyValue) -> tuple[Array, Array]:
+def attended_first(layer: KeyValue) -> tuple[Array, Array]:
     """Keys and values as `[B, G, S, K]`."""
 
     def arranged(x: Array) -> Array:
@@ -232,75 +194,6 @@ def _attended_first(layer: KeyValue) -> tuple[Array, Array]:
         return jnp.einsum(f"b{axes}->bgsk", split)
 
     return arranged(layer.key), arranged(layer.value)
-
-
-def _of_prompts(
-    scale: float, soft_cap: float | None, fallback: Callable[..., Array]
-) -> Callable[..., Array]:
-    """Cross-attention. Vmapped over prompts, it is one call of the kernel."""
-
-    @jax.custom_batching.custom_vmap
-    def attend(query: Array, layer: KeyValue, mask: Array, multipliers: Array | None) -> Array:
-        return fallback(query, layer, mask, multipliers)
-
-    @attend.def_vmap
-    def attend_all(
-        prompts: int,
-        batched: Any,
-        query: Array,
-        layer: KeyValue,
-        mask: Array,
-        multipliers: Array | None,
-    ) -> tuple[Array, bool]:
-        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
-        batch, heads, length, width = query.shape[-4:]
-        padded, keys = _round_up(length, SUBLANES), _round_up(mask.shape[-1], LANES)
-        sizes = [
-            size
-            for size in range(1, prompts + 1)
-            if prompts % size == 0 and size * padded * keys <= KERNEL_SCORES
-        ]
-        if (
-            any(jax.tree.leaves((batched[1], batched[2])))
-            or not sizes
-            or not _fits_kernel(query if query.ndim == 4 else query[0])
-        ):
-            return jax.vmap(jax.checkpoint(fallback), in_axes=tuple(axes))(
-                query, layer, mask, multipliers
-            ), True
-        if not batched[0]:
-            query = jnp.broadcast_to(query, (prompts, *query.shape))
-        if multipliers is not None and not batched[3]:
-            multipliers = jnp.broadcast_to(multipliers, (prompts, *multipliers.shape))
-        interpret = current_platform() != "tpu"
-        shape = KernelShape(width, max(sizes) * padded, padded, scale, soft_cap, None, interpret)
-        rows = query.transpose(1, 0, 3, 2, 4).reshape(batch, prompts, length, -1)
-        rows = _padded(rows, padded).reshape(batch, prompts * padded, -1)
-        if multipliers is not None:
-            multipliers = _padded(multipliers[:, :, :, 0].swapaxes(0, 1), keys, axis=-1)
-        out = attention_kernels.attention(
-            shape, rows, *_keys_of_kernel(layer, heads, keys), _seen(mask, keys), multipliers, None
-        )
-        out = out.reshape(batch, prompts, padded, heads, width)[:, :, :length]
-        return out.transpose(1, 0, 3, 2, 4), True
-
-    return attend
-
-
-def _plain_with_multipliers(
-    query: Float[Array, "B H L K"],
-    layer: KeyValue,
-    mask: Bool[Array, "B S"],
-    multipliers: Float[Array, "B H 1 S"] | None,
-    *,
-    scale: float,
-    soft_cap: float | None,
-) -> Float[Array, "B H L K"]:
-    scores = adjust_scores(layer.scores(query), scale, soft_cap, None, mask[:, None, None])
-    weights = jax.nn.softmax(scores, axis=-1)
-    if multipliers is not None:
-        weights = weights * multipliers
-    return layer.weighted(weights.astype(query.dtype))
 
 
 def _fits_cudnn(
@@ -335,7 +228,7 @@ def _with_cudnn(
     if dropout is not None and dropout.rate:
         multipliers = dropout.multipliers((batch, heads, length, length))
         layer = _with_multipliers(layer, multipliers, query.dtype)
-    key, value = _attended_first(layer)
+    key, value = attended_first(layer)
     bias = None
     if distance_bias is not None:
         bias = by_distance(jnp.pad(distance_bias, ((0, 0), (1, 0))), length)[None]
@@ -352,9 +245,9 @@ def _with_cudnn(
         return jnp.concatenate([x, further, rest], axis=-1).swapaxes(1, 2)
 
     attended = jax.nn.dot_product_attention(
-        widened(query, 1),
+        widened(query, 1.0),
         widened(key, score),
-        widened(value, 0),
+        widened(value, 0.0),
         bias=bias,
         scale=scale,
         implementation="cudnn" if current_platform() == "gpu" else "xla",
@@ -364,7 +257,7 @@ def _with_cudnn(
 
 def _with_multipliers(layer: KeyValue, multipliers: Float[Array, "B H 1 S"], dtype: Any) -> Any:
     """Keys and values with each query head's own values, multiplied."""
-    key, value = _attended_first(layer)
+    key, value = attended_first(layer)
     heads = multipliers.shape[1]
     key, value = (jnp.repeat(x, heads // x.shape[1], axis=1) for x in (key, value))
     value = (value * multipliers.swapaxes(-2, -1)).astype(dtype)
@@ -372,13 +265,13 @@ def _with_multipliers(layer: KeyValue, multipliers: Float[Array, "B H 1 S"], dty
     return KeyValue(layout.from_heads(key), layout.from_heads(value), layout)
 
 
-def _seen(mask: Bool[Array, "B S"], length: int) -> Float[Array, "B 1 length"]:
+def key_scores(mask: Bool[Array, "B S"], length: int) -> Float[Array, "B 1 length"]:
     """The `seen` of `attention_kernels.attention`."""
     seen = jnp.where(mask, 0.0, MASKED_SCORE)
     return jnp.pad(seen, ((0, 0), (0, length - seen.shape[1])), constant_values=NO_KEY)[:, None]
 
 
-def _merged(x: Float[Array, "B H L K"]) -> Float[Array, "B L W"]:
+def merged(x: Float[Array, "B H L K"]) -> Float[Array, "B L W"]:
     batch, heads, length, width = x.shape
     return x.swapaxes(1, 2).reshape(batch, length, heads * width)
 
@@ -387,11 +280,11 @@ def _split(x: Float[Array, "B L W"], heads: int) -> Float[Array, "B H L K"]:
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _padded(x: Array, length: int, axis: int = -2) -> Array:
+def pad_to(x: Array, length: int, axis: int = -2) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, length - x.shape[axis])
     return jnp.pad(x, widths)
 
 
-def _round_up(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
