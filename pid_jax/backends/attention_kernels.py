@@ -9,8 +9,8 @@ time, because the matrix unit multiplies 128 numbers anyway.
 Letters beside those of `pid_jax.models.protocol`:
 
     W        heads times their width K
-    R        rows: queries of all prompts of a document, prompt after prompt
-    blocks   blocks of rows
+    rows     the queries of a block: those of some prompts, or some of one prompt
+    blocks   blocks of a document's queries
     span     keys + the rows of a block: the distances that occur in a block, padded
 """
 
@@ -48,14 +48,19 @@ class KernelShape:
 
     width: int
     """The width of a head, K. It divides `LANES` or is a multiple of it."""
-    rows: int
-    """The queries of a block."""
     queries: int
-    """The queries of a prompt, a multiple of `SUBLANES`. A block has whole prompts or one."""
+    """The queries of a prompt in a block, a multiple of `SUBLANES` that divides L."""
+    prompts: int = 1
+    """The prompts of a block, a divisor of P. If there are several, a block has all queries."""
     scale: float = 1.0
     soft_cap: float | None = None
     reach: tuple[int, int] | None = None
     interpret: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The queries of a block."""
+        return self.prompts * self.queries
 
     @property
     def lanes(self) -> int:
@@ -71,18 +76,18 @@ class KernelShape:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attention(
     shape: KernelShape,
-    query: Float[Array, "B R W"],
+    query: Float[Array, "P B L W"],
     key: Float[Array, "B S W"],
     value: Float[Array, "B S W"],
-    seen: Float[Array, "B 1 S"] | Float[Array, "B R S"],
-    multipliers: Float[Array, "B prompts H S"] | None,
-    bias: Float[Array, "blocks H 1 span"] | Float[Array, "1 H R S"] | None,
-) -> Float[Array, "B R W"]:
-    """softmax(scores) V. S is a multiple of `LANES`, R one of `shape.rows`.
+    seen: Float[Array, "B 1 S"] | Float[Array, "B L S"],
+    multipliers: Float[Array, "P B H S"] | None,
+    bias: Float[Array, "blocks H 1 span"] | Float[Array, "1 H L S"] | None,
+) -> Float[Array, "P B L W"]:
+    """softmax(scores) V.
 
     seen: 0 for a key that queries see, otherwise its score. multipliers: of the weights of each
     key, after the softmax. bias: of the distances in each block of rows, see `bias_of_blocks`, or,
-    if there is one block of rows, of each row and key.
+    if there is one prompt and one block of it, of each query and key.
     """
     (out,) = _call(shape, _forward, query, key, value, seen, multipliers, bias)
     return out
@@ -132,10 +137,13 @@ def _call(
     gradient: Array | None = None,
 ) -> Any:
     """Runs a kernel for each block of heads, each document, each block of rows, in this order."""
-    batch, rows, width = query.shape
+    prompts, batch, queries, width = query.shape
     length = key.shape[1]
-    blocks = rows // shape.rows
-    of_rows = pl.BlockSpec((1, shape.rows, shape.lanes), lambda h, b, i: (b, i, h))
+    blocks = prompts * queries // shape.rows
+    of_rows = pl.BlockSpec(
+        (shape.prompts, 1, shape.queries, shape.lanes),
+        lambda h, b, i: (i, b, 0, h) if prompts > shape.prompts else (0, b, i, h),
+    )
     of_keys = pl.BlockSpec((1, length, shape.lanes), lambda h, b, i: (b, 0, h))
     inputs = {
         "query": (query, of_rows),
@@ -144,13 +152,12 @@ def _call(
         "seen": (seen, _spec_of_seen(shape, seen)),
     }
     if multipliers is not None:
-        prompts = max(shape.rows // shape.queries, 1)
-        parts = multipliers.shape[1] // prompts
-        by_block = multipliers.reshape(batch, parts, prompts, -1, length).swapaxes(2, 3)
+        by_block = multipliers.reshape(-1, shape.prompts, *multipliers.shape[1:])
         spec = pl.BlockSpec(
-            (1, 1, shape.heads, prompts, length),
-            lambda h, b, i: (b, i if parts > 1 else 0, h, 0, 0),
+            (1, 1, shape.heads, shape.prompts, length),
+            lambda h, b, i: (i if prompts > shape.prompts else 0, b, h, 0, 0),
         )
+        by_block = by_block.transpose(0, 2, 3, 1, 4)
         inputs["multipliers"] = (by_block, spec)
     if bias is not None:
         spec = pl.BlockSpec((1, shape.heads, *bias.shape[2:]), lambda h, b, i: (i, h, 0, 0))
@@ -186,7 +193,7 @@ def _call(
     def body(*refs: Any) -> None:
         kernel(shape, dict(zip(names, refs, strict=True)))
 
-    scores = batch * rows * length * width // shape.width
+    scores = query.size * length // shape.width
     return pl.pallas_call(
         body,
         out_shape=[out for out, _ in outputs.values()],
@@ -210,11 +217,11 @@ def _call(
 def _spec_of_seen(shape: KernelShape, seen: Array) -> pl.BlockSpec:
     if seen.shape[1] == 1:
         return pl.BlockSpec((1, 1, seen.shape[2]), lambda h, b, i: (b, 0, 0))
-    return pl.BlockSpec((1, shape.rows, seen.shape[2]), lambda h, b, i: (b, i, 0))
+    return pl.BlockSpec((1, shape.queries, seen.shape[2]), lambda h, b, i: (b, i, 0))
 
 
 def _forward(shape: KernelShape, refs: dict[str, Any]) -> None:
-    query, key, value = refs["query"][0], refs["key"][0], refs["value"][0]
+    query, key, value = _rows(refs["query"]), refs["key"][0], refs["value"][0]
     out = jnp.zeros((shape.rows, shape.lanes), jnp.float32)
     for head in range(shape.heads):
         scores, _ = _scores(shape, refs, _only(shape, query, head), key, head)
@@ -223,12 +230,12 @@ def _forward(shape: KernelShape, refs: dict[str, Any]) -> None:
         weights = _times(weights, _multipliers(shape, refs, head))
         attended = _dot(weights.astype(value.dtype), value, (1, 0)) / total
         out = attended if head == 0 else jnp.where(_lanes_of(shape, head), attended, out)
-    refs["out"][0] = out.astype(query.dtype)
+    _set_rows(refs["out"], out)
 
 
 def _backward(shape: KernelShape, refs: dict[str, Any]) -> None:
-    query, key, value = refs["query"][0], refs["key"][0], refs["value"][0]
-    gradient = refs["gradient"][0]
+    query, key, value = _rows(refs["query"]), refs["key"][0], refs["value"][0]
+    gradient = _rows(refs["gradient"])
     block = pl.program_id(2)
     zeros = jnp.zeros((key.shape[0], shape.lanes), jnp.float32)
     dquery, dkey, dvalue = jnp.zeros((shape.rows, shape.lanes), jnp.float32), zeros, zeros
@@ -249,7 +256,7 @@ def _backward(shape: KernelShape, refs: dict[str, Any]) -> None:
         dkey += _dot(products, own_query, (0, 0))
         part = _dot(products, key, (1, 0))
         dquery = part if head == 0 else jnp.where(_lanes_of(shape, head), part, dquery)
-    refs["dquery"][0] = (dquery * shape.scale).astype(query.dtype)
+    _set_rows(refs["dquery"], dquery * shape.scale)
     _add(refs["key_sum"], block == 0, dkey)
     _add(refs["value_sum"], block == 0, dvalue)
 
@@ -257,6 +264,23 @@ def _backward(shape: KernelShape, refs: dict[str, Any]) -> None:
     def _() -> None:
         refs["dkey"][0] = (refs["key_sum"][...] * shape.scale).astype(key.dtype)
         refs["dvalue"][0] = refs["value_sum"][...].astype(value.dtype)
+
+
+def _rows(ref: Any) -> Float[Array, "rows lanes"]:
+    """The queries of all prompts of a block, or what has their shape."""
+    if ref.shape[0] == 1:
+        return ref[0, 0]
+    x = ref[:, 0]
+    # Numbers of 16 bits share a register with those of the next row. Without the cast, rows would
+    # have to be a multiple of 16.
+    return x.astype(jnp.float32).reshape(-1, x.shape[-1]).astype(x.dtype)
+
+
+def _set_rows(ref: Any, x: Float[Array, "rows lanes"]) -> None:
+    if ref.shape[0] == 1:
+        ref[0, 0] = x.astype(ref.dtype)
+    else:
+        ref[:, 0] = x.reshape(ref.shape[0], *ref.shape[2:]).astype(ref.dtype)
 
 
 def _scores(

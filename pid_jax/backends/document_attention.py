@@ -111,7 +111,7 @@ def recomputed_attention(
         scores = adjust_scores(window.scores(part), scale, soft_cap, bias, seen)
         weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
         if remains is not None and remains.rate:
-            key = jax.random.fold_in(remains.key, index)  # type: ignore[arg-type]
+            key = jax.random.fold_in(remains.key, index)
             weights = remains._replace(key=key).apply(weights)
         return window.weighted(weights)
 
@@ -157,24 +157,29 @@ def _with_pallas(
     batch, heads, length, width = query.shape
     padded = round_up(length, LANES)
     shape = KernelShape(
-        width, rows, padded, scale, soft_cap, reach, interpret=current_platform() != "tpu"
+        width,
+        rows,
+        scale=scale,
+        soft_cap=soft_cap,
+        reach=reach,
+        interpret=current_platform() != "tpu",
     )
     multipliers = None
     if dropout is not None and dropout.rate:
-        multipliers = dropout.multipliers((batch, heads, length, length))[:, None, :, 0]
+        multipliers = dropout.multipliers((batch, heads, length, length))[None, :, :, 0]
     bias = None
     if distance_bias is not None:
         table = distance_bias.astype(jnp.float32)
         bias = attention_kernels.bias_of_blocks(table, padded, rows)
     out = attention_kernels.attention(
         shape,
-        pad_to(merged(query), padded),
+        pad_to(merged(query), padded)[None],
         *keys_of_kernel(layer, heads, padded),
         key_scores(mask, padded),
         None if multipliers is None else pad_to(multipliers, padded, axis=-1),
         bias,
     )
-    return _split(out[:, :length], heads)
+    return _split(out[0, :, :length], heads)
 
 
 def keys_of_kernel(layer: KeyValue, heads: int, length: int) -> tuple[Array, Array]:

@@ -1,17 +1,17 @@
 """Dropout of attention weights, drawn where the weights are computed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 
 class AttentionDropout(NamedTuple):
     """Dropout of the softmax's output, in training."""
 
-    key: Key[Array, ""] | None
-    """None if `rate` is 0."""
+    key: Any
+    """`Key[""]`. None if `rate` is 0."""
     rate: float
     same_for_queries: bool
     """Whether all queries lose the same keys, as in T5. In blocks of queries: those of a block."""

@@ -131,22 +131,19 @@ def _cross_attention(
     if not at_once or not fits_kernel(query[0]):
         return None
     shape = KernelShape(
-        width, at_once * rows, rows, scale, soft_cap, interpret=current_platform() != "tpu"
+        width, rows, at_once, scale, soft_cap, interpret=current_platform() != "tpu"
     )
     if multipliers is not None:
-        multipliers = pad_to(multipliers[:, :, :, 0].swapaxes(0, 1), keys, axis=-1)
-    by_document = pad_to(query.swapaxes(0, 1), rows).swapaxes(1, 2)
-    by_document = by_document.reshape(batch, heads, prompts * rows, width)
+        multipliers = pad_to(multipliers[:, :, :, 0], keys, axis=-1)
     out = attention_kernels.attention(
         shape,
-        merged(by_document),
+        pad_to(jax.vmap(merged)(query), rows),
         *keys_of_kernel(source.layer, heads, keys),
         jnp.broadcast_to(key_scores(source.mask[:, 0], keys), (batch, 1, keys)),
         multipliers,
         None,
     )
-    out = out.reshape(batch, prompts, rows, heads, width)[:, :, :length]
-    return out.transpose(1, 0, 3, 2, 4)
+    return out[:, :, :length].reshape(prompts, batch, length, heads, width).swapaxes(2, 3)
 
 
 def _self_attention(
@@ -159,51 +156,42 @@ def _self_attention(
     """Attention of each prompt to its own tokens. None if the kernel does not fit."""
     prompts, batch, heads, length, width = query.shape
     rows = round_up(length, SUBLANES)
-    pack = _largest_divisor(prompts, max(PACKED_ROWS // rows, 1))
-    packs, queries = prompts // pack, pack * rows
-    keys = round_up(queries, LANES)
+    # The order of prompts and documents does not matter, so that nothing is transposed.
+    pack = _largest_divisor(prompts * batch, max(PACKED_ROWS // rows, 1))
+    packs, queries = prompts * batch // pack, pack * rows
     key, value = jax.vmap(attended_first)(source.layer)
-    if source.mask is None or key.shape[3] != length or queries * keys > KERNEL_SCORES:
+    if source.mask is None or key.shape[3] != length or queries * queries > KERNEL_SCORES:
         return None
     if not fits_kernel(query[0]) or (source.bias is not None and source.bias.shape[0] != 1):
         return None
-    shape = KernelShape(
-        width, queries, queries, scale, soft_cap, interpret=current_platform() != "tpu"
-    )
+    shape = KernelShape(width, queries, 1, scale, soft_cap, interpret=current_platform() != "tpu")
 
-    def packed(x: Float[Array, "P B G L K"], tokens: int) -> Float[Array, "parts tokens W"]:
-        x = pad_to(jnp.repeat(x, heads // x.shape[2], axis=2), rows)
-        x = x.transpose(1, 0, 3, 2, 4).reshape(batch * packs, queries, -1)
-        return pad_to(x, tokens)
+    def packed(x: Float[Array, "P B G L K"]) -> Float[Array, "packs queries W"]:
+        x = jax.vmap(merged)(jnp.repeat(x, heads // x.shape[2], axis=2))
+        return pad_to(x, rows).reshape(packs, queries, -1)
 
-    mask = jnp.broadcast_to(source.mask, (prompts, batch, length, length)).swapaxes(0, 1)
+    mask = jnp.broadcast_to(source.mask, (prompts, batch, length, length))
+    margin = rows - length
     scores = jnp.pad(
         jnp.where(mask, 0.0, MASKED_SCORE),
-        ((0, 0), (0, 0), (0, rows - length), (0, rows - length)),
+        ((0, 0), (0, 0), (0, margin), (0, margin)),
         constant_values=NO_KEY,
     )
-    scores = _block_diagonal(scores.reshape(batch * packs, pack, rows, rows), NO_KEY)
+    scores = _block_diagonal(scores.reshape(packs, pack, rows, rows), NO_KEY)
     if multipliers is not None:
-        multipliers = pad_to(multipliers[:, :, :, 0], rows, axis=-1).transpose(1, 0, 2, 3)
-        multipliers = multipliers.reshape(batch * packs, pack, heads, rows).swapaxes(1, 2)
-        multipliers = pad_to(multipliers.reshape(batch * packs, 1, heads, queries), keys, axis=-1)
+        multipliers = pad_to(multipliers[:, :, :, 0], rows, axis=-1)
+        multipliers = multipliers.reshape(packs, pack, heads, rows).swapaxes(1, 2)
+        multipliers = multipliers.reshape(1, packs, heads, queries)
     bias = None
     if source.bias is not None:
         # The scores of other prompts are masked, so that any bias is correct for them.
-        margin = ((0, 0), (0, rows - length), (0, rows - length))
-        bias = jnp.tile(jnp.pad(source.bias[0].astype(jnp.float32), margin), (1, pack, pack))
-        bias = pad_to(bias, keys, axis=-1)[None]
+        bias = jnp.pad(source.bias.astype(jnp.float32), ((0, 0), (0, 0), (0, margin), (0, margin)))
+        bias = jnp.tile(bias, (1, 1, pack, pack))
     out = attention_kernels.attention(
-        shape,
-        packed(query, queries),
-        packed(key, keys),
-        packed(value, keys),
-        jnp.pad(scores, ((0, 0), (0, 0), (0, keys - queries)), constant_values=NO_KEY),
-        multipliers,
-        bias,
+        shape, packed(query)[None], packed(key), packed(value), scores, multipliers, bias
     )
-    out = out.reshape(batch, prompts, rows, heads, width)[:, :, :length]
-    return out.transpose(1, 0, 3, 2, 4)
+    out = out.reshape(prompts, batch, rows, heads, width)[:, :, :length]
+    return out.swapaxes(2, 3)
 
 
 def _block_diagonal(
