@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends.blockwise_attention import BLOCK_SCORES
+from pid_jax.backends.dropout import AttentionDropout as AttentionDropout
 from pid_jax.backends.layouts import KeyValue
 from pid_jax.backends.scores import MASKED_SCORE
 
@@ -42,15 +43,6 @@ class GlobalKeys(NamedTuple):
     """For each group of queries, the index of the global key from which distances count."""
     queries_per_centre: int = 1
     """The number of consecutive queries in a group."""
-
-
-class AttentionDropout(NamedTuple):
-    """Dropout of the softmax's output, in training."""
-
-    key: Key[Array, ""]
-    rate: float
-    same_for_queries: bool
-    """Whether all queries of a block lose the same keys, as in T5."""
 
 
 def local_attention_reference(

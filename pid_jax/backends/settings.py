@@ -19,6 +19,10 @@ class BackendSettings:
     """The layout of the keys and values of documents."""
     cache_layout: Layout = ATTENDED_LAST
     """The layout of those of the decoder's tokens, which decoding writes to the cache."""
+    document_kernel: str | None = None
+    """The attention of encoders, and that of decoders in training. "pallas": the kernels of
+    `attention_kernels.py`. "cudnn": cuDNN's. "xla": blocks of queries. None: blocks of queries, and
+    whole scores in training."""
     packs_prompts: bool = False
     """Whether attention without dropout is `packed_attention.packed_attention`."""
     writes_first: bool = False
@@ -57,6 +61,7 @@ BY_PLATFORM: dict[str, BackendSettings] = {
         # The kernels read whole keys, and XLA's products read either layout.
         document_layout=ATTENDED_FIRST,
         cache_layout=ATTENDED_FIRST,
+        document_kernel="cudnn",
         casts_params=True,
         joined_projections=True,
         decode_kernels=True,
@@ -69,6 +74,7 @@ BY_PLATFORM: dict[str, BackendSettings] = {
     ),
     "tpu": BackendSettings(
         cache_layout=HeadsMerged(),
+        document_kernel="pallas",
         packs_prompts=True,
         writes_first=True,
         casts_params=True,
@@ -130,7 +136,10 @@ def backend_settings() -> BackendSettings:
     """
     settings = BY_PLATFORM.get(current_platform(), BackendSettings())
     if _DEVICES.get() > 1:
-        return dataclasses.replace(settings, joined_projections=False, decode_kernels=False)
+        kernel = "xla" if settings.document_kernel == "pallas" else settings.document_kernel
+        return dataclasses.replace(
+            settings, document_kernel=kernel, joined_projections=False, decode_kernels=False
+        )
     return settings
 
 

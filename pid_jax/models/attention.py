@@ -1,23 +1,25 @@
 """Attention: one softmax over everything that a query sees.
 
-`attend` is the attention of decoders. Encoders attend to one source, the document, in blocks of
-queries: with `blockwise_attention`, or with `local_attention` where a family has local attention.
-Both are from `pid_jax.backends`.
+`attend` is the attention of decoders. Encoders attend to one source, the document, with
+`document_attention`, or with `local_attention` where a family has local attention. Both are from
+`pid_jax.backends`.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pid_jax.backends import decode_attention
-from pid_jax.backends.blockwise_attention import blockwise_attention as blockwise_attention
-from pid_jax.backends.local_attention import AttentionDropout as AttentionDropout
+from pid_jax.backends.document_attention import document_attention as document_attention
+from pid_jax.backends.dropout import AttentionDropout as AttentionDropout
 from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
 from pid_jax.backends.local_attention import local_attention as local_attention
 from pid_jax.backends.packed_attention import Source as Source
 from pid_jax.backends.packed_attention import packed_attention
+from pid_jax.backends.prompt_attention import training_attention
 from pid_jax.backends.scores import MASKED_SCORE as MASKED_SCORE
 from pid_jax.backends.scores import adjust_scores
 from pid_jax.backends.scores import is_within as is_within
@@ -30,15 +32,15 @@ def attend(
     query: Float[Array, "B H L K"],
     sources: Sequence[Source],
     scale: float = 1.0,
-    dropout: Callable[[jax.Array], jax.Array] | None = None,
+    dropout: AttentionDropout | None = None,
     soft_cap: float | None = None,
     is_step: bool = False,
 ) -> Float[Array, "B H L K"]:
     """softmax(scale Q K^T + bias) V, with a single softmax, in float32, over all sources.
 
     A decoder attends at once to its key/value cache and to the new tokens, and copies neither.
-    `dropout` is applied to the softmax's output. is_step: whether this is a decode step, which has
-    no dropout and no gradient. Some backends have kernels for it.
+    dropout: in training, None otherwise. is_step: whether this is a decode step, which has no
+    dropout and no gradient. Some backends have kernels for it.
     """
     if is_step:
         fused = decode_attention.step_attention(query, sources, scale, soft_cap)
@@ -46,9 +48,24 @@ def attend(
             return fused
     if backend_settings().packs_prompts and dropout is None:
         return packed_attention(query, sources, scale, soft_cap)
+    plain = functools.partial(_attend, scale=scale, soft_cap=soft_cap)
+    if stores_scores() or dropout is None:
+        return plain(query, sources, dropout)
+    return training_attention(query, sources, plain, scale, soft_cap, dropout)
+
+
+def _attend(
+    query: Float[Array, "B H L K"],
+    sources: Sequence[Source],
+    dropout: AttentionDropout | None,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> Float[Array, "B H L K"]:
+    """`attend` as in papers."""
     weights = attention_weights(query, sources, scale, soft_cap)
     if dropout is not None:
-        weights = dropout(weights)
+        weights = dropout.apply(weights)
     outputs, start = [], 0
     for source in sources:
         stop = start + source.layer.length()
@@ -71,6 +88,11 @@ def attention_weights(
         scores.append(adjust_scores(products, scale, soft_cap, source.bias, seen))
     joined = scores[0] if len(scores) == 1 else jnp.concatenate(scores, axis=-1)
     return jax.nn.softmax(joined, axis=-1).astype(query.dtype)
+
+
+def stores_scores() -> bool:
+    """Whether training stores the scores of attention, and encoders train with `attend`."""
+    return backend_settings().document_kernel is None
 
 
 def causal_mask(length: int) -> Bool[Array, "1 {length} {length}"]:

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from pid_jax.backends.dropout import AttentionDropout
 from pid_jax.backends.matmul import head_matmul, matmul, precision_of
 from pid_jax.backends.settings import backend_settings
 
@@ -84,6 +85,17 @@ class Dense(nn.Module):
             precision=precision_of(self.dtype),
             preferred_element_type=self.output_dtype,
         )
+
+
+class WeightDropout(nn.Dropout):
+    """Dropout of attention weights, which attention applies where it computes them."""
+
+    def drawn(self, deterministic: bool) -> AttentionDropout | None:
+        """What `attention.attend` takes: None if deterministic."""
+        if deterministic:
+            return None
+        key = self.make_rng(self.rng_collection) if self.rate else None
+        return AttentionDropout(key, self.rate, same_for_queries=bool(self.broadcast_dims))
 
 
 class RMSNorm(nn.Module):

@@ -4,7 +4,6 @@ Lewis et al., arXiv 1910.13461 (BART); Liu et al., arXiv 2001.08210 (mBART); Tan
 2008.00401 (mBART-50). What differs between them and PEGASUS is in their configurations.
 """
 
-import functools
 from typing import ClassVar
 
 import jax
@@ -16,16 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax.models.attention import (
     Source,
     attend,
-    blockwise_attention,
     causal_mask,
+    document_attention,
     key_value,
     merge_heads,
     own_tokens,
     split_heads,
+    stores_scores,
 )
 from pid_jax.models.bart.configuration import BartLikeConfig
 from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm
+from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, WeightDropout
 from pid_jax.models.positions import LearnedPositions, SinusoidalPositions
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, rematerialised
@@ -48,7 +48,7 @@ class BartAttention(nn.Module):
         self.key = dense("embed", "heads")
         self.value = dense("embed", "heads")
         self.output = dense("heads", "embed")
-        self.dropout = nn.Dropout(self.dropout_rate)
+        self.dropout = WeightDropout(self.dropout_rate)
 
     def project(self, x: Float[Array, "B S D"], *, cached: bool = False) -> KeyValue:
         """Keys and values of what is attended to. cached: for the decoder's cache."""
@@ -70,7 +70,7 @@ class BartAttention(nn.Module):
         attended = attend(
             self.scaled_query(x),
             sources,
-            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
+            dropout=self.dropout.drawn(deterministic),
             is_step=is_step,
         )
         return self.output(attended, by_head=True)
@@ -79,10 +79,11 @@ class BartAttention(nn.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
         """Self-attention of an encoder."""
-        if deterministic or not self.dropout_rate:
-            query = self.scaled_query(x)
-            return self.output(merge_heads(blockwise_attention(query, self.project(x), mask, None)))
-        return self(x, [Source(self.project(x), mask[:, None, :])], deterministic)
+        if stores_scores() and not deterministic and self.dropout_rate:
+            return self(x, [Source(self.project(x), mask[:, None, :])], deterministic)
+        dropout = self.dropout.drawn(deterministic or not self.dropout_rate)
+        attended = document_attention(self.scaled_query(x), self.project(x), mask, dropout=dropout)
+        return self.output(merge_heads(attended))
 
 
 class BartFeedForward(nn.Module):

@@ -3,7 +3,6 @@
 Beltagy et al., arXiv 2004.05150 (Longformer-Encoder-Decoder, section 7). All else is BART's.
 """
 
-import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -68,7 +67,7 @@ class LEDAttention(BartAttention):
         attended = attend(
             split_heads(self.query_global(x[:, :count]) * scale, self.heads),
             [Source(all_tokens, mask[:, None, :])],
-            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
+            dropout=self.dropout.drawn(deterministic),
         )
         return self.output(merge_heads(jnp.concatenate([attended, local[:, :, count:]], axis=2)))
 

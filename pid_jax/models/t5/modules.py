@@ -5,7 +5,6 @@ Xue et al., arXiv 2010.11934 (mT5) and 2105.13626 (ByT5); Chung et al., arXiv 23
 whose every layer has a relative position bias of its own).
 """
 
-import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -26,15 +25,16 @@ from pid_jax.backends.projections import JOINED
 from pid_jax.models.attention import (
     Source,
     attend,
-    blockwise_attention,
     causal_mask,
+    document_attention,
     key_value,
     merge_heads,
     own_tokens,
     split_heads,
+    stores_scores,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, WeightDropout
 from pid_jax.models.positions import RelativePositionBias
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, rematerialised
@@ -58,7 +58,7 @@ class T5Attention(nn.Module):
         self.key = Dense(width, into, stddev, self.dtype)
         self.value = Dense(width, into, stddev, self.dtype)
         self.output = Dense(config.d_model, ("heads", "embed"), factor * width**-0.5, self.dtype)
-        self.dropout = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
+        self.dropout = WeightDropout(config.dropout_rate, broadcast_dims=(-2,))
 
     def project(self, x: Float[Array, "B S D"], *, cached: bool = False) -> KeyValue:
         """Keys and values of what is attended to. cached: for the decoder's cache."""
@@ -77,9 +77,13 @@ class T5Attention(nn.Module):
         attended = attend(
             split_heads(query, self.config.num_heads),
             sources,
-            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
+            dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True)
+        return (
+            self.output(attended, by_head=True)
+            if deterministic
+            else self.output(merge_heads(attended))
+        )
 
     def to_itself(
         self,
@@ -138,13 +142,21 @@ class T5Attention(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Self-attention of an encoder.
 
-        bias: `Float["H distances"]` where deterministic, else `Float["1 H S S"]`. A family with
-        another attention in its encoder overrides this and says what it takes.
+        bias: `Float["1 H S S"]` if `trains_with_scores`, else `Float["H distances"]`. A family
+        with another attention in its encoder overrides this and says what it takes.
         """
-        if not deterministic:
+        if trains_with_scores(deterministic):
             return self(x, [Source(self.project(x), mask[:, None, :], bias)], deterministic)
         query = split_heads(self.query(x), self.config.num_heads)
-        return self.output(merge_heads(blockwise_attention(query, self.project(x), mask, bias)))
+        attended = document_attention(
+            query, self.project(x), mask, bias, dropout=self.dropout.drawn(deterministic)
+        )
+        return self.output(merge_heads(attended))
+
+
+def trains_with_scores(deterministic: bool) -> bool:
+    """Whether an encoder's attention is that of decoders, in training."""
+    return not deterministic and stores_scores()
 
 
 def _before_kernel(
@@ -265,7 +277,7 @@ class T5Encoder(nn.Module):
         length = x.shape[1]
         slots = jnp.arange(length)[None]
         biases = [
-            bias.by_distance(length) if deterministic else bias(slots, slots)
+            bias(slots, slots) if trains_with_scores(deterministic) else bias.by_distance(length)
             for bias in self.relative_position_bias
         ]
         x = self.dropout(x, deterministic)

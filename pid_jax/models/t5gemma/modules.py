@@ -5,7 +5,6 @@ layer, soft-capping) and 2503.19786 (Gemma 3: norms of queries and keys instead 
 et al., arXiv 2504.06225 (T5Gemma).
 """
 
-import functools
 from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -16,16 +15,17 @@ from jaxtyping import Array, Bool, Float, Int
 from pid_jax.models.attention import (
     Source,
     attend,
-    blockwise_attention,
     causal_mask,
+    document_attention,
     is_within,
     key_value,
     own_tokens,
     soft_cap,
     split_heads,
+    stores_scores,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, WeightDropout
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, rematerialised
@@ -75,7 +75,7 @@ class GemmaAttention(nn.Module):
         if self.query_key_norms:
             self.query_norm = norm(config, self.dtype)
             self.key_norm = norm(config, self.dtype)
-        self.dropout = nn.Dropout(self.rates.attention)
+        self.dropout = WeightDropout(self.rates.attention)
 
     def project(
         self,
@@ -112,7 +112,7 @@ class GemmaAttention(nn.Module):
             self._queries(x, positions),
             sources,
             scale=self._scale,
-            dropout=None if deterministic else functools.partial(self.dropout, deterministic=False),
+            dropout=self.dropout.drawn(deterministic),
             soft_cap=self.config.attn_logit_softcapping,
             is_step=is_step,
         )
@@ -124,15 +124,17 @@ class GemmaAttention(nn.Module):
         positions: Int[Array, "#B S"],
         mask: Bool[Array, "B S"],
         reach: tuple[int, int] | None,
+        deterministic: bool = True,
     ) -> Float[Array, "B S D"]:
-        """Self-attention of an encoder, without dropout."""
-        attended = blockwise_attention(
+        """Self-attention of an encoder. On a backend that stores scores, without dropout."""
+        attended = document_attention(
             self._queries(x, positions),
             self.project(x, positions),
             mask,
             scale=self._scale,
             soft_cap=self.config.attn_logit_softcapping,
             reach=reach,
+            dropout=self.dropout.drawn(deterministic),
         )
         return self.output(attended, by_head=True)
 
@@ -199,8 +201,10 @@ class GemmaEncoderLayer(nn.Module):
     ) -> Float[Array, "B S D"]:
         positions = jnp.arange(x.shape[1])[None]
         normed = self.self_attention_norm(x)
-        if deterministic:
-            attended = self.self_attention.of_documents(normed, positions, mask, self.reach)
+        if deterministic or not stores_scores():
+            attended = self.self_attention.of_documents(
+                normed, positions, mask, self.reach, deterministic
+            )
         else:
             seen = mask[:, None, :]
             if self.reach is not None:

@@ -1,0 +1,209 @@
+"""Attention of decoders in training, without stored scores.
+
+`training_attention` recomputes the scores for the gradient. On a TPU, one call of
+`attention_kernels.attention` serves all prompts of a document:
+
+- Cross-attention: the queries of all prompts are rows of the kernel, so it reads the keys and
+  values of a document once.
+- Self-attention: the prompts of a pack are rows of one product. No query sees the keys of another
+  prompt.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pid_jax.backends import attention_kernels
+from pid_jax.backends.attention_kernels import LANES, NO_KEY, SUBLANES, KernelShape
+from pid_jax.backends.document_attention import (
+    KERNEL_SCORES,
+    attended_first,
+    fits_kernel,
+    key_scores,
+    keys_of_kernel,
+    merged,
+    pad_to,
+    round_up,
+)
+from pid_jax.backends.dropout import AttentionDropout
+from pid_jax.backends.packed_attention import Source
+from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
+from pid_jax.backends.settings import backend_settings, current_platform
+
+PACKED_ROWS = 256
+"""The most rows of a pack of prompts, unless a single prompt has more."""
+
+
+def training_attention(
+    query: Float[Array, "B H L K"],
+    sources: Sequence[Source],
+    plain: Callable[..., Float[Array, "B H L K"]],
+    scale: float,
+    soft_cap: float | None,
+    dropout: AttentionDropout,
+) -> Float[Array, "B H L K"]:
+    """`plain(query, sources, dropout)`. Differentiation computes the scores again."""
+    same = dropout.same_for_queries or not dropout.rate
+    if backend_settings().document_kernel == "pallas" and len(sources) == 1 and same:
+        (source,) = sources
+        multipliers = None
+        if dropout.rate:
+            multipliers = dropout.multipliers((*query.shape[:3], source.layer.length()))
+        return _attend(scale, soft_cap)(query, source, multipliers)
+
+    @jax.checkpoint
+    def recomputed(query: Array, sources: Sequence[Source], key: Any) -> Array:
+        return plain(query, sources, dropout._replace(key=key))
+
+    return recomputed(query, sources, dropout.key)
+
+
+@functools.cache
+def _attend(scale: float, soft_cap: float | None) -> Callable[..., Array]:
+    """Attention to one source. Vmapped over prompts, it is one call of the kernel."""
+    fallback = functools.partial(_plain, scale=scale, soft_cap=soft_cap)
+
+    @jax.custom_batching.custom_vmap
+    def attend(query: Array, source: Source, multipliers: Array | None) -> Array:
+        return fallback(query, source, multipliers)
+
+    @attend.def_vmap
+    def attend_all(
+        prompts: int, batched: Any, query: Array, source: Source, multipliers: Array | None
+    ) -> tuple[Array, bool]:
+        query_batched, source_batched, multipliers_batched = batched
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, batched)
+
+        def of_prompts(x: Array, is_batched: bool) -> Array:
+            return x if is_batched else jnp.broadcast_to(x, (prompts, *x.shape))
+
+        arrays = query, source, multipliers
+        query = of_prompts(query, query_batched)
+        if multipliers is not None:
+            multipliers = of_prompts(multipliers, multipliers_batched)
+        attended = None
+        if not any(jax.tree.leaves(source_batched)):
+            attended = _cross_attention(query, source, multipliers, scale, soft_cap)
+        elif all(jax.tree.leaves(source_batched.layer)) and not source_batched.bias:
+            if source.mask is not None:
+                source = source._replace(mask=of_prompts(source.mask, source_batched.mask))
+            attended = _self_attention(query, source, multipliers, scale, soft_cap)
+        if attended is None:
+            attended = jax.vmap(jax.checkpoint(fallback), in_axes=tuple(axes))(*arrays)
+        return attended, True
+
+    return attend
+
+
+def _plain(
+    query: Float[Array, "B H L K"],
+    source: Source,
+    multipliers: Float[Array, "B H 1 S"] | None,
+    *,
+    scale: float,
+    soft_cap: float | None,
+) -> Float[Array, "B H L K"]:
+    mask = None if source.mask is None else source.mask[:, None]
+    scores = adjust_scores(source.layer.scores(query), scale, soft_cap, source.bias, mask)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if multipliers is not None:
+        weights = weights * multipliers
+    return source.layer.weighted(weights.astype(query.dtype))
+
+
+def _cross_attention(
+    query: Float[Array, "P B H L K"],
+    source: Source,
+    multipliers: Float[Array, "P B H 1 S"] | None,
+    scale: float,
+    soft_cap: float | None,
+) -> Float[Array, "P B H L K"] | None:
+    """Attention of all prompts to their document. None if the kernel does not fit."""
+    prompts, batch, heads, length, width = query.shape
+    rows, keys = round_up(length, SUBLANES), round_up(source.layer.length(), LANES)
+    at_once = _largest_divisor(prompts, KERNEL_SCORES // (rows * keys))
+    if source.mask is None or source.mask.shape[1] != 1 or source.bias is not None:
+        return None
+    if not at_once or not fits_kernel(query[0]):
+        return None
+    shape = KernelShape(
+        width, rows, at_once, scale, soft_cap, interpret=current_platform() != "tpu"
+    )
+    if multipliers is not None:
+        multipliers = pad_to(multipliers[:, :, :, 0], keys, axis=-1)
+    out = attention_kernels.attention(
+        shape,
+        pad_to(jax.vmap(merged)(query), rows),
+        *keys_of_kernel(source.layer, heads, keys),
+        jnp.broadcast_to(key_scores(source.mask[:, 0], keys), (batch, 1, keys)),
+        multipliers,
+        None,
+    )
+    return out[:, :, :length].reshape(prompts, batch, length, heads, width).swapaxes(2, 3)
+
+
+def _self_attention(
+    query: Float[Array, "P B H L K"],
+    source: Source,
+    multipliers: Float[Array, "P B H 1 L"] | None,
+    scale: float,
+    soft_cap: float | None,
+) -> Float[Array, "P B H L K"] | None:
+    """Attention of each prompt to its own tokens. None if the kernel does not fit."""
+    prompts, batch, heads, length, width = query.shape
+    rows = round_up(length, SUBLANES)
+    # The order of prompts and documents does not matter, so that nothing is transposed.
+    pack = _largest_divisor(prompts * batch, max(PACKED_ROWS // rows, 1))
+    packs, queries = prompts * batch // pack, pack * rows
+    key, value = jax.vmap(attended_first)(source.layer)
+    if source.mask is None or key.shape[3] != length or queries * queries > KERNEL_SCORES:
+        return None
+    if not fits_kernel(query[0]) or (source.bias is not None and source.bias.shape[0] != 1):
+        return None
+    shape = KernelShape(width, queries, 1, scale, soft_cap, interpret=current_platform() != "tpu")
+
+    def packed(x: Float[Array, "P B G L K"]) -> Float[Array, "packs queries W"]:
+        x = jax.vmap(merged)(jnp.repeat(x, heads // x.shape[2], axis=2))
+        return pad_to(x, rows).reshape(packs, queries, -1)
+
+    mask = jnp.broadcast_to(source.mask, (prompts, batch, length, length))
+    margin = rows - length
+    scores = jnp.pad(
+        jnp.where(mask, 0.0, MASKED_SCORE),
+        ((0, 0), (0, 0), (0, margin), (0, margin)),
+        constant_values=NO_KEY,
+    )
+    scores = _block_diagonal(scores.reshape(packs, pack, rows, rows), NO_KEY)
+    if multipliers is not None:
+        multipliers = pad_to(multipliers[:, :, :, 0], rows, axis=-1)
+        multipliers = multipliers.reshape(packs, pack, heads, rows).swapaxes(1, 2)
+        multipliers = multipliers.reshape(1, packs, heads, queries)
+    bias = None
+    if source.bias is not None:
+        # The scores of other prompts are masked, so that any bias is correct for them.
+        bias = jnp.pad(source.bias.astype(jnp.float32), ((0, 0), (0, 0), (0, margin), (0, margin)))
+        bias = jnp.tile(bias, (1, 1, pack, pack))
+    out = attention_kernels.attention(
+        shape, packed(query)[None], packed(key), packed(value), scores, multipliers, bias
+    )
+    out = out.reshape(prompts, batch, rows, heads, width)[:, :, :length]
+    return out.swapaxes(2, 3)
+
+
+def _block_diagonal(
+    blocks: Float[Array, "B pack rows keys"], elsewhere: float
+) -> Float[Array, "B pack*rows pack*keys"]:
+    """The blocks on the diagonal of a matrix."""
+    batch, pack, rows, keys = blocks.shape
+    same = jnp.eye(pack, dtype=bool)[:, None, :, None]
+    whole = jnp.where(same, blocks[:, :, :, None], elsewhere)
+    return whole.reshape(batch, pack * rows, pack * keys)
+
+
+def _largest_divisor(x: int, most: int) -> int:
+    """The largest divisor of x that is at most `most`. 0 if there is none."""
+    return max((size for size in range(1, min(most, x) + 1) if x % size == 0), default=0)
