@@ -23,6 +23,9 @@ from pid_jax.backends.settings import backend_settings, current_platform
 KERNEL_SCORES = 1 << 18
 """The most scores of a head in a block of a TPU's kernel (1 MiB in float32)."""
 
+KERNEL_BYTES = 1 << 19
+"""The largest block of keys of a TPU's kernel. It has at least 128 numbers of each key."""
+
 BLOCK_SCORES = 1 << 24
 """The most scores of a block of `recomputed_attention` (64 MiB in float32)."""
 
@@ -59,7 +62,7 @@ def document_attention(
     arguments = (query, layer, mask, distance_bias, scale, soft_cap, reach, dropout)
     same = dropout is None or not dropout.rate or dropout.same_for_queries
     if kernel == "pallas" and same:
-        rows = _rows_of_block(round_up(query.shape[2], LANES))
+        rows = _rows_of_block(round_up(query.shape[2], LANES), query)
         if rows and fits_kernel(query):
             return _with_pallas(*arguments, rows=rows)
     if kernel == "cudnn" and same and _fits_cudnn(query, layer, soft_cap, dropout):
@@ -131,11 +134,18 @@ def by_distance(biases: Float[Array, "H span"], rows: int) -> Float[Array, "H {r
     return repeated.reshape(heads, rows, span - 1)[:, :, : span - rows]
 
 
-def _rows_of_block(length: int) -> int:
+def _rows_of_block(length: int, query: Array) -> int:
     """The rows of a block of self-attention, a divisor of the length. 0 if there is none."""
+    if not keys_fit(length, query):
+        return 0
     sizes = range(LANES, length + 1, LANES)
     fitting = [size for size in sizes if length % size == 0 and size * length <= KERNEL_SCORES]
     return max(fitting, default=0)
+
+
+def keys_fit(length: int, query: Float[Array, "*batch L K"]) -> bool:
+    """Whether so many keys fit in the memory of a TPU's kernel."""
+    return length * max(query.shape[-1], LANES) * query.dtype.itemsize <= KERNEL_BYTES
 
 
 def fits_kernel(query: Float[Array, "B H L K"]) -> bool:
