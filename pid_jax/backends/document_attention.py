@@ -21,7 +21,7 @@ from pid_jax.backends.scores import MASKED_SCORE, adjust_scores, is_within
 from pid_jax.backends.settings import backend_settings, current_platform
 
 KERNEL_SCORES = 1 << 18
-"""The most scores of a head in a block of a TPU's kernel (1 MiB in float32)."""
+"""The most scores of a head in a block of a TPU's kernel (1 MiB). In float32 half as many."""
 
 KERNEL_BYTES = 1 << 19
 """The largest block of keys of a TPU's kernel. It has at least 128 numbers of each key."""
@@ -34,6 +34,10 @@ MASK_WIDTH = 8
 
 CUDNN_WIDTH = 128
 """The widest head, with `MASK_WIDTH`, that cuDNN serves on every card."""
+
+
+CUDNN_BIASES = 1 << 28
+"""The most biases that cuDNN reads (512 MiB in bfloat16): H S S."""
 
 
 def document_attention(
@@ -138,8 +142,9 @@ def _rows_of_block(length: int, query: Array) -> int:
     """The rows of a block of self-attention, a divisor of the length. 0 if there is none."""
     if not keys_fit(length, query):
         return 0
+    most = KERNEL_SCORES * 2 // query.dtype.itemsize
     sizes = range(LANES, length + 1, LANES)
-    fitting = [size for size in sizes if length % size == 0 and size * length <= KERNEL_SCORES]
+    fitting = [size for size in sizes if length % size == 0 and size * length <= most]
     return max(fitting, default=0)
 
 
@@ -219,6 +224,7 @@ def _fits_cudnn(
         query.dtype == jnp.bfloat16
         and soft_cap is None
         and length % 2 == 0
+        and heads * length * length <= CUDNN_BIASES
         and width % 8 == 0
         and width + MASK_WIDTH <= CUDNN_WIDTH
         and (dropout is None or not dropout.rate or layer.groups() == heads)
