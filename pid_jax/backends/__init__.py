@@ -7,12 +7,15 @@
 | `cache_update.py` | `write_step` | `write_step_reference` | on GPUs |
 | `token_selection.py` | `likeliest_with_logprob` | the same, `..._reference` | on GPUs |
 | `matmul.py` | `matmul` | `matmul_reference` | on CPUs, with transposed kernels |
-| `blockwise_attention.py` | `blockwise_attention` | `full_attention` | on every backend |
+| `document_attention.py` | `document_attention` | `full_attention` | on GPUs and TPUs |
+| `prompt_attention.py` | `training_attention` | `attend` without it | on GPUs and TPUs |
+| `blockwise_attention.py` | `blockwise_attention` | `full_attention` | on CPUs |
 | `local_attention.py` | `local_attention` | `local_attention_reference` | on every backend |
 | `selection.py` | `largest`, `likeliest`, ... | `largest_reference`, ... | on every backend |
 
 `settings.py` has the settings of each backend, including compiler options. `projections.py` has
-the parameters that GPUs decode with, `decode_kernels.py` the Pallas kernels of their attention.
+the parameters that GPUs decode with, `decode_kernels.py` the Pallas kernels of their attention,
+`attention_kernels.py` those of a TPU, and `dropout.py` the dropout of attention weights.
 `scores.py` has the operations on scores that the attention functions share. `tests/backends`
 compares each tuned version with its reference. Models and decoding import from this package. It
 imports from neither.

@@ -323,8 +323,18 @@ def _bias(refs: dict[str, Any], rows: int, head: int) -> Float[Array, "rows S"]:
 
 def _by_distance(biases: Float[Array, "1 span"], rows: int) -> Float[Array, "rows S"]:
     """The bias of each query and key of a block: each row is the one before, shifted by one."""
-    repeated = jnp.broadcast_to(biases, (rows, biases.shape[-1]))
-    return pltpu.roll(repeated, 0, 1, stride=1, stride_axis=0)[:, rows:]
+    first = jnp.broadcast_to(biases, (SUBLANES, biases.shape[-1]))
+    first = _shifted_by_row(first, 1)
+    parts = [pltpu.roll(first, start, 1)[:, rows:] for start in range(0, rows, SUBLANES)]
+    return jnp.concatenate(parts, axis=0)
+
+
+def _shifted_by_row(x: Float[Array, "SUBLANES span"], sign: int) -> Float[Array, "SUBLANES span"]:
+    """Row i shifted by i. TPU v4 has no instruction for this."""
+    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    for step in (1, 2, 4):
+        x = jnp.where((row & step) != 0, pltpu.roll(x, sign * step % x.shape[1], 1), x)
+    return x
 
 
 def _add_bias_gradient(
@@ -354,9 +364,7 @@ def _sum_of_distances(x: Float[Array, "rows S"]) -> Float[Array, "1 span"]:
     for start in range(0, rows, SUBLANES):
         part = jnp.concatenate([before, x[start : start + SUBLANES]], axis=1)
         total += pltpu.roll(part, (span - start) % span, 1)
-    row = jax.lax.broadcasted_iota(jnp.int32, total.shape, 0)
-    for step in (1, 2, 4):  # Row i has to move by i.
-        total = jnp.where((row & step) != 0, pltpu.roll(total, span - step, 1), total)
+    total = _shifted_by_row(total, -1)
     return total.sum(axis=0, keepdims=True)
 
 

@@ -21,7 +21,10 @@ from pid_jax.backends.scores import MASKED_SCORE, adjust_scores, is_within
 from pid_jax.backends.settings import backend_settings, current_platform
 
 KERNEL_SCORES = 1 << 18
-"""The most scores of a head in a block of a TPU's kernel (1 MiB in float32)."""
+"""The most scores of a head in a block of a TPU's kernel (1 MiB). In float32 half as many."""
+
+KERNEL_BYTES = 1 << 19
+"""The largest block of keys of a TPU's kernel. It has at least 128 numbers of each key."""
 
 BLOCK_SCORES = 1 << 24
 """The most scores of a block of `recomputed_attention` (64 MiB in float32)."""
@@ -31,6 +34,10 @@ MASK_WIDTH = 8
 
 CUDNN_WIDTH = 128
 """The widest head, with `MASK_WIDTH`, that cuDNN serves on every card."""
+
+
+CUDNN_BIASES = 1 << 28
+"""The most biases that cuDNN reads (512 MiB in bfloat16): H S S."""
 
 
 def document_attention(
@@ -59,7 +66,7 @@ def document_attention(
     arguments = (query, layer, mask, distance_bias, scale, soft_cap, reach, dropout)
     same = dropout is None or not dropout.rate or dropout.same_for_queries
     if kernel == "pallas" and same:
-        rows = _rows_of_block(round_up(query.shape[2], LANES))
+        rows = _rows_of_block(round_up(query.shape[2], LANES), query)
         if rows and fits_kernel(query):
             return _with_pallas(*arguments, rows=rows)
     if kernel == "cudnn" and same and _fits_cudnn(query, layer, soft_cap, dropout):
@@ -131,11 +138,19 @@ def by_distance(biases: Float[Array, "H span"], rows: int) -> Float[Array, "H {r
     return repeated.reshape(heads, rows, span - 1)[:, :, : span - rows]
 
 
-def _rows_of_block(length: int) -> int:
+def _rows_of_block(length: int, query: Array) -> int:
     """The rows of a block of self-attention, a divisor of the length. 0 if there is none."""
+    if not keys_fit(length, query):
+        return 0
+    most = KERNEL_SCORES * 2 // query.dtype.itemsize
     sizes = range(LANES, length + 1, LANES)
-    fitting = [size for size in sizes if length % size == 0 and size * length <= KERNEL_SCORES]
+    fitting = [size for size in sizes if length % size == 0 and size * length <= most]
     return max(fitting, default=0)
+
+
+def keys_fit(length: int, query: Float[Array, "*batch L K"]) -> bool:
+    """Whether so many keys fit in the memory of a TPU's kernel."""
+    return length * max(query.shape[-1], LANES) * query.dtype.itemsize <= KERNEL_BYTES
 
 
 def fits_kernel(query: Float[Array, "B H L K"]) -> bool:
@@ -209,6 +224,7 @@ def _fits_cudnn(
         query.dtype == jnp.bfloat16
         and soft_cap is None
         and length % 2 == 0
+        and heads * length * length <= CUDNN_BIASES
         and width % 8 == 0
         and width + MASK_WIDTH <= CUDNN_WIDTH
         and (dropout is None or not dropout.rate or layer.groups() == heads)

@@ -24,6 +24,7 @@ from pid_jax.backends.document_attention import (
     attended_first,
     fits_kernel,
     key_scores,
+    keys_fit,
     keys_of_kernel,
     merged,
     pad_to,
@@ -128,7 +129,7 @@ def _cross_attention(
     at_once = _largest_divisor(prompts, KERNEL_SCORES // (rows * keys))
     if source.mask is None or source.mask.shape[1] != 1 or source.bias is not None:
         return None
-    if not at_once or not fits_kernel(query[0]):
+    if not at_once or not fits_kernel(query[0]) or not keys_fit(keys, query):
         return None
     shape = KernelShape(
         width, rows, at_once, scale, soft_cap, interpret=current_platform() != "tpu"
