@@ -14,6 +14,11 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from pid_jax.errors import UserError
+from pid_jax.training.leaf_groups import (
+    clip_by_global_norm,
+    in_groups,
+    scale_by_param_block_rms,
+)
 
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
@@ -90,7 +95,7 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
     """The gradient transformation: clip, precondition, decay the matrices, scale by the rate."""
     check(config)
     options = config.optimizer
-    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
+    clip = clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     rate = learning_rate(config)
     if _args(config) or options.name not in ("adamw", "adafactor"):
         return optax.chain(clip, _of_optax(config, rate), _decay(options.weight_decay, rate))
@@ -102,11 +107,11 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
         precondition = optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
-            optax.scale_by_param_block_rms() if options.scale_by_parameter else optax.identity(),
+            scale_by_param_block_rms() if options.scale_by_parameter else optax.identity(),
         )
     return optax.chain(
         clip,
-        precondition,
+        in_groups(precondition),
         optax.add_decayed_weights(options.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(rate),
     )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.data.batching import Batch
 from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.training.leaf_groups import global_norm
 from pid_jax.training.optimizer import Schedule
 
 
@@ -119,8 +120,8 @@ def train_step(
     (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    gradient_norm = optax.tree.norm(gradients)
-    parameter_norm = optax.tree.norm(params)
+    gradient_norm = global_norm(gradients)
+    parameter_norm = global_norm(params)
     report = {
         "loss": metrics.loss,
         "token_accuracy": metrics.token_accuracy,
