@@ -103,7 +103,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="h100, v4, v5e, v5p or v6e; more than one chip with a topology: v5e:2x4, h100:8",
     )
     parser.add_argument(
-        "--program", required=True, choices=("train", "evaluate", "prefill", "decode", "score")
+        "--program",
+        required=True,
+        choices=("train", "evaluate", "prefill", "decode", "score"),
+        help="what to compile, see above",
     )
     model = parser.add_argument_group("the model")
     model.add_argument(

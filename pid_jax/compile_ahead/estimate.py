@@ -117,7 +117,7 @@ def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
         first = dataclasses.replace(
             first,
             name=f"{first.name}, {other.name}",
-            parts=_merged([one.parts for one in both]),
+            parts=_in_order(_merged([one.parts for one in both])),
             kinds=dict((Counter(first.kinds) + Counter(other.kinds)).most_common()),
             collectives=_merged([one.collectives for one in both]),
             memory=max(first.memory, other.memory, key=lambda memory: memory.total),
@@ -156,11 +156,16 @@ def _by_part(
     program: hlo.Program, traffic: Traffic, computation: str | None, skip: str | None = None
 ) -> dict[str, Work]:
     works: dict[str, Work] = {}
+    users = program.users()
     for one, times in program.executed(computation, skip=skip):
-        part = part_of(one, program)
+        part = part_of(one, program, users)
         kernels = 0 if one.is_transfer else times
         work = Work(kernels, times * one.cycles, times * traffic.of(one))
         works[part] = works.get(part, Work()) + work
+    return _in_order(works)
+
+
+def _in_order(works: Mapping[str, Work]) -> dict[str, Work]:
     return {part: works[part] for part in PARTS if part in works}
 
 

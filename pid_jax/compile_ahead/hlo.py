@@ -138,6 +138,15 @@ class Program:
             elif instruction.is_kernel:
                 yield instruction, times
 
+    def users(self) -> dict[str, Instruction]:
+        """For the name of each instruction, the first one that reads its result."""
+        result: dict[str, Instruction] = {}
+        for body in self.computations.values():
+            for one in body:
+                for name in one.operands:
+                    result.setdefault(name, one)
+        return result
+
     def trips(self, loop: Instruction) -> int | None:
         """How often a loop runs. None if the program does not say.
 

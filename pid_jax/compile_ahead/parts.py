@@ -64,15 +64,24 @@ _INSIDE = re.compile(r"^(jit|pjit)\([^)]*\)/")
 _MODEL = re.compile(r"/?(jvp|transpose|vmap|checkpoint|rematted_computation)\b|\.(encode|decode)\b")
 
 
-def part_of(instruction: Instruction, program: Program) -> str:
-    """The part of one kernel, from `PARTS`."""
+def part_of(
+    instruction: Instruction, program: Program, users: Mapping[str, Instruction] | None = None
+) -> str:
+    """The part of one kernel, from `PARTS`.
+
+    users: `Program.users()`. XLA's own instructions have no name, such as a concatenation of two
+    kernels. They belong to the part of the first instruction that reads them.
+    """
     if COLLECTIVE.match(instruction.opcode):
         return COLLECTIVES
     if instruction.is_transfer:
         return PREFETCHES
     if _is_copy(instruction, program.computations):
         return COPIES
-    return part_of_name(instruction.op_name)
+    named: Instruction | None = instruction
+    while users is not None and named is not None and not named.op_name:
+        named = users.get(named.name)
+    return part_of_name(instruction.op_name if named is None else named.op_name)
 
 
 def part_of_name(op_name: str) -> str:

@@ -39,6 +39,28 @@ def test_of_another_program_all_of_it_counts() -> None:
     assert whole.kinds["__cublas$lt$matmul"] == 12
 
 
+def test_a_kernel_without_a_name_belongs_to_what_reads_it() -> None:
+    text = """\
+HloModule jit_decode
+
+%concatenated (a.1: f32[4,8], b.1: f32[4,8]) -> f32[8,8] {
+  %a.1 = f32[4,8]{1,0} parameter(0)
+  %b.1 = f32[4,8]{1,0} parameter(1)
+  ROOT %both.1 = f32[8,8]{1,0} concatenate(%a.1, %b.1), dimensions={0}
+}
+
+ENTRY %main (a: f32[4,8], b: f32[4,8]) -> f32[8,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[4,8]{1,0} parameter(1)
+  %both = f32[8,8]{1,0} fusion(%a, %b), kind=kLoop, calls=%concatenated
+  %view = f32[8,8]{1,0} bitcast(%both)
+  ROOT %out = f32[8,8]{1,0} dot(%view, %view), metadata={op_name="jit(f)/feed_forward/dot"}
+}
+"""
+    read = estimate.of_text(text, name="decode", memory=MEMORY, flops=0, decodes=False)
+    assert read.parts == {"feed-forward": Work(2, 0, 2 * 256 + 3 * 256)}
+
+
 def test_donated_arguments_are_not_counted_twice() -> None:
     assert MEMORY.total == 1000 + 300 - 200 + 50
 
