@@ -112,8 +112,8 @@ def recomputed_attention(
         if distance_bias is not None:
             # Queries that pad the last block have distances outside the table.
             table = jnp.pad(distance_bias, ((0, 0), (rows, 1)))
-            begin = length - 1 + first - start
-            distances = jax.lax.dynamic_slice_in_dim(table, begin, rows + keys, axis=1)
+            offset = length - 1 + first - start
+            distances = jax.lax.dynamic_slice_in_dim(table, offset, rows + keys, axis=1)
             bias = by_distance(distances, rows)[None]
         scores = adjust_scores(window.scores(part), scale, soft_cap, bias, seen)
         weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
