@@ -40,6 +40,15 @@ CHIPS = {
     "h100": Chip("H100 SXM", "gpu", 84_942_979_072, 989e12, 3.35e12, 450e9, None),
 }
 
+KERNEL_SHARE_OF_PEAK = 0.5
+"""Assumed rate of the products in a Pallas kernel of a TPU, of the peak: heads of 64 numbers fill
+half of a matrix unit."""
+
+CYCLES_PER_EXPONENTIAL = 2.5 / 1024
+"""Assumed cycles of a TPU's vector unit for each exponential in a Pallas kernel, with the other
+operations on a score. The sum with the products is within a fifth of the instruction bundles that
+the compiler schedules for the attention kernels of a T5-base training step."""
+
 SECONDS_PER_KERNEL = 2.5e-6
 """Assumed least time of a GPU kernel, from one launch to the next within a stream."""
 

@@ -55,6 +55,7 @@ def compile_request(request: ProgramRequest, dump: Path | None = None) -> Compil
                         name=executable.name,
                         flops=program_flops,
                         decodes=request.program == "decode",
+                        chip=request.target.chip,
                     )
                 )
                 del program

@@ -1,6 +1,7 @@
 """What the compiler made of one program: kernels, cycles, bytes, memory, collectives."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pid_jax.compile_ahead import hlo
+from pid_jax.compile_ahead.chips import CYCLES_PER_EXPONENTIAL, KERNEL_SHARE_OF_PEAK, Chip
 from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
 from pid_jax.compile_ahead.traffic import Traffic
 
@@ -18,7 +20,7 @@ class Work:
 
     kernels: int = 0
     cycles: int = 0
-    """The TPU compiler's estimate. 0 for a GPU."""
+    """The TPU compiler's estimate, and `pallas_cycles`. 0 for a GPU."""
     bytes: int = 0
     """Read from and written to the main memory."""
 
@@ -70,12 +72,36 @@ def total(works: Iterable[Work]) -> Work:
     return sum(works, Work())
 
 
-def of_text(text: str, *, name: str, memory: Memory, flops: int, decodes: bool) -> ProgramEstimate:
+def pallas_cycles(instruction: hlo.Instruction, chip: Chip) -> int:
+    """An estimate for a Pallas kernel of a TPU, for which the compiler gives none.
+
+    From the FLOPs, exponentials and bytes that the kernel says of itself. 0 for other instructions.
+    """
+    flops, exponentials, moved = instruction.cost
+    if chip.clock_hertz is None:
+        return 0
+    seconds = flops / (KERNEL_SHARE_OF_PEAK * chip.flops_per_second)
+    cycles = seconds * chip.clock_hertz + exponentials * CYCLES_PER_EXPONENTIAL
+    return int(max(cycles, moved / chip.bytes_per_second * chip.clock_hertz))
+
+
+def of_text(
+    text: str,
+    *,
+    name: str,
+    memory: Memory,
+    flops: int,
+    decodes: bool,
+    chip: Chip | None = None,
+) -> ProgramEstimate:
     """Reads the text of a compiled program.
 
-    decodes: whether its main loop is that of decode steps. Then one iteration counts.
+    decodes: whether its main loop is that of decode steps. Then one iteration counts. chip: for the
+    cycles of Pallas kernels, which do not count without it.
     """
     program = hlo.parse(text)
+    if chip is not None:
+        program = program.with_cycles(functools.partial(pallas_cycles, chip=chip))
     traffic = Traffic(program)
     loop = program.main_loop() if decodes else None
     step = None if loop is None else loop.called[0]
@@ -97,7 +123,9 @@ def of_text(text: str, *, name: str, memory: Memory, flops: int, decodes: bool) 
     )
 
 
-def of_compiled(compiled: Any, *, name: str, flops: int, decodes: bool) -> ProgramEstimate:
+def of_compiled(
+    compiled: Any, *, name: str, flops: int, decodes: bool, chip: Chip | None = None
+) -> ProgramEstimate:
     """Reads a `jax.stages.Compiled`."""
     analysis = compiled.memory_analysis()
     memory = Memory(
@@ -106,7 +134,8 @@ def of_compiled(compiled: Any, *, name: str, flops: int, decodes: bool) -> Progr
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
     )
-    return of_text(compiled.as_text(), name=name, memory=memory, flops=flops, decodes=decodes)
+    text = compiled.as_text()
+    return of_text(text, name=name, memory=memory, flops=flops, decodes=decodes, chip=chip)
 
 
 def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:

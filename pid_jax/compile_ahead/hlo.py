@@ -1,5 +1,6 @@
 """The text of a compiled program (optimised HLO, https://openxla.org/xla) as data."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -24,6 +25,9 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _DIRECTION = re.compile(r"\bdirection=(\w+)")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_COST = re.compile(
+    r'"cost_estimate":\{"flops":"?(\d+)"?,"transcendentals":"?(\d+)"?,"bytes_accessed":"?(\d+)'
+)
 _IN_VECTOR_MEMORY = re.compile(r"S\([1-9]\d*\)")
 
 _NO_KERNEL = frozenset(
@@ -81,6 +85,8 @@ class Instruction:
     """Of a loop, where the compiler knows it."""
     target: str = ""
     """Of a custom call."""
+    cost: tuple[int, int, int] = (0, 0, 0)
+    """What a Pallas kernel says of itself: FLOPs, exponentials, bytes."""
     value: int | None = None
     """The number of a parameter, the value of a scalar integer constant."""
     condition: str = ""
@@ -112,6 +118,16 @@ class Program:
     computations: Mapping[str, tuple[Instruction, ...]]
     entry: str
     """The name of the computation that runs first."""
+
+    def with_cycles(self, further: Callable[[Instruction], int]) -> "Program":
+        """The program with further cycles of its instructions."""
+        changed = {
+            name: tuple(
+                dataclasses.replace(one, cycles=one.cycles + further(one)) for one in instructions
+            )
+            for name, instructions in self.computations.items()
+        }
+        return dataclasses.replace(self, computations=changed)
 
     def executed(
         self, computation: str | None = None, times: int = 1, skip: str | None = None
@@ -230,10 +246,16 @@ def _instruction(line: str) -> Instruction | None:
         cycles=_first(_CYCLES, attributes, int) or 0,
         trip_count=_first(_TRIPS, attributes, int),
         target=_first(_TARGET, attributes, str) or "",
+        cost=_cost(attributes),
         value=int(operands) if re.fullmatch(r"-?\d+", operands) else None,
         condition=_first(_CONDITION, attributes, str) or "",
         direction=_first(_DIRECTION, attributes, str) or "",
     )
+
+
+def _cost(attributes: str) -> tuple[int, int, int]:
+    match = _COST.search(attributes)
+    return (0, 0, 0) if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
 def _first(pattern: re.Pattern[str], text: str, kind: Callable[[str], T]) -> T | None:

@@ -130,3 +130,31 @@ def test_time_on_a_gpu_is_that_of_the_tightest_limit() -> None:
     assert times.share_of_peak == pytest.approx(1.0)
     many = ProgramEstimate("decode", {"head": Work(400, 0, 0)}, None, {}, {}, MEMORY, 0)
     assert timing(many, CHIPS["h100"], devices=1).seconds == pytest.approx(1e-3)  # at 2.5 us
+
+
+def test_pallas_kernels_have_the_cycles_of_their_own_cost() -> None:
+    text = """\
+HloModule jit_encode
+
+ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %out = bf16[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+backend_config={"custom_call_config":{"body":"x","cost_estimate":{"flops":"1970000000",\
+"transcendentals":"1024000","bytes_accessed":"64"}}}
+}
+"""
+
+    def cycles(chip: str | None) -> int:
+        read = estimate.of_text(
+            text,
+            name="encode",
+            memory=MEMORY,
+            flops=0,
+            decodes=False,
+            chip=None if chip is None else CHIPS[chip],
+        )
+        return read.work.cycles
+
+    # 1.97 GFLOP take 10 us of 197 TFLOP/s, 20 us at half of it: 30,000 cycles at 1.5 GHz.
+    assert cycles("v5e") == 30_000 + 2_500
+    assert cycles("h100") == cycles(None) == 0

@@ -124,4 +124,5 @@ def function_estimate(
 ) -> ProgramEstimate:
     """The estimate of a function. decodes: of one iteration of its main loop."""
     compiled, count = compiled_function(target, function, *arguments, **jit_options)
-    return estimate.of_compiled(compiled, name="function", flops=count, decodes=decodes)
+    chip = targets.parse(target).chip
+    return estimate.of_compiled(compiled, name="function", flops=count, decodes=decodes, chip=chip)
