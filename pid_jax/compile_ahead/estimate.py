@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from pid_jax.compile_ahead import hlo
 from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
 from pid_jax.compile_ahead.traffic import Traffic
@@ -59,6 +61,8 @@ class ProgramEstimate:
     memory: Memory
     flops: int
     """Over all devices."""
+    unreadable: str = ""
+    """Why the program has no parts: its text cannot be printed. Memory and FLOPs are there."""
 
     @property
     def work(self) -> Work:
@@ -98,7 +102,10 @@ def of_text(text: str, *, name: str, memory: Memory, flops: int, decodes: bool) 
 
 
 def of_compiled(compiled: Any, *, name: str, flops: int, decodes: bool) -> ProgramEstimate:
-    """Reads a `jax.stages.Compiled`."""
+    """Reads a `jax.stages.Compiled`.
+
+    Some programs for large TPU meshes have instructions that jaxlib cannot print: libtpu is newer.
+    """
     analysis = compiled.memory_analysis()
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
@@ -106,7 +113,12 @@ def of_compiled(compiled: Any, *, name: str, flops: int, decodes: bool) -> Progr
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
     )
-    return of_text(compiled.as_text(), name=name, memory=memory, flops=flops, decodes=decodes)
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).splitlines()[0]
+        return ProgramEstimate(name, {}, None, {}, {}, memory, flops, unreadable=why)
+    return of_text(text, name=name, memory=memory, flops=flops, decodes=decodes)
 
 
 def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
@@ -122,6 +134,7 @@ def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
             collectives=_merged([one.collectives for one in both]),
             memory=max(first.memory, other.memory, key=lambda memory: memory.total),
             flops=first.flops + other.flops,
+            unreadable=first.unreadable or other.unreadable,
         )
     return first
 
