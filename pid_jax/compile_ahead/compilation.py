@@ -47,17 +47,16 @@ def compile_request(request: ProgramRequest, dump: Path | None = None) -> Compil
                 program_flops = flops.count(executable.jaxpr)
                 counted += program_flops
                 program = executable.compile()
-                if dump is not None:
-                    _write(dump, request, executable.name, program.as_text() or "")
-                estimates.append(
-                    estimate.of_compiled(
-                        program,
-                        name=executable.name,
-                        flops=program_flops,
-                        decodes=request.program == "decode",
-                        chip=request.target.chip,
-                    )
+                read = estimate.of_compiled(
+                    program,
+                    name=executable.name,
+                    flops=program_flops,
+                    decodes=request.program == "decode",
+                    chip=request.target.chip,
                 )
+                estimates.append(read)
+                if dump is not None and not read.unreadable:
+                    _write(dump, request, executable.name, program.as_text() or "")
                 del program
                 gc.collect()
         except jax.errors.JaxRuntimeError as error:

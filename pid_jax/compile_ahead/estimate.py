@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from pid_jax.compile_ahead import hlo
 from pid_jax.compile_ahead.chips import CYCLES_PER_EXPONENTIAL, KERNEL_SHARE_OF_PEAK, Chip
 from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
@@ -61,6 +63,8 @@ class ProgramEstimate:
     memory: Memory
     flops: int
     """Over all devices."""
+    unreadable: str = ""
+    """Why the program has no parts: its text cannot be printed. Memory and FLOPs are there."""
 
     @property
     def work(self) -> Work:
@@ -126,7 +130,10 @@ def of_text(
 def of_compiled(
     compiled: Any, *, name: str, flops: int, decodes: bool, chip: Chip | None = None
 ) -> ProgramEstimate:
-    """Reads a `jax.stages.Compiled`."""
+    """Reads a `jax.stages.Compiled`.
+
+    Some programs for large TPU meshes have instructions that jaxlib cannot print: libtpu is newer.
+    """
     analysis = compiled.memory_analysis()
     memory = Memory(
         arguments=analysis.argument_size_in_bytes,
@@ -134,7 +141,11 @@ def of_compiled(
         aliased=analysis.alias_size_in_bytes,
         temporaries=analysis.temp_size_in_bytes,
     )
-    text = compiled.as_text()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).splitlines()[0]
+        return ProgramEstimate(name, {}, None, {}, {}, memory, flops, unreadable=why)
     return of_text(text, name=name, memory=memory, flops=flops, decodes=decodes, chip=chip)
 
 
@@ -151,6 +162,7 @@ def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
             collectives=_merged([one.collectives for one in both]),
             memory=max(first.memory, other.memory, key=lambda memory: memory.total),
             flops=first.flops + other.flops,
+            unreadable=first.unreadable or other.unreadable,
         )
     return first
 

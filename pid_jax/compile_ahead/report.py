@@ -51,6 +51,17 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
             "needed_bytes": compiled.needed_bytes,
             "available_bytes": compiled.available_bytes,
         }
+    if estimate.unreadable:
+        return result | {
+            "unreadable": estimate.unreadable,
+            "estimated_cycles": None,
+            "kernels": None,
+            "temporary_bytes": estimate.memory.temporaries,
+            "argument_bytes": estimate.memory.arguments,
+            "output_bytes": estimate.memory.outputs,
+            "aliased_bytes": estimate.memory.aliased,
+            "needed_bytes": estimate.memory.total,
+        }
     work, seconds = estimate.work, timing(estimate, chip, compiled.devices)
     is_tpu = chip.platform == "tpu"
     result |= {
@@ -125,8 +136,15 @@ def _lines(compiled: Compiled) -> Iterator[str]:
     yield _row("temporaries", _size(memory.temporaries))
     yield _row("needed in all", f"{_size(memory.total)} of {_size(chip.memory_bytes)}")
     yield ""
-    yield from _parts(compiled)
-    yield from _time(compiled)
+    if estimate.unreadable:
+        yield "parts, collectives and time: jaxlib cannot print this program of libtpu's compiler"
+        yield f"  {estimate.unreadable}"
+        flops = estimate.flops / compiled.devices
+        seconds = flops / chip.flops_per_second
+        yield _row("products", f"{_seconds(seconds)}  {_flops(flops)} per device at the peak rate")
+    else:
+        yield from _parts(compiled)
+        yield from _time(compiled)
     yield ""
     yield from _verdict(compiled)
 

@@ -61,7 +61,7 @@ class BatchDecoder:
         self.model = model
         self.params = params
         self._sharding = _replicated_like(params)
-        self._gathers_on_host = platform_of(params) == "cpu"
+        self._platform = platform_of(params)
         self._policy = CompactionPolicy()
         self._options: tuple[DecodingOptions | None, Any] = None, None
         """Those of the latest batch, and where they are on the device: tables may be large."""
@@ -273,7 +273,7 @@ class BatchDecoder:
     def _warm_up_move(self, encoded: Any, state: Any, size: Size, target: Size) -> tuple[Any, Any]:
         """Compiles the move from one size to another. Returns the shapes of what it makes."""
         gather = gather_of(np.zeros(size, bool), target)
-        if self._gathers_on_host:
+        if _gathers_on_host(self._platform):
             moved = (
                 jax.eval_shape(gather_documents, encoded, gather.documents),
                 jax.eval_shape(gather_prompts, state, gather),
@@ -293,7 +293,7 @@ class BatchDecoder:
         """The prompts that have not finished, in a smaller batch."""
         gather = gather_of(~active.finished, target)
         encoded, state, size = active.encoded, active.state, active.size
-        if self._gathers_on_host:
+        if _gathers_on_host(self._platform):
             # The device's memory is the host's: no program is compiled for each pair of sizes.
             if target[0] < size[0]:
                 encoded = gather_documents(jax.device_get(encoded), gather.documents)
@@ -360,6 +360,10 @@ def _prefill_inputs(batch: DecodingBatch, part: slice) -> tuple[Any, ...]:
 def _limits(until: int, stop_at: Size) -> tuple[Any, Any]:
     """The last two arguments of `decode`."""
     return np.int32(until), (np.int32(stop_at[0]), np.int32(stop_at[1]))
+
+
+def _gathers_on_host(platform: str | None) -> bool:
+    return platform == "cpu"
 
 
 def _replicated_like(params: Params) -> Sharding:

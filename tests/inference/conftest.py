@@ -35,5 +35,5 @@ def expected(varied_model: PidModel, cases: Cases) -> Answers:
 @pytest.fixture(params=[True, False], ids=["on the host", "on the device"])
 def gathers_on_host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Where prompts are moved: on the host on a CPU, by a program on accelerators."""
-    monkeypatch.setattr(batch_decoder, "_gathers_on_host", lambda: request.param)
+    monkeypatch.setattr(batch_decoder, "_gathers_on_host", lambda platform: request.param)
     return bool(request.param)

@@ -122,6 +122,21 @@ def test_a_mesh_splits_parameters_and_has_collectives(target: str, mesh: dict[st
     assert figures["parameter_bytes"] < 0.3 * parameters(4)
 
 
+def test_a_large_mesh_has_memory_even_if_its_program_cannot_be_printed() -> None:
+    mesh = {"data": 1, "fsdp": 16, "tensor": 4}
+    shape = BatchShape(64, 128, 4, 8, 16)
+    compiled = compiled_request("v5p:4x4x4", "train", SMALL, shape, mesh=mesh)
+    figures = report.to_json(compiled)
+    assert figures["devices"] == 64
+    assert figures["fits"]
+    assert 0 < figures["temporary_bytes"] < figures["memory_bytes"]
+    if "unreadable" in figures:
+        assert figures["kernels"] is None
+        assert figures["unreadable"] in report.table(compiled)
+    else:
+        assert figures["collectives"]
+
+
 def test_inference_on_a_mesh_splits_products() -> None:
     mesh = {"data": 1, "fsdp": 1, "tensor": 4}
     step = program_estimate("v5e:2x2", "decode", SMALL, SHAPE, mesh=mesh)
