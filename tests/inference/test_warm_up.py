@@ -54,9 +54,9 @@ def test_later_shapes_are_compiled_by_other_threads(
         traced.append(threading.current_thread())
         trace(program, *arguments)
 
-    def recorded_compile(lowered: Any) -> Any:
+    def recorded_compile(*arguments: Any) -> Any:
         compiled.append(threading.current_thread())
-        return compile_(lowered)
+        return compile_(*arguments)
 
     monkeypatch.setattr(programs.Executable, "trace", recorded_trace)
     monkeypatch.setattr(programs, "_compiled", recorded_compile)
