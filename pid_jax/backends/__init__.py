@@ -4,6 +4,7 @@
 |---|---|---|---|
 | `layouts.py` | the layout of keys and values | `ATTENDED_FIRST` | if `BackendSettings` names it |
 | `decode_attention.py` | `attend_to_cache`, ... | `cache_attention_reference`, ... | on GPUs |
+| `packed_attention.py` | `packed_attention` | `joint_attention` | on TPUs, without dropout |
 | `cache_update.py` | `write_step` | `write_step_reference` | on GPUs |
 | `token_selection.py` | `likeliest_with_logprob` | the same, `..._reference` | on GPUs |
 | `matmul.py` | `matmul` | `matmul_reference` | on CPUs, with transposed kernels |
@@ -14,7 +15,7 @@
 | `selection.py` | `largest`, `likeliest`, ... | `largest_reference`, ... | on every backend |
 
 `settings.py` has the settings of each backend, including compiler options. `projections.py` has
-the parameters that GPUs decode with, `decode_kernels.py` the Pallas kernels of their attention,
+the parameters that GPUs and TPUs decode with, `decode_kernels.py` the Pallas kernels of their attention,
 `attention_kernels.py` those of a TPU, and `dropout.py` the dropout of attention weights.
 `scores.py` has the operations on scores that the attention functions share. `tests/backends`
 compares each tuned version with its reference. Models and decoding import from this package. It
