@@ -15,8 +15,8 @@
 | `selection.py` | `largest`, `likeliest`, ... | `largest_reference`, ... | on every backend |
 
 `settings.py` has the settings of each backend, including compiler options. `projections.py` has
-the parameters that GPUs and TPUs decode with, `decode_kernels.py` the Pallas kernels of their attention,
-`attention_kernels.py` those of a TPU, and `dropout.py` the dropout of attention weights.
+the parameters that GPUs and TPUs decode with, `decode_kernels.py` the Pallas kernels of a GPU's
+attention, `attention_kernels.py` those of a TPU, and `dropout.py` the dropout of attention weights.
 `scores.py` has the operations on scores that the attention functions share. `tests/backends`
 compares each tuned version with its reference. Models and decoding import from this package. It
 imports from neither.
