@@ -15,12 +15,12 @@ from typing import Any
 import jax
 
 from pid_jax.backends.settings import (
+    Placement,
     compiler_options,
     compiling_for,
     current_platform,
-    devices_of,
     options_of_program,
-    platform_of,
+    placement_of,
 )
 
 log = logging.getLogger(__name__)
@@ -103,13 +103,17 @@ class Executable:
         return self._compiled.result()[1]
 
     def trace(
-        self, jitted: Any, platform: str, arguments: tuple[Any, ...], static: Mapping[str, Any]
+        self,
+        jitted: Any,
+        placement: Placement,
+        arguments: tuple[Any, ...],
+        static: Mapping[str, Any],
     ) -> None:
         """Traces the function once. JAX settings may be those of the calling thread alone."""
         started = time.perf_counter()
-        self._platform = platform
+        self._platform = placement.platform or ""
         try:
-            with compiling_for(platform, devices_of(arguments)):
+            with compiling_for(*placement):
                 traced = jitted.trace(*arguments, **static)
                 lowered = traced.lower()
             results = lowered.out_info
@@ -186,7 +190,7 @@ class Programs:
         self,
         name: str,
         jitted: Any,
-        platform: str,
+        placement: Placement,
         arguments: tuple[Any, ...],
         variable: tuple[Any, ...],
         static: Mapping[str, Hashable],
@@ -194,7 +198,7 @@ class Programs:
     ) -> Executable:
         """The executable for the shapes of `variable`, traced with `arguments` if it is new.
 
-        platform: of the devices that it is compiled for.
+        placement: the devices that it is compiled for.
         """
         key = self._key(name, variable, static)
         with _LOCK:
@@ -208,7 +212,7 @@ class Programs:
                 self._executables.popitem(last=False)
             _limit_process()
         if is_new:
-            executable.trace(jitted, platform, arguments, static)
+            executable.trace(jitted, placement, arguments, static)
         return executable
 
     def drop(self, key: Hashable, executable: Executable) -> None:
@@ -295,7 +299,7 @@ class CompiledFunction:
             "static_argnames": tuple(static_argnames),
             **jit_options,
         }
-        self._jitted: dict[tuple[str, bool], Any] = {}
+        self._jitted: dict[tuple[str | None, bool], Any] = {}
 
     def __call__(self, *arguments: Any, label: Hashable, **static: Hashable) -> Any:
         """Runs the function, compiled for these shapes. Arguments are arrays on the device."""
@@ -307,22 +311,23 @@ class CompiledFunction:
 
     def trace(self, *arguments: Any, label: Hashable, **static: Hashable) -> Executable:
         """The executable for these arrays or `jax.ShapeDtypeStruct`s. Any thread may compile it."""
-        platform = platform_of(arguments) or current_platform()
-        variable = arguments[self._constant_shapes :]
+        platform, devices = placement_of(*arguments)
+        placement = Placement(platform or current_platform(), devices)
         return self.programs.get(
             self.name,
-            self._jitted_for(platform, devices_of(arguments) > 1),
-            platform,
+            self._jitted_for(placement),
+            placement,
             (*self._static, *arguments),
-            variable,
+            arguments[self._constant_shapes :],
             static,
             label,
         )
 
-    def _jitted_for(self, platform: str, is_split: bool) -> Any:
-        if (platform, is_split) not in self._jitted:
+    def _jitted_for(self, placement: Placement) -> Any:
+        key = placement.platform, placement.devices > 1
+        if key not in self._jitted:
             function = self._function
-            if platform != jax.default_backend() or is_split:
+            if key != (jax.default_backend(), False):
 
                 @functools.wraps(function)
                 def function(*arguments: Any, **static: Any) -> Any:
@@ -330,8 +335,8 @@ class CompiledFunction:
                     # or of a single device.
                     return self._function(*arguments, **static)
 
-            self._jitted[platform, is_split] = jax.jit(function, **self._jit_options)
-        return self._jitted[platform, is_split]
+            self._jitted[key] = jax.jit(function, **self._jit_options)
+        return self._jitted[key]
 
     def warm_up(self, *shapes: Any, label: Hashable, **static: Hashable) -> Any:
         """Compiles for these arrays or shapes. Returns the shapes and shardings of the results."""

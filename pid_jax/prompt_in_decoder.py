@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from pid_jax.backends.selection import token_log_probabilities as token_log_probabilities
 from pid_jax.data.batching import Arr, Batch
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
@@ -160,14 +161,6 @@ def _predicting_outputs(
         model, params, encoded, tokens, mask, positions_of(mask), slots, dropout_key=decoder_key
     )
     return hidden[:, :, batch.prompts.shape[-1] - 1 :]
-
-
-def token_log_probabilities(
-    logits: Float[Arr, "*rows V"], tokens: Int[Arr, "*rows"]
-) -> Float[Array, "*rows"]:
-    """The logarithm of the softmax of the logits at these tokens."""
-    of_tokens = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return of_tokens - jax.nn.logsumexp(logits, axis=-1)
 
 
 LOGITS_AT_ONCE = 1 << 25

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pid_jax import programs as programs_module
-from pid_jax.backends.settings import current_platform
+from pid_jax.backends.settings import Placement, current_platform
 from pid_jax.programs import CompiledFunction, Programs
 
 
@@ -149,7 +149,8 @@ def test_a_program_has_the_settings_of_the_platform_that_its_arguments_are_on(
     assert function(np.zeros(3, np.float32), label="")[0] == len("elsewhere")
     # JAX has a trace of this function for these shapes: it must not serve another platform.
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    monkeypatch.setattr(programs_module, "platform_of", lambda arguments: "anywhere")
+    elsewhere = Placement("anywhere", 1)
+    monkeypatch.setattr(programs_module, "placement_of", lambda *arguments: elsewhere)
     again = CompiledFunction(Programs(), "named", named)
     assert again(here, label="")[0] == len("anywhere")
 

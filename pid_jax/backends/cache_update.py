@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pid_jax.backends.decode_attention import fits
-from pid_jax.backends.decode_kernels import power_of_two
 from pid_jax.backends.layouts import KeyValue
 from pid_jax.backends.settings import current_platform
 
@@ -67,7 +66,7 @@ def _kernel(slot_ref: Any, *refs: Any, count: int) -> None:
     prompt, document = pl.program_id(0), pl.program_id(1)
     groups = refs[0].shape[2]
     # Heads that are repeated write the same values again.
-    head = jnp.minimum(jnp.arange(power_of_two(groups)), groups - 1)
+    head = jnp.minimum(jnp.arange(pl.next_power_of_2(groups)), groups - 1)
     slot = slot_ref[0]
     for new, cache in zip(refs[:count], refs[-count:], strict=True):
         cache[document, prompt, head, slot, :] = new[prompt, document, head, :]

@@ -71,11 +71,6 @@ class DocumentArrays(NamedTuple):
     """The input of the projections, if `Scoring.epsilon`."""
 
 
-def power_of_two(size: int) -> int:
-    """The smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
-
-
 def norm_tile(width: int) -> int:
     """The largest power of two that divides `width`, at most `NORM_TILE`."""
     return min(width & -width, NORM_TILE)
@@ -114,7 +109,7 @@ def cache_attention(
     from jax.experimental.pallas import triton
 
     documents, prompts, groups, slots, width = arrays.past_key.shape
-    block_slots = min(power_of_two(slots), SLOTS)
+    block_slots = min(pl.next_power_of_2(slots), SLOTS)
     block_groups = min(groups & -groups, max(CACHE_ELEMENTS // (block_slots * width), 1))
     names = [name for name, leaf in arrays._asdict().items() if leaf is not None]
     kernel = functools.partial(
@@ -229,8 +224,8 @@ def document_attention(
     tokens = arrays.key.shape[2]
     along_prompts = length == 1 or prompts >= QUERIES[0]
     rows, others = (prompts, length) if along_prompts else (length, prompts)
-    block_rows = min(max(power_of_two(rows), QUERIES[0]), QUERIES[1])
-    block_tokens = min(max(power_of_two(tokens), 16), DOCUMENT_TOKENS)
+    block_rows = min(max(pl.next_power_of_2(rows), QUERIES[0]), QUERIES[1])
+    block_tokens = min(max(pl.next_power_of_2(tokens), 16), DOCUMENT_TOKENS)
     row_blocks, token_blocks = -(-rows // block_rows), -(-tokens // block_tokens)
     splits = _splits(documents * heads * others * row_blocks, token_blocks)
     names = [name for name, leaf in arrays._asdict().items() if leaf is not None]

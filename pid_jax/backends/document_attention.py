@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pid_jax.backends import attention_kernels
-from pid_jax.backends.attention_kernels import LANES, NO_KEY, KernelShape
 from pid_jax.backends.blockwise_attention import blockwise_attention
 from pid_jax.backends.dropout import AttentionDropout
+from pid_jax.backends.kernel_shape import LANES, NO_KEY, KernelShape
 from pid_jax.backends.layouts import KeyValue
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores, is_within
 from pid_jax.backends.settings import backend_settings, current_platform
@@ -169,6 +168,9 @@ def _with_pallas(
     dropout: AttentionDropout | None,
     rows: int,
 ) -> Float[Array, "B H S K"]:
+    # Pallas takes 40 ms to import.
+    from pid_jax.backends import attention_kernels
+
     batch, heads, length, width = query.shape
     padded = round_up(length, LANES)
     shape = KernelShape(

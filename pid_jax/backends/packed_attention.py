@@ -1,9 +1,10 @@
-"""Attention of a decode step in which the prompts of a document are packed into one sequence.
+"""Attention in which the prompts of a document are packed into one sequence, for a TPU.
 
-`jax.vmap` over prompts turns the attention of P prompts to their caches into P tiny products per
-document and head. A TPU's matrix unit takes the same time for a product of P queries with the keys
-of P prompts, of which a block-diagonal mask then selects each query's own. So the batching rule of
-`packed_attention` computes that product.
+Decoding, scoring and evaluation run it, which have no dropout. `jax.vmap` over prompts turns the
+attention of P prompts to their caches into P tiny products per document and head. A TPU's matrix
+unit takes the same time for a product of P queries with the keys of P prompts, of which a
+block-diagonal mask then selects each query's own. So the batching rule of `packed_attention`
+computes that product.
 
 Sizes beside the letters of `pid_jax.models.protocol`: `pack` prompts share one product.
 """
@@ -170,10 +171,16 @@ class _Part(NamedTuple):
 def _part(source: Source, batched: Source, batch: int, sizes: tuple[int, int, int]) -> _Part:
     """batched: which leaves have a leading axis of prompts. sizes: P, R queries per key, L."""
     prompts, repeats, length = sizes
-    own = all(jax.tree.leaves(batched.layer))
+    own, layer = any(jax.tree.leaves(batched.layer)), source.layer
+    if own:
+        layer = jax.tree.map(
+            lambda x, is_own: x if is_own else jnp.broadcast_to(x, (prompts, *x.shape)),
+            layer,
+            batched.layer,
+        )
     pack = pack_size(prompts, length) if own else prompts
     packs = prompts // pack
-    layer, groups, slots = source.layer, source.layer.groups(), source.layer.length()
+    groups, slots = source.layer.groups(), source.layer.length()
 
     def by_pack(x: Array, has_prompts: bool) -> Array:
         """`[#B, #packs, #pack, ...]`."""

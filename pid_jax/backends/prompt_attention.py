@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pid_jax.backends import attention_kernels
-from pid_jax.backends.attention_kernels import LANES, NO_KEY, SUBLANES, KernelShape
 from pid_jax.backends.document_attention import (
     KERNEL_SCORES,
     attended_first,
@@ -31,6 +29,7 @@ from pid_jax.backends.document_attention import (
     round_up,
 )
 from pid_jax.backends.dropout import AttentionDropout
+from pid_jax.backends.kernel_shape import LANES, NO_KEY, SUBLANES, KernelShape
 from pid_jax.backends.packed_attention import Source
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
 from pid_jax.backends.settings import backend_settings, current_platform
@@ -124,6 +123,8 @@ def _cross_attention(
     soft_cap: float | None,
 ) -> Float[Array, "P B H L K"] | None:
     """Attention of all prompts to their document. None if the kernel does not fit."""
+    from pid_jax.backends import attention_kernels
+
     prompts, batch, heads, length, width = query.shape
     rows, keys = round_up(length, SUBLANES), round_up(source.layer.length(), LANES)
     at_once = _largest_divisor(prompts, KERNEL_SCORES // (rows * keys))
@@ -155,6 +156,8 @@ def _self_attention(
     soft_cap: float | None,
 ) -> Float[Array, "P B H L K"] | None:
     """Attention of each prompt to its own tokens. None if the kernel does not fit."""
+    from pid_jax.backends import attention_kernels
+
     prompts, batch, heads, length, width = query.shape
     rows = round_up(length, SUBLANES)
     # The order of prompts and documents does not matter, so that nothing is transposed.

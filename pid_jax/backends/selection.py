@@ -50,6 +50,14 @@ def likeliest(logits: Float[Array, "*rows size"]) -> Int[Array, "*rows"]:
     return largest(logits, 1)[1][..., 0]
 
 
+def token_log_probabilities(
+    logits: Float[Array, "*rows size"], tokens: Int[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """The logarithm of the softmax of the logits at these tokens."""
+    of_tokens = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return of_tokens - jax.nn.logsumexp(logits, axis=-1)
+
+
 def restrict_to_top_k_reference(
     logits: Float[Array, "*rows size"], k: int
 ) -> Float[Array, "*rows size"]:

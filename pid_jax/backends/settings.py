@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -112,20 +112,33 @@ def current_platform() -> str:
     return _COMPILING_FOR.get() or jax.default_backend()
 
 
-def platform_of(arrays: Any) -> str | None:
-    """The platform of the devices that a tree of arrays or shapes is on. None if it is on none."""
-    for leaf in jax.tree.leaves(arrays):
-        sharding = getattr(leaf, "sharding", None)
-        if sharding is not None:
-            platform = next(iter(sharding.device_set)).platform
-            return "gpu" if platform in ("cuda", "rocm") else str(platform)
-    return None
+class Placement(NamedTuple):
+    """The devices that arrays are on."""
+
+    platform: str | None
+    """"cpu", "gpu" or "tpu". None if the arrays are on no device, such as those of NumPy."""
+    devices: int
+    """The number of devices, at least 1."""
 
 
-def devices_of(arrays: Any) -> int:
-    """The largest number of devices that an array or shape of a tree is on. 1 if it is on none."""
-    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
-    return max((len(one.device_set) for one in shardings if one is not None), default=1)
+def placement_of(*trees: Any) -> Placement:
+    """The placement of trees of arrays or shapes, by the first array of each tree.
+
+    Only the first, because every call of a program asks, and a model has hundreds of arrays. If
+    trees are on different numbers of devices, the largest number counts.
+    """
+    platform, devices = None, 1
+    for tree in trees:
+        while isinstance(tree, Mapping) and tree:
+            tree = next(iter(tree.values()))  # parameters: flattening them all takes 50 µs
+        for leaf in jax.tree.leaves(tree):
+            sharding = getattr(leaf, "sharding", None)
+            if sharding is not None:
+                device_set = sharding.device_set
+                platform = platform or next(iter(device_set)).platform
+                devices = max(devices, len(device_set))
+                break
+    return Placement("gpu" if platform in ("cuda", "rocm") else platform, devices)
 
 
 def backend_settings() -> BackendSettings:

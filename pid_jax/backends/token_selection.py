@@ -10,18 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pid_jax.backends.selection import likeliest_reference
+from pid_jax.backends.selection import likeliest, token_log_probabilities
 from pid_jax.backends.settings import backend_settings, current_platform
 
 BLOCK = 4096
 """Logits of a row that a program reads at once."""
 LOWEST = -3e38
 """A finite number below every logit that is finite."""
-
-
-def selects_in_one_kernel() -> bool:
-    """Whether the backend's settings name `likeliest_with_logprob`."""
-    return backend_settings().decode_kernels
 
 
 def likeliest_with_logprob_reference(
@@ -31,15 +26,23 @@ def likeliest_with_logprob_reference(
 
     scores: the logits after logits processors.
     """
-    tokens = likeliest_reference(scores)
-    selected = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    return tokens, selected - jax.nn.logsumexp(logits, axis=-1)
+    tokens = likeliest(scores)
+    return tokens, token_log_probabilities(logits, tokens)
 
 
 def likeliest_with_logprob(
     scores: Float[Array, "*rows V"], logits: Float[Array, "*rows V"]
 ) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
-    """`likeliest_with_logprob_reference` in one kernel, which reads every logit once."""
+    """`likeliest_with_logprob_reference`, in one kernel if the backend's settings name it."""
+    if backend_settings().decode_kernels:
+        return in_one_kernel(scores, logits)
+    return likeliest_with_logprob_reference(scores, logits)
+
+
+def in_one_kernel(
+    scores: Float[Array, "*rows V"], logits: Float[Array, "*rows V"]
+) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
+    """`likeliest_with_logprob` in one kernel. It reads an array that is given twice once."""
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import triton
 

@@ -46,7 +46,7 @@ half of a matrix unit."""
 
 CYCLES_PER_EXPONENTIAL = 2.5 / 1024
 """Assumed cycles of a TPU's vector unit for each exponential in a Pallas kernel, with the other
-operations on a score. The sum with the products is within a fifth of the instruction bundles that
+operations on a score. The sum with the products is within a quarter of the instruction bundles that
 the compiler schedules for the attention kernels of a T5-base training step."""
 
 SECONDS_PER_KERNEL = 2.5e-6

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pid_jax import prompt_in_decoder
-from pid_jax.backends.selection import likeliest
+from pid_jax.backends.selection import likeliest, token_log_probabilities
 from pid_jax.data.batching import Arr
 from pid_jax.decoding import token_logprobs
 from pid_jax.decoding.decoding_options import DecodingOptions, logits_context
@@ -109,7 +109,7 @@ def decode_step(
     counts &= ~sequences.finished[..., None]
     count = counts.sum(axis=-1, dtype=jnp.int32)
 
-    log_probabilities = prompt_in_decoder.token_log_probabilities(logits, tokens)
+    log_probabilities = token_log_probabilities(logits, tokens)
     return State(
         step + 1,
         prompts._replace(

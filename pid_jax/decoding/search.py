@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from pid_jax import prompt_in_decoder
-from pid_jax.backends.selection import likeliest
-from pid_jax.backends.token_selection import likeliest_with_logprob, selects_in_one_kernel
+from pid_jax.backends.token_selection import likeliest_with_logprob
 from pid_jax.decoding import token_logprobs
 from pid_jax.decoding.logits_processors import LogitsContext
 from pid_jax.decoding.token_logprobs import TokenLogprobs
@@ -142,15 +140,10 @@ class GreedySearch:
         """See `Search.select`."""
         own = logits[:, :, 0]
         scores = self._scores(step.process(logits), logits, step)
-        if selects_in_one_kernel():
-            # The kernel reads one array once.
-            processed = own if scores is logits else scores[:, :, 0]
-            selected, log_probability = likeliest_with_logprob(processed, own)
-            token = jnp.where(sequences.finished, step.pad_token_id, selected)
-        else:
-            selected = likeliest(scores[:, :, 0])
-            token = jnp.where(sequences.finished, step.pad_token_id, selected)
-            log_probability = prompt_in_decoder.token_log_probabilities(own, token)
+        # The same array where nothing processes logits: a kernel then reads it once.
+        processed = own if scores is logits else scores[:, :, 0]
+        selected, log_probability = likeliest_with_logprob(processed, own)
+        token = jnp.where(sequences.finished, step.pad_token_id, selected)
         logprobs = sequences.logprobs
         if logprobs is not None:
             top = token_logprobs.likeliest(own, logprobs.top.shape[-2])

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Bool, Float, Int
 
 from pid_jax import prompt_in_decoder
-from pid_jax.backends.settings import platform_of
+from pid_jax.backends.settings import placement_of
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.decoding.compaction import (
     Size,
@@ -61,7 +61,7 @@ class BatchDecoder:
         self.model = model
         self.params = params
         self._sharding = _replicated_like(params)
-        self._platform = platform_of(params)
+        self._platform = placement_of(params).platform
         self._policy = CompactionPolicy()
         self._options: tuple[DecodingOptions | None, Any] = None, None
         """Those of the latest batch, and where they are on the device: tables may be large."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from pid_jax import arguments
-from pid_jax.backends.settings import compiling_for, devices_of, platform_of
+from pid_jax.backends.settings import compiling_for, placement_of
 from pid_jax.checkpoints import contents, huggingface
 from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.data.tokenizing import TokenizedExample
@@ -98,7 +98,7 @@ class PidModel:
         """Created when it is first used: it may copy the parameters."""
         with self._lock:
             if self._created is None:
-                with compiling_for(platform_of(self.params), devices_of(self.params)):
+                with compiling_for(*placement_of(self.params)):
                     params = self.model.decoding_params(self.params)
                 self._created = Executor(self.model, params)
             return self._created

@@ -47,9 +47,13 @@ class Dense(nn.Module):
         x: Float[Array, "*batch I"] | Float[Array, "B heads tokens K"],
         *,
         by_head: bool = False,
+        deterministic: bool = True,
     ) -> Float[Array, "*out_batch O"]:
-        """by_head: x is head by head, `[B, heads, tokens, K]`, with I = heads K."""
-        product = self._product_of_heads(x) if by_head else self._product(x)
+        """by_head: x is head by head, `[B, heads, tokens, K]`, with I = heads K.
+
+        deterministic: False in training. It selects a faster way to the same product.
+        """
+        product = self._product_of_heads(x, deterministic) if by_head else self._product(x)
         if not self.bias:
             return product
         init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
@@ -57,9 +61,13 @@ class Dense(nn.Module):
             product.dtype
         )
 
-    def _product_of_heads(self, x: Float[Array, "B heads tokens K"]) -> Float[Array, "B tokens O"]:
+    def _product_of_heads(
+        self, x: Float[Array, "B heads tokens K"], deterministic: bool
+    ) -> Float[Array, "B tokens O"]:
         batch, heads, tokens, width = x.shape
-        if not backend_settings().contracts_heads or self.is_initializing():
+        # A training step of T5-base on a TPU v5e takes 1 % more cycles with the product below.
+        contracts_heads = backend_settings().contracts_heads and deterministic
+        if not contracts_heads or self.is_initializing():
             return self._product(x.swapaxes(1, 2).reshape(batch, tokens, heads * width))
         kernel = self.get_variable("params", "kernel").astype(self.dtype)
         return jnp.einsum(

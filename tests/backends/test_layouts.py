@@ -98,7 +98,7 @@ STEPS = 2
 
 
 def decoded(model, params):
-    """Logits of each token of a greedy decoding, and the document's keys.
+    """Logits of each token of a greedy decoding, the document's keys and the cache.
 
     Every other write to the key/value cache is row by row.
     """
@@ -127,7 +127,7 @@ def decoded(model, params):
             for i, (old, new) in enumerate(zip(cache, present, strict=True), start=step)
         )
         all_logits.append(logits)
-    return jnp.concatenate(all_logits, axis=2), encoded.cross_attention
+    return jnp.concatenate(all_logits, axis=2), encoded.cross_attention, cache
 
 
 REFERENCE = BackendSettings(ATTENDED_FIRST, ATTENDED_FIRST)
@@ -151,8 +151,9 @@ def test_a_model_gives_the_same_in_other_layouts(family, monkeypatch):
         monkeypatch.setitem(BY_PLATFORM, jax.default_backend(), settings)
         decoding_params = model.decoding_params(params)
         # A function of its own: JAX would not trace the same one again.
-        logits, cross_attention = jax.jit(lambda params: decoded(model, params))(decoding_params)
-        assert {type(layer.layout) for layer in cross_attention} == {type(settings.document_layout)}
+        logits, documents, cache = jax.jit(lambda params: decoded(model, params))(decoding_params)
+        assert {type(layer.layout) for layer in documents} == {type(settings.document_layout)}
+        assert {type(layer.layout) for layer in cache} == {type(settings.cache_layout)}
         return logits
 
     expected = logits_with(REFERENCE)

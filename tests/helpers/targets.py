@@ -9,7 +9,9 @@ return `pid_jax.compile_ahead.estimate.ProgramEstimate`:
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,10 +63,11 @@ def compiled_request(
     mesh: Mapping[str, int] | None = None,
     training: Any = None,
     dtype: str = "bfloat16",
+    dump: Path | None = None,
 ) -> Compiled:
     """One of the product's programs, compiled. config: the keys of a `config.json`.
 
-    training: a training config, the defaults for None.
+    training: a training config, the defaults for None. dump: a directory for the programs' text.
     """
     skip_without_compiler(target)
     if program in TRAINING and training is None:
@@ -81,7 +84,24 @@ def compiled_request(
         mesh=mesh or {},
         training=training,
     )
-    return compile_request(request)
+    return compile_request(request, dump)
+
+
+def program_text(*arguments: Any, dump: Path, **options: Any) -> str:
+    """The text of the programs of `compiled_request`. dump: a directory of this call."""
+    compiled_request(*arguments, dump=dump, **options)
+    return "\n".join(file.read_text() for file in sorted(dump.iterdir()))
+
+
+def array_shapes(text: str) -> set[tuple[int, ...]]:
+    """The shapes of all arrays in the text of a program."""
+    sizes = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", text)
+    return {tuple(map(int, one.split(","))) for one in sizes}
+
+
+def kernel_count(text: str, name: str) -> int:
+    """The calls of library functions and Pallas kernels of this name (a regular expression)."""
+    return len(re.findall(f'custom_call_target="[^"]*{name}', text))
 
 
 def program_estimate(*arguments: Any, **options: Any) -> ProgramEstimate:

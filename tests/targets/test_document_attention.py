@@ -1,23 +1,16 @@
-"""No scores of encoders in programs compiled for a TPU v5e and an H100."""
+"""No scores of documents in programs compiled for a TPU v5e and an H100."""
 
 import math
-import re
-from typing import Any
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from pid_jax import models, prompt_in_decoder
-from pid_jax.backends.settings import compiling_for
-from pid_jax.data.batching import Batch
-from tests.targets import h100
+from pid_jax.data.batching import BatchShape
+from tests.helpers.targets import array_shapes, kernel_count, program_text
 
-pytestmark = [pytest.mark.targets, pytest.mark.optimised]
+pytestmark = [pytest.mark.targets, pytest.mark.slow, pytest.mark.optimised]
 
-DOCUMENTS, TOKENS, PROMPTS, PROMPT, TARGET, HEADS = 24, 512, 2, 9, 8, 12
-
+HEADS = 12
 T5 = {
     "model_type": "t5",
     "vocab_size": 512,
@@ -29,85 +22,39 @@ T5 = {
     "num_heads": HEADS,
     "dropout_rate": 0.1,
 }
+KERNEL = {"v5e": "tpu_custom_call", "h100": r"cudnn\$fmha"}
+by_target = pytest.mark.parametrize("target", KERNEL)
 
 
-def v5e() -> Any:
-    """A single TPU v5e, for `jax.ShapeDtypeStruct`. Skips the test without the TPU compiler."""
-    pytest.importorskip("libtpu", reason="needs requirements-targets.txt")
-    from jax.experimental import topologies
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    return NamedSharding(Mesh(np.array(topology.devices[:1]), ("device",)), PartitionSpec())
-
-
-@pytest.fixture(params=["tpu", "gpu"])
-def program(request, monkeypatch):
-    """Compiles a function for a target. Returns its text."""
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    jax.devices()  # JAX reads the flags of the CPU now. The TPU compiler does not know them.
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    device = v5e() if request.param == "tpu" else h100.sharding()
-    # There is no card to choose the blocks of XLA's own Triton products on.
-    options = {} if request.param == "tpu" else {"xla_gpu_enable_triton_gemm": False}
-
-    def compiled(function, *arguments):
-        on_device = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), arguments
-        )
-        with compiling_for(request.param):
-            lowered = jax.jit(function).lower(*on_device)
-        return lowered.compile(compiler_options=options).as_text()
-
-    return request.param, compiled
+def scores_of_documents(text: str, shape: BatchShape) -> list[tuple[int, ...]]:
+    """Arrays with two axes of document tokens. The bias, which documents share, is not one."""
+    bias = HEADS * shape.document_tokens**2
+    return [
+        sizes
+        for sizes in array_shapes(text)
+        if sizes.count(shape.document_tokens) >= 2 and math.prod(sizes) > bias
+    ]
 
 
-def inputs():
-    model = models.build(T5, jnp.bfloat16)
-    params = models.abstract_params(model)
-
-    def shape(*sizes, dtype=jnp.int32):
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    documents = shape(DOCUMENTS, TOKENS), shape(DOCUMENTS, TOKENS, dtype=bool)
-    prompts = shape(DOCUMENTS, PROMPTS, PROMPT), shape(DOCUMENTS, PROMPTS, PROMPT, dtype=bool)
-    targets = shape(DOCUMENTS, PROMPTS, TARGET), shape(DOCUMENTS, PROMPTS, TARGET, dtype=bool)
-    return model, params, Batch(*documents, *prompts, *targets)
+@by_target
+def test_training_with_dropout_stores_no_scores_of_documents(target: str, tmp_path: Path) -> None:
+    shape = BatchShape(24, 512, 2, 9, 8)
+    text = program_text(target, "train", T5, shape, dump=tmp_path)
+    assert not scores_of_documents(text, shape)
+    # Forward and backward, in both layers.
+    assert kernel_count(text, KERNEL[target]) >= 4
 
 
-def largest_array(text: str) -> int:
-    """The most numbers of an array of a program."""
-    shapes = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", text)
-    return max(math.prod(map(int, shape.split(","))) for shape in shapes)
-
-
-def test_training_with_dropout_stores_no_scores_of_documents(program):
-    target, compiled = program
-    model, params, batch = inputs()
-
-    def gradients(params, batch, key):
-        def loss(params):
-            key_of_dropout = jax.random.wrap_key_data(key)
-            return prompt_in_decoder.loss(model, params, batch, dropout_key=key_of_dropout)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-    text = compiled(gradients, params, batch, key)
-    assert largest_array(text) < DOCUMENTS * HEADS * TOKENS * TOKENS
-    kernel = r"tpu_custom_call" if target == "tpu" else r"cudnn\$fmha"
-    assert len(re.findall(f'custom_call_target="[^"]*{kernel}', text)) >= 4
-
-
-def test_encoding_stores_no_scores_of_documents(program):
-    target, compiled = program
-    model, params, batch = inputs()
-
-    def encode(params, documents, mask):
-        return prompt_in_decoder.encode(model, params, documents, mask).cross_attention
-
-    text = compiled(encode, params, batch.documents, batch.document_mask)
-    assert largest_array(text) < DOCUMENTS * HEADS * TOKENS * TOKENS
-    kernel = r"tpu_custom_call" if target == "tpu" else r"cudnn\$fmha"
-    assert len(re.findall(f'custom_call_target="[^"]*{kernel}', text)) == 2
+@by_target
+def test_prefill_stores_no_scores(target: str, tmp_path: Path) -> None:
+    shape = BatchShape(8, 1536, 30, 9, 16)
+    text = program_text(target, "prefill", T5, shape, dump=tmp_path)
+    assert not scores_of_documents(text, shape)
+    assert kernel_count(text, KERNEL[target]) >= 2
+    queries = shape.documents * HEADS * shape.prompts * shape.prompt_tokens
+    scores_of_prompts = [
+        sizes
+        for sizes in array_shapes(text)
+        if shape.document_tokens in sizes and math.prod(sizes) >= queries * shape.document_tokens
+    ]
+    assert not scores_of_prompts

@@ -79,11 +79,7 @@ class T5Attention(nn.Module):
             sources,
             dropout=self.dropout.drawn(deterministic),
         )
-        return (
-            self.output(attended, by_head=True)
-            if deterministic
-            else self.output(merge_heads(attended))
-        )
+        return self.output(attended, by_head=True, deterministic=deterministic)
 
     def to_itself(
         self,

@@ -116,7 +116,7 @@ class GemmaAttention(nn.Module):
             soft_cap=self.config.attn_logit_softcapping,
             is_step=is_step,
         )
-        return self.output(attended, by_head=True)
+        return self.output(attended, by_head=True, deterministic=deterministic)
 
     def of_documents(
         self,
@@ -136,7 +136,7 @@ class GemmaAttention(nn.Module):
             reach=reach,
             dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True)
+        return self.output(attended, by_head=True, deterministic=deterministic)
 
     @property
     def _scale(self) -> float:
