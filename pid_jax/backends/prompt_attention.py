@@ -1,12 +1,13 @@
-"""Attention of decoders in training, without stored scores.
+"""Attention of decoders to many queries without stored scores: training, prefill, scoring.
 
-`training_attention` recomputes the scores for the gradient. On a TPU, one call of
-`attention_kernels.attention` serves all prompts of a document:
+On a TPU, one call of `attention_kernels.attention` serves all prompts of a document:
 
 - Cross-attention: the queries of all prompts are rows of the kernel, so it reads the keys and
   values of a document once.
-- Self-attention: the prompts of a pack are rows of one product. No query sees the keys of another
-  prompt.
+- Self-attention, in training: the prompts of a pack are rows of one product. No query sees the keys
+  of another prompt.
+
+Where the kernel does not fit, the gradient recomputes the scores.
 """
 
 import functools
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pid_jax.backends.document_attention import (
+    BLOCK_SCORES,
     KERNEL_SCORES,
     attended_first,
     fits_kernel,
@@ -30,7 +32,7 @@ from pid_jax.backends.document_attention import (
 )
 from pid_jax.backends.dropout import AttentionDropout
 from pid_jax.backends.kernel_shape import LANES, NO_KEY, SUBLANES, KernelShape
-from pid_jax.backends.packed_attention import Source
+from pid_jax.backends.packed_attention import Source, packed_attention
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
 from pid_jax.backends.settings import backend_settings, current_platform
 
@@ -38,22 +40,24 @@ PACKED_ROWS = 256
 """The most rows of a pack of prompts, unless a single prompt has more."""
 
 
-def training_attention(
+def prompt_attention(
     query: Float[Array, "B H L K"],
     sources: Sequence[Source],
     plain: Callable[..., Float[Array, "B H L K"]],
     scale: float,
     soft_cap: float | None,
-    dropout: AttentionDropout,
+    dropout: AttentionDropout | None,
 ) -> Float[Array, "B H L K"]:
     """`plain(query, sources, dropout)`. Differentiation computes the scores again."""
-    same = dropout.same_for_queries or not dropout.rate
+    same = dropout is None or dropout.same_for_queries or not dropout.rate
     if backend_settings().document_kernel == "pallas" and len(sources) == 1 and same:
         (source,) = sources
         multipliers = None
-        if dropout.rate:
+        if dropout is not None and dropout.rate:
             multipliers = dropout.multipliers((*query.shape[:3], source.layer.length()))
-        return _attend(scale, soft_cap)(query, source, multipliers)
+        return _attend(scale, soft_cap, dropout is None)(query, source, multipliers)
+    if dropout is None:
+        return packed_attention(query, sources, scale, soft_cap)
 
     @jax.checkpoint
     def recomputed(query: Array, sources: Sequence[Source], key: Any) -> Array:
@@ -63,9 +67,12 @@ def training_attention(
 
 
 @functools.cache
-def _attend(scale: float, soft_cap: float | None) -> Callable[..., Array]:
-    """Attention to one source. Vmapped over prompts, it is one call of the kernel."""
-    fallback = functools.partial(_plain, scale=scale, soft_cap=soft_cap)
+def _attend(scale: float, soft_cap: float | None, packs: bool) -> Callable[..., Array]:
+    """Attention to one source. Vmapped over prompts, it is one call of the kernel.
+
+    packs: True without dropout. Then prompts are packed, unless the scores of documents are many.
+    """
+    fallback = functools.partial(_packed if packs else _plain, scale=scale, soft_cap=soft_cap)
 
     @jax.custom_batching.custom_vmap
     def attend(query: Array, source: Source, multipliers: Array | None) -> Array:
@@ -86,9 +93,11 @@ def _attend(scale: float, soft_cap: float | None) -> Callable[..., Array]:
         if multipliers is not None:
             multipliers = of_prompts(multipliers, multipliers_batched)
         attended = None
-        if not any(jax.tree.leaves(source_batched)):
+        # Scores of a pack that are few stay in the memory of the core.
+        many = query.size // query.shape[-1] * source.layer.length() > BLOCK_SCORES
+        if not any(jax.tree.leaves(source_batched)) and (many or not packs):
             attended = _cross_attention(query, source, multipliers, scale, soft_cap)
-        elif all(jax.tree.leaves(source_batched.layer)) and not source_batched.bias:
+        elif all(jax.tree.leaves(source_batched.layer)) and not source_batched.bias and not packs:
             if source.mask is not None:
                 source = source._replace(mask=of_prompts(source.mask, source_batched.mask))
             attended = _self_attention(query, source, multipliers, scale, soft_cap)
@@ -113,6 +122,12 @@ def _plain(
     if multipliers is not None:
         weights = weights * multipliers
     return source.layer.weighted(weights.astype(query.dtype))
+
+
+def _packed(
+    query: Float[Array, "B H L K"], source: Source, multipliers: None, **scoring: Any
+) -> Float[Array, "B H L K"]:
+    return packed_attention(query, [source], **scoring)
 
 
 def _cross_attention(

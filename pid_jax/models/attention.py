@@ -19,7 +19,7 @@ from pid_jax.backends.local_attention import GlobalKeys as GlobalKeys
 from pid_jax.backends.local_attention import local_attention as local_attention
 from pid_jax.backends.packed_attention import Source as Source
 from pid_jax.backends.packed_attention import packed_attention
-from pid_jax.backends.prompt_attention import training_attention
+from pid_jax.backends.prompt_attention import prompt_attention
 from pid_jax.backends.scores import MASKED_SCORE as MASKED_SCORE
 from pid_jax.backends.scores import adjust_scores
 from pid_jax.backends.scores import is_within as is_within
@@ -46,12 +46,13 @@ def attend(
         fused = decode_attention.step_attention(query, sources, scale, soft_cap)
         if fused is not None:
             return fused
-    if backend_settings().packs_prompts and dropout is None:
+    packs = backend_settings().packs_prompts and dropout is None
+    if packs and (query.shape[2] == 1 or len(sources) > 1):
         return packed_attention(query, sources, scale, soft_cap)
     plain = functools.partial(_attend, scale=scale, soft_cap=soft_cap)
-    if stores_scores() or dropout is None:
+    if stores_scores() or (dropout is None and not packs):
         return plain(query, sources, dropout)
-    return training_attention(query, sources, plain, scale, soft_cap, dropout)
+    return prompt_attention(query, sources, plain, scale, soft_cap, dropout)
 
 
 def _attend(

@@ -1,4 +1,4 @@
-"""Attention of decoders in training on a TPU, with prompts as rows of a kernel."""
+"""Attention of decoders to many queries on a TPU, with prompts as rows of a kernel."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pid_jax.backends import prompt_attention
 from pid_jax.backends.dropout import AttentionDropout
 from pid_jax.backends.layouts import ATTENDED_LAST, HeadsMerged, KeyValue
 from pid_jax.backends.settings import BY_PLATFORM
@@ -32,7 +33,9 @@ def gradients(query, layer, bias, mask, axes, rate, scale):
 
     def of_prompts(query, layer, bias):
         def of_prompt(query, layer, mask, key):
-            dropout = AttentionDropout(key, rate, same_for_queries=True)
+            dropout = None
+            if rate is not None:
+                dropout = AttentionDropout(key, rate, same_for_queries=True)
             return attend(query, [Source(layer, mask, bias)], scale, dropout)
 
         keys = jax.random.split(jax.random.key(1), PROMPTS)
@@ -74,6 +77,27 @@ def test_self_attention(kernel, rate, length, with_bias):
     expected = gradients(*arguments)
     kernel()
     assert_same(gradients(*arguments), expected)
+
+
+@pytest.mark.parametrize("block_scores", [1, 1 << 24])
+def test_prefill_reads_a_document_without_dropout(monkeypatch, block_scores):
+    rng = np.random.default_rng(0)
+    query = normal(rng, BATCH, PROMPTS, HEADS, 5, WIDTH)
+    keys = normal(rng, BATCH, 70, HEADS * WIDTH), normal(rng, BATCH, 70, HEADS * WIDTH)
+    layer = KeyValue(*keys, HeadsMerged(HEADS))
+    mask = jnp.asarray(rng.random((BATCH, 1, 70)) < 0.6)
+    arguments = query, layer, None, mask, (None, None), None, 0.2
+    expected = gradients(*arguments)
+    monkeypatch.setitem(BY_PLATFORM, "cpu", BY_PLATFORM["tpu"])
+    monkeypatch.setattr(prompt_attention, "BLOCK_SCORES", block_scores)
+    calls = []
+    kernel = prompt_attention._cross_attention
+    monkeypatch.setattr(
+        prompt_attention, "_cross_attention", lambda *args: calls.append(1) or kernel(*args)
+    )
+    assert_same(gradients(*arguments), expected)
+    # The kernel is for documents with many scores.
+    assert bool(calls) == (block_scores == 1)
 
 
 def test_rows_without_a_visible_key_average_the_keys_of_their_prompt(kernel):
