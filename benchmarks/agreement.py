@@ -8,9 +8,12 @@ from pid_jax import PidModel
 
 PAIRS = (
     ("pid_jax-pie", "transformers-pie"),
+    ("pid_jax-pie", "transformers-pie-bfloat16"),
     ("pid_jax-pie", "ctranslate2"),
+    ("pid_jax-pie", "ctranslate2-bfloat16"),
     ("pid_jax-pie", "ctranslate2-int8"),
     ("pid_jax-pid", "transformers-pid"),
+    ("pid_jax-pid", "transformers-pid-bfloat16"),
 )
 """Pairs of engines with the same inputs. The first of each is this project's."""
 NEAR_TIE = {"float32": 1e-3, "bfloat16": 0.1}

@@ -52,8 +52,8 @@ class Loader:
     def pid_jax(self) -> PidModel:
         return PidModel.from_pretrained(weights.checkpoint(self.model, self.cache), self.dtype)
 
-    @functools.cached_property
-    def transformers(self) -> Any:
+    @functools.cache  # noqa: B019 - a run has one loader
+    def transformers(self, dtype: str) -> Any:
         """The model on JAX's device: the CPU with all cores, or the GPU."""
         try:
             import torch
@@ -64,7 +64,7 @@ class Loader:
         torch.set_num_threads(cores())
         return (
             transformers.T5ForConditionalGeneration.from_pretrained(
-                weights.checkpoint(self.model, self.cache), dtype=getattr(torch, self.dtype)
+                weights.checkpoint(self.model, self.cache), dtype=getattr(torch, dtype)
             )
             .eval()
             .to(torch_device())
@@ -134,9 +134,21 @@ def _pid_jax(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]
     return {"default": answer}
 
 
-def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, Answer]:
-    """Configurations with PyTorch's fused attention and with plain matrix products."""
-    model = loader.transformers
+def _other_dtype(loader: Loader, dtype: str) -> str:
+    """The dtype. Raises UnavailableError if it is that of the run: another engine has it."""
+    if loader.dtype == dtype:
+        raise UnavailableError(f"the whole run is in {dtype}")
+    return dtype
+
+
+def _transformers(
+    method: Literal["pid", "pie"], loader: Loader, dtype: str | None = None
+) -> dict[str, Answer]:
+    """Configurations with PyTorch's fused attention and with plain matrix products.
+
+    dtype: None for that of the run.
+    """
+    model = loader.transformers(_other_dtype(loader, dtype) if dtype else loader.dtype)
     import torch
 
     device = torch_device()
@@ -183,11 +195,16 @@ def _transformers(method: Literal["pid", "pie"], loader: Loader) -> dict[str, An
     return {f"{attention} attention": configured(attention) for attention in ("sdpa", "eager")}
 
 
-def _ctranslate2(int8: bool, loader: Loader) -> dict[str, Answer]:
-    """Configurations with all cores for one batch, and with a batch of rows per core."""
-    compute_type = loader.dtype if not int8 else "int8"
-    if int8 and loader.dtype != "float32":
-        compute_type = f"int8_{loader.dtype}"
+def _ctranslate2(loader: Loader, dtype: str | None = None) -> dict[str, Answer]:
+    """Configurations with all cores for one batch, and with a batch of rows per core.
+
+    dtype: None for that of the run, "int8" or "bfloat16".
+    """
+    compute_type = loader.dtype
+    if dtype == "int8":
+        compute_type = "int8" if loader.dtype == "float32" else f"int8_{loader.dtype}"
+    elif dtype is not None:
+        compute_type = _other_dtype(loader, dtype)
     on_cpu = jax.default_backend() == "cpu"
 
     def configured(batches: int, threads: int) -> Answer:
@@ -228,14 +245,37 @@ def _by_document(questions: Questions, answers: list[list[int]]) -> Answers:
     return [[next(rest) for _ in prompts] for prompts in questions.prompts]
 
 
+_IN_BFLOAT16: dict[str, Any] = {"dtype": "bfloat16"}
+
 ENGINES = {
     "transformers-pie": Engine("transformers PiE", "pie", functools.partial(_transformers, "pie")),
     "transformers-pid": Engine(
         "transformers PiD, broadcast", "pid", functools.partial(_transformers, "pid")
     ),
-    "ctranslate2": Engine("CTranslate2 PiE", "pie", functools.partial(_ctranslate2, False)),
+    "transformers-pie-bfloat16": Engine(
+        "transformers PiE, bfloat16",
+        "pie",
+        functools.partial(_transformers, "pie", **_IN_BFLOAT16),
+        precise=False,
+    ),
+    "transformers-pid-bfloat16": Engine(
+        "transformers PiD, broadcast, bfloat16",
+        "pid",
+        functools.partial(_transformers, "pid", **_IN_BFLOAT16),
+        precise=False,
+    ),
+    "ctranslate2": Engine("CTranslate2 PiE", "pie", _ctranslate2),
+    "ctranslate2-bfloat16": Engine(
+        "CTranslate2 PiE, bfloat16",
+        "pie",
+        functools.partial(_ctranslate2, **_IN_BFLOAT16),
+        precise=False,
+    ),
     "ctranslate2-int8": Engine(
-        "CTranslate2 PiE, int8", "pie", functools.partial(_ctranslate2, True), precise=False
+        "CTranslate2 PiE, int8",
+        "pie",
+        functools.partial(_ctranslate2, dtype="int8"),
+        precise=False,
     ),
     "pid_jax-pie": Engine("pid_jax PiE", "pie", functools.partial(_pid_jax, "pie")),
     "pid_jax-pid": Engine("pid_jax PiD", "pid", functools.partial(_pid_jax, "pid")),

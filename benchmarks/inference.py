@@ -18,7 +18,10 @@ from benchmarks.workloads import WORKLOADS
 ENGINE_NAMES = (
     "transformers-pie",
     "transformers-pid",
+    "transformers-pie-bfloat16",
+    "transformers-pid-bfloat16",
     "ctranslate2",
+    "ctranslate2-bfloat16",
     "ctranslate2-int8",
     "pid_jax-pie",
     "pid_jax-pid",
