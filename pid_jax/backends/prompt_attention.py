@@ -36,6 +36,10 @@ from pid_jax.backends.packed_attention import Source, packed_attention
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
 from pid_jax.backends.settings import backend_settings, current_platform
 
+TRAINING_SCORES = 1 << 27
+"""The most scores in memory in training where there is no kernel (512 MiB in float32). Blocks of
+documents have fewer, at some 30 kernels for each block on a GPU."""
+
 PACKED_ROWS = 256
 """The most rows of a pack of prompts, unless a single prompt has more."""
 
@@ -50,7 +54,7 @@ def prompt_attention(
 ) -> Float[Array, "B H L K"]:
     """`plain(query, sources, dropout)`. Differentiation computes the scores again."""
     same = dropout is None or dropout.same_for_queries or not dropout.rate
-    if backend_settings().document_kernel == "pallas" and len(sources) == 1 and same:
+    if len(sources) == 1 and same:
         (source,) = sources
         multipliers = None
         if dropout is not None and dropout.rate:
@@ -93,19 +97,52 @@ def _attend(scale: float, soft_cap: float | None, packs: bool) -> Callable[..., 
         if multipliers is not None:
             multipliers = of_prompts(multipliers, multipliers_batched)
         attended = None
-        # Scores of a pack that are few stay in the memory of the core.
-        many = query.size // query.shape[-1] * source.layer.length() > BLOCK_SCORES
-        if not any(jax.tree.leaves(source_batched)) and (many or not packs):
-            attended = _cross_attention(query, source, multipliers, scale, soft_cap)
-        elif all(jax.tree.leaves(source_batched.layer)) and not source_batched.bias and not packs:
-            if source.mask is not None:
-                source = source._replace(mask=of_prompts(source.mask, source_batched.mask))
-            attended = _self_attention(query, source, multipliers, scale, soft_cap)
+        scores = query.size // query.shape[-1] * source.layer.length()
+        if backend_settings().document_kernel == "pallas":
+            # Scores of a pack that are few stay in the memory of the core.
+            if not any(jax.tree.leaves(source_batched)) and (scores > BLOCK_SCORES or not packs):
+                attended = _cross_attention(query, source, multipliers, scale, soft_cap)
+            own = all(jax.tree.leaves(source_batched.layer)) and not source_batched.bias
+            if own and not packs:
+                if source.mask is not None:
+                    source = source._replace(mask=of_prompts(source.mask, source_batched.mask))
+                attended = _self_attention(query, source, multipliers, scale, soft_cap)
         if attended is None:
-            attended = jax.vmap(jax.checkpoint(fallback), in_axes=tuple(axes))(*arrays)
+            of_all = jax.checkpoint(jax.vmap(fallback, in_axes=tuple(axes)))
+            attended = _in_blocks(of_all, scores, arrays, batched)
         return attended, True
 
     return attend
+
+
+def _in_blocks(
+    attend: Callable[..., Array], scores: int, arrays: Any, batched: Any
+) -> Float[Array, "P B H L K"]:
+    """Attention of some documents at a time, so that at most `TRAINING_SCORES` are in memory.
+
+    scores: of all documents. batched: which arrays have an axis of prompts before that of
+    documents.
+    """
+    batch = arrays[0].shape[-4]
+    size = _largest_divisor(batch, max(TRAINING_SCORES * batch // scores, 1))
+    if size == batch:
+        return attend(*arrays)
+    leaves, tree = jax.tree.flatten(arrays)
+    axes = [int(has_prompts) for has_prompts in jax.tree.leaves(batched)]
+    split = [x.shape[axis] == batch for x, axis in zip(leaves, axes, strict=True)]
+
+    def blocks(x: Array, axis: int) -> Array:
+        shape = (*x.shape[:axis], batch // size, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    def of_block(parts: Sequence[Array]) -> Array:
+        rest = iter(parts)
+        whole = [next(rest) if one else x for x, one in zip(leaves, split, strict=True)]
+        return attend(*jax.tree.unflatten(tree, whole))
+
+    parts = [blocks(x, axis) for x, axis, one in zip(leaves, axes, split, strict=True) if one]
+    attended = jnp.moveaxis(jax.lax.map(of_block, parts), 0, 1)
+    return attended.reshape(attended.shape[0], batch, *attended.shape[3:])
 
 
 def _plain(

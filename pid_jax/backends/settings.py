@@ -39,6 +39,9 @@ class BackendSettings:
     decode_kernels: bool = False
     """Whether decode steps run the Pallas kernels of `decode_attention.py`, `cache_update.py` and
     `token_selection.py`, which are for a single device."""
+    recomputes_elementwise: bool = False
+    """Whether the backward pass computes what is between the products of a feed-forward again,
+    instead of storing it. XLA does this on its own for TPUs."""
     compiler_options: Mapping[str, bool | int | str] = dataclasses.field(default_factory=dict)
     """XLA options for every program."""
     options_of_program: Mapping[str, Mapping[str, bool | int | str]] = dataclasses.field(
@@ -65,6 +68,7 @@ BY_PLATFORM: dict[str, BackendSettings] = {
         casts_params=True,
         joined_projections=True,
         decode_kernels=True,
+        recomputes_elementwise=True,
         options_of_program={
             # The first pass pads the rows of every product to a multiple of 8 and slices the
             # result: 9 kernels a layer with 4 prompts. The second joins products of one input, and

@@ -3,6 +3,7 @@
 Chen et al., arXiv 1604.06174. A policy names the values of a layer that are stored.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from types import MappingProxyType
@@ -10,6 +11,8 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+
+from pid_jax.backends.settings import backend_settings
 
 NONE = "none"
 """The name for training without rematerialisation: every value is stored."""
@@ -53,3 +56,23 @@ def rematerialised(layer_type: type[nn.Module], policy: str) -> type[nn.Module]:
         static_argnums=(arguments.index("deterministic"),),
     )
     return transformed
+
+
+def products_stored(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a module that stores only its products for the backward pass.
+
+    The method takes x and `deterministic`. Norms, activations and dropout between the products
+    are computed again, no product is. Only in training, where the backend's settings name it.
+    """
+    transformed = nn.remat(
+        method,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        static_argnums=(2,),
+    )
+
+    @functools.wraps(method)
+    def selected(self: nn.Module, x: Any, deterministic: bool) -> Any:
+        recomputes = backend_settings().recomputes_elementwise and not deterministic
+        return (transformed if recomputes else method)(self, x, deterministic)
+
+    return selected

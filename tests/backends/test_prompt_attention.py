@@ -79,6 +79,31 @@ def test_self_attention(kernel, rate, length, with_bias):
     assert_same(gradients(*arguments), expected)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("own", [False, True])
+def test_blocks_of_documents_give_the_same(monkeypatch, rate, own):
+    rng = np.random.default_rng(0)
+    batch, length = 6, 5
+    query = normal(rng, batch, PROMPTS, HEADS, length, WIDTH)
+    prompts = (PROMPTS,) if own else ()
+    keys = length if own else 70
+    layer = KeyValue(
+        normal(rng, batch, *prompts, HEADS, WIDTH, keys),
+        normal(rng, batch, *prompts, HEADS, WIDTH, keys),
+        ATTENDED_LAST,
+    )
+    mask = jnp.asarray(rng.random((batch, *prompts, length if own else 1, keys)) < 0.6)
+    bias = normal(rng, 1, HEADS, length, keys) if own else None
+    arguments = query, layer, bias, mask, (1, 1) if own else (None, None), rate, 0.2
+    expected = gradients(*arguments)
+    changed = dataclasses.replace(BY_PLATFORM["cpu"], document_kernel="cudnn")
+    monkeypatch.setitem(BY_PLATFORM, "cpu", changed)
+    scores = query.size // WIDTH * keys
+    monkeypatch.setattr(prompt_attention, "TRAINING_SCORES", scores // 2)
+    assert_same(gradients(*arguments), expected)
+    assert "while" in jax.jit(lambda: gradients(*arguments)[0]).lower().as_text()
+
+
 @pytest.mark.parametrize("block_scores", [1, 1 << 24])
 def test_prefill_reads_a_document_without_dropout(monkeypatch, block_scores):
     rng = np.random.default_rng(0)

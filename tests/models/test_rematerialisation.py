@@ -1,5 +1,6 @@
 """Training with rematerialisation has the loss and the gradients of training without it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from pid_jax import models, prompt_in_decoder
+from pid_jax.backends.settings import BY_PLATFORM
 from pid_jax.data.batching import Batch
 from pid_jax.models import rematerialisation
 from tests.helpers.tiny_families import VARIANTS
@@ -51,6 +53,20 @@ def test_every_family_trains_alike_with_full_rematerialisation(variant):
 @pytest.mark.parametrize("remat", ["dots", "dots_with_no_batch_dims"])
 def test_every_policy_trains_alike(remat):
     assert_equal_training(VARIANTS["t5"], remat)
+
+
+@pytest.mark.parametrize("variant", ["t5", "bart", "t5gemma", "t5gemma2"])
+def test_a_feed_forward_that_stores_only_products_trains_alike(variant, monkeypatch):
+    config = {**VARIANTS[variant], "dropout_rate": 0.1, "dropout": 0.1, "activation_dropout": 0.1}
+    loss, params = loss_and_gradients(config, "none")
+    expected = jax.jit(jax.value_and_grad(loss))(params)
+    plain = dataclasses.replace(BY_PLATFORM["cpu"], recomputes_elementwise=True)
+    monkeypatch.setitem(BY_PLATFORM, "cpu", plain)
+    loss, params = loss_and_gradients(config, "none")
+    run = jax.jit(jax.value_and_grad(loss))
+    assert "optimization_barrier" in run.lower(params).as_text()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, run(params), expected)
 
 
 def test_policies_have_the_names_of_jax():

@@ -28,7 +28,7 @@ from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, WeightDropout
 from pid_jax.models.positions import LearnedPositions, SinusoidalPositions
 from pid_jax.models.protocol import KeyValue, Past
-from pid_jax.models.rematerialisation import NONE, rematerialised
+from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
 
 
 class BartAttention(nn.Module):
@@ -131,6 +131,10 @@ class BartLayer(nn.Module):
         x = x + self.dropout(part, deterministic)
         return x if self.config.norm_first else norm(x)
 
+    @products_stored
+    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
+        return self.feed_forward(self.read(self.feed_forward_norm, x), deterministic)
+
     def attention(self, heads: int) -> BartAttention:
         config = self.config
         dropout = config.attention_dropout
@@ -153,7 +157,7 @@ class BartEncoderLayer(BartLayer):
         read = self.read(self.self_attention_norm, x)
         attended = self.self_attention.of_documents(read, mask, deterministic)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
-        forwarded = self.feed_forward(self.read(self.feed_forward_norm, x), deterministic)
+        forwarded = self._forwarded(x, deterministic)
         return self.add(self.feed_forward_norm, x, forwarded, deterministic)
 
 
@@ -188,7 +192,7 @@ class BartDecoderLayer(BartLayer):
         read = self.read(self.cross_attention_norm, x)
         attended = self.cross_attention(read, [document], deterministic, is_step)
         x = self.add(self.cross_attention_norm, x, attended, deterministic)
-        forwarded = self.feed_forward(self.read(self.feed_forward_norm, x), deterministic)
+        forwarded = self._forwarded(x, deterministic)
         return self.add(self.feed_forward_norm, x, forwarded, deterministic), present
 
 

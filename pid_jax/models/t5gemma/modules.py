@@ -28,7 +28,7 @@ from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, WeightDropout
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
-from pid_jax.models.rematerialisation import NONE, rematerialised
+from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
 from pid_jax.models.t5gemma.configuration import (
     FULL,
     SLIDING,
@@ -212,8 +212,12 @@ class GemmaEncoderLayer(nn.Module):
             source = Source(self.self_attention.project(normed, positions), seen)
             attended = self.self_attention(normed, positions, [source], deterministic)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
-        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        forwarded = self._forwarded(x, deterministic)
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic)
+
+    @products_stored
+    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
+        return self.feed_forward(self.feed_forward_norm(x), deterministic)
 
 
 class GemmaEncoder(nn.Module):
@@ -385,8 +389,12 @@ class T5GemmaDecoderLayer(nn.Module):
         normed = self.cross_attention_norm(x)
         attended = self.cross_attention(normed, None, [document], deterministic, is_step)
         x = x + self.dropout(self.cross_attention_post_norm(attended), deterministic)
-        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        forwarded = self._forwarded(x, deterministic)
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
+
+    @products_stored
+    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
+        return self.feed_forward(self.feed_forward_norm(x), deterministic)
 
 
 class T5Gemma(EncoderDecoderModel):

@@ -14,6 +14,7 @@ from pid_jax.models.attention import Source
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
 from pid_jax.models.positions import Rotation
 from pid_jax.models.protocol import KeyValue
+from pid_jax.models.rematerialisation import products_stored
 from pid_jax.models.t5gemma.configuration import DropoutRates, GemmaStackConfig
 from pid_jax.models.t5gemma.modules import (
     GemmaAttention,
@@ -67,8 +68,12 @@ class T5Gemma2DecoderLayer(nn.Module):
         sources, present = seen.sources(present, past)
         attended = self.attention(normed, positions, [*sources, document], deterministic)
         x = x + self.dropout(self.attention_post_norm(attended), deterministic)
-        forwarded = self.feed_forward(self.feed_forward_norm(x), deterministic)
+        forwarded = self._forwarded(x, deterministic)
         return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
+
+    @products_stored
+    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
+        return self.feed_forward(self.feed_forward_norm(x), deterministic)
 
 
 class T5Gemma2(EncoderDecoderModel):
