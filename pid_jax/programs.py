@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -51,17 +52,19 @@ _UNKNOWN_OPTIONS: set[str] = set()
 """Compiler options that this jaxlib does not have."""
 
 
-def _compiled(lowered: jax.stages.Lowered, platform: str, program: str) -> jax.stages.Compiled:
+def _compiled(
+    lowered: jax.stages.Lowered, platform: str, program: str, options: Mapping[str, Any]
+) -> jax.stages.Compiled:
     """Compiles with the options of a platform but those that a jaxlib does not have."""
-    wanted = {**compiler_options(platform), **options_of_program(platform, program)}
+    wanted = {**compiler_options(platform), **options_of_program(platform, program), **options}
     while True:
-        options: dict[str, Any] = {
+        known: dict[str, Any] = {
             name: value for name, value in wanted.items() if name not in _UNKNOWN_OPTIONS
         }
         try:
-            return lowered.compile(compiler_options=options or None)
+            return lowered.compile(compiler_options=known or None)
         except jax.errors.JaxRuntimeError as error:
-            unknown = {name for name in options if name in str(error)}
+            unknown = {name for name in known if name in str(error)}
             if not unknown:
                 raise
             _UNKNOWN_OPTIONS.update(unknown)
@@ -125,15 +128,18 @@ class Executable:
         self._tracing_seconds = time.perf_counter() - started
         self._results.set_result(results)
 
-    def compile(self) -> jax.stages.Compiled:
-        """The compiled function. Other threads wait for the one that compiles."""
+    def compile(self, options: Mapping[str, Any] = MappingProxyType({})) -> jax.stages.Compiled:
+        """The compiled function. Other threads wait for the one that compiles.
+
+        options: further XLA options of the thread that compiles.
+        """
         self._results.result()
         with _LOCK:
             lowered, self._lowered, self._jaxpr = self._lowered, None, None
         if lowered is not None:
             started = time.perf_counter()
             try:
-                compiled = _compiled(lowered, self._platform, self.name)
+                compiled = _compiled(lowered, self._platform, self.name, options)
                 # Otherwise JAX retains each program for ever, dropped here or not.
                 self._jitted.clear_cache()
                 seconds = self._tracing_seconds + time.perf_counter() - started

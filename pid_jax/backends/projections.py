@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 JOINED = "query_key_value"
-"""The name of a joined kernel among the parameters of an attention module."""
+"""The name of the module with the joined kernel in an attention module."""
 
 
 def with_dtype(params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def with_dtype(params: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
 def with_joined_projections(decoder: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
     """A decoder's parameters with joined kernels, and without the scales of norms before them.
 
-    Changes the modules `layers_0`, `layers_1`, ...: `self_attention` has the kernel `JOINED`
+    Changes the modules `layers_0`, `layers_1`, ...: `self_attention` has the module `JOINED`
     instead of three, and the scales of `self_attention_norm` and `cross_attention_norm` are
     factors of the kernels that read them. The norms are RMSNorms, the projections have no biases.
     """
@@ -43,7 +43,7 @@ def with_joined_projections(decoder: Mapping[str, Any], dtype: DTypeLike) -> dic
             own, cross = dict(layer["self_attention"]), dict(layer["cross_attention"])
             kernels = [own.pop(part)["kernel"] for part in ("query", "key", "value")]
             joined = jnp.concatenate(kernels, axis=1)
-            own[JOINED] = _scaled(joined, layer.pop("self_attention_norm"), dtype)
+            own[JOINED] = {"kernel": _scaled(joined, layer.pop("self_attention_norm"), dtype)}
             scaled = _scaled(cross["query"]["kernel"], layer.pop("cross_attention_norm"), dtype)
             cross["query"] = {"kernel": scaled}
             changed[name] = {**layer, "self_attention": own, "cross_attention": cross}

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from pid_jax import models
 from pid_jax.atomic_file import filling
+from pid_jax.backends.int8 import is_quantized
 from pid_jax.checkpoints import contents, generation_config, tensors
 from pid_jax.checkpoints.tensors import WEIGHTS, WEIGHTS_INDEX
 from pid_jax.errors import UserError
@@ -174,14 +175,19 @@ def save(
     LED in transformers gives the same logits if called with a `global_attention_mask` of 1 for the
     first token. The dtype of the weights is preserved. When all new files are complete, they
     replace files of the same names, older weights and an older tokenizer in the directory. Until
-    then nothing changes. Raises UserError if writing fails, and for the directory of a training
-    run.
+    then nothing changes. Raises UserError if writing fails, for the directory of a training run,
+    and for weights in 8 bits.
     """
     directory = Path(directory)
     if contents.is_run(directory):
         raise UserError(
             f"{directory} is a training run, whose config.json would be overwritten: name another "
             "directory"
+        )
+    if is_quantized(params):
+        raise UserError(
+            f"{directory} cannot be written from weights in 8 bits: load the checkpoint without "
+            'weights="int8" and save that model'
         )
     flat = flatten_dict(params)
     locations = models.family_of(model.config.model_type).tensors(model.config)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pid_jax.command_line import make_parser, user_errors
+from pid_jax.command_line import add_weights, make_parser, user_errors
 
 DESCRIPTION = """\
 Compiles a program for a TPU or a GPU without having one, and prints what the compiler made of it:
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax compile-a
             mesh={name: getattr(options, name) for name in _MESH},
             method=options.method,
             dtype=options.dtype,
+            weights=options.weights,
         )
         print(f"compiling {options.program} for {target} ...", file=sys.stderr)
         compiled = compile_request(request, options.dump)
@@ -130,6 +131,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         choices=("bfloat16", "float32"),
         help="of activations, and in inference of parameters (default: bfloat16)",
     )
+    add_weights(model)
     model.add_argument(
         "--method", choices=("pid", "pie"), help="(default: that of the config, or pid)"
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pid_jax.command_line import (
     add_checkpoint,
     add_task_options,
+    add_weights,
     make_parser,
     task_options,
     user_errors,
@@ -63,7 +64,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         DESCRIPTION,
         usage="(--checkpoint=PATH | --predictions=FILE) [--config=FILE | --task=NAME] [--path=PATH]"
         "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT] [--limit=N]"
-        "\n    [--method=pid|pie] [--config.KEY=VALUE ...]",
+        "\n    [--method=pid|pie] [--weights=int8] [--config.KEY=VALUE ...]",
     )
     answers = parser.add_mutually_exclusive_group(required=True)
     add_checkpoint(answers)
@@ -91,6 +92,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         choices=("pid", "pie"),
         help="prompt-in-decoder or prompt-in-encoder, with --checkpoint (default: config.method)",
     )
+    add_weights(parser)
     parser.add_argument(
         "--output",
         metavar="DIRECTORY",
@@ -113,6 +115,10 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--checkpoint needs --output=DIRECTORY for its answers and scores")
     if options.predictions is not None and options.method is not None:
         raise UserError(f"--method={options.method} needs --checkpoint: predictions have no method")
+    if options.predictions is not None and options.weights is not None:
+        raise UserError(
+            f"--weights={options.weights} needs --checkpoint: predictions have no weights"
+        )
     config = _config(options, overrides)
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
@@ -122,6 +128,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.checkpoint is not None:
         result = _of_checkpoint(options, config, task, examples)
         source = {"checkpoint": str(options.checkpoint)}
+        if options.weights is not None:
+            source["weights"] = options.weights
     else:
         answers = evaluation.read_predictions(options.predictions, examples)
         result = evaluation.scored(task, examples, answers)
@@ -175,7 +183,9 @@ def _of_checkpoint(
     from pid_jax.training import assembly
 
     enable_compilation_cache()
-    model = PidModel.from_pretrained(options.checkpoint, dtype=assembly.activation_dtype(config))
+    model = PidModel.from_pretrained(
+        options.checkpoint, dtype=assembly.activation_dtype(config), weights=options.weights
+    )
     own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
     if own:
         listed = ", ".join(f"{name}={value}" for name, value in own.items())

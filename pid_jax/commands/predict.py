@@ -8,6 +8,7 @@ from pathlib import Path
 from pid_jax.command_line import (
     add_checkpoint,
     add_fields,
+    add_weights,
     make_parser,
     user_errors,
     with_flags,
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
                     output=options.output,
                     generation=generation,
                     dtype=options.dtype,
+                    weights=options.weights,
                     batch_tokens=options.batch_tokens,
                     batch_size=options.batch_size,
                     write_every=options.write_every,
@@ -150,5 +152,6 @@ def make_predict_parser(program: str) -> argparse.ArgumentParser:
         help="of parameters and activations: bfloat16 takes half the memory, and less time on GPU "
         "and TPU; auto is that of the checkpoint (default: float32)",
     )
+    add_weights(answers)
     add_fields(answers, GenerationOptions, otherwise="the checkpoint's, or ")
     return parser

@@ -40,13 +40,14 @@ def compile_request(request: ProgramRequest, dump: Path | None = None) -> Compil
     counted = 0
     latest: TracedProgram | None = None
     devices = max(request.target.count, 1)
+    options = targets.DEFAULT_TILES if request.has_mixed_products else {}
     with targets.compiling():
         try:
             for latest in traced(request):
                 executable = latest.executable
                 program_flops = flops.count(executable.jaxpr)
                 counted += program_flops
-                program = executable.compile()
+                program = executable.compile(options)
                 read = estimate.of_compiled(
                     program,
                     name=executable.name,

@@ -51,10 +51,17 @@ class ProgramRequest:
     method: str = "pid"
     dtype: str = "bfloat16"
     """Of activations, and in inference of parameters."""
+    weights: str | None = None
+    """ "int8" for kernels and token embeddings in 8 bits in inference. None: `dtype`."""
     mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Sizes of `sharding.make_mesh`."""
     training: Any = None
     """The `ConfigDict` of a training run."""
+
+    @property
+    def has_mixed_products(self) -> bool:
+        """Whether a GPU multiplies weights in 8 bits with wider activations."""
+        return self.weights is not None and self.target.chip.platform == "gpu"
 
     @property
     def arranged(self) -> BatchShape:
@@ -161,7 +168,8 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
     raw = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), models.abstract_params(model)
     )
-    params = jax.eval_shape(model.decoding_params, raw)
+    function = model.int8_params if request.weights == "int8" else model.decoding_params
+    params = jax.eval_shape(function, raw)
     if len(devices) == 1:
         where = SingleDeviceSharding(devices[0])
         return jax.tree.map(
@@ -175,7 +183,8 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
 
     def sharded(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        # Second copies in another layout, if a backend has them, are on every device.
+        # Second copies in another layout, if a backend has them, are on every device. So are the
+        # scales of weights in 8 bits.
         same = shapes.get(path) == leaf.shape
         where = known[path] if same else sharding.replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

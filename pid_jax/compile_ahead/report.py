@@ -27,6 +27,7 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
         "program": request.program,
         "method": request.method,
         "dtype": request.dtype,
+        "weights": request.weights or request.dtype,
         "model_type": request.config.model_type,
         "mesh": dict(request.mesh),
         "documents": shape.documents,
@@ -109,10 +110,13 @@ def table(compiled: Compiled) -> str:
 def _lines(compiled: Compiled) -> Iterator[str]:
     request, estimate = compiled.request, compiled.estimate
     chip = request.target.chip
+    weights = "" if request.weights is None else f"weights in {request.weights}, "
     yield (
         f"{request.program} on {compiled.devices} x {chip.name}, {request.config.model_type}, "
-        + (f"{request.method}, {request.dtype}, jax {jax.__version__}")
+        + (f"{request.method}, {request.dtype}, {weights}jax {jax.__version__}")
     )
+    if request.has_mixed_products:
+        yield "Products are Triton's, with the compiler's default tiles."
     yield f"{request.shape}"
     if request.arranged != request.shape:
         yield f"as {request.arranged}"

@@ -42,12 +42,17 @@ def request_of(
     mesh: Mapping[str, int | None],
     method: str | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
 ) -> ProgramRequest:
     """The request of a user. None stands for the config's value, or for a default.
 
     sizes: by the names of `BatchShape`'s fields. mesh: by the names of `sharding.make_mesh`.
     Raises `UserError` if a value is out of range, or if no model is named.
     """
+    if weights is not None and program in TRAINING:
+        raise UserError(
+            f"--weights={weights} is for inference: choose --program=prefill, decode or score"
+        )
     training = _training(source, program)
     config = model_config(source, training)
     shape = DEFAULT_SHAPE if source.config is None else shape_of(training)
@@ -68,6 +73,7 @@ def request_of(
         shape=shape,
         method=method or ("pid" if training is None else training.method),
         dtype=dtype or trained_dtype or "bfloat16",
+        weights=weights,
         mesh=_mesh(mesh, training if source.config is not None else None, program),
         training=training,
     )

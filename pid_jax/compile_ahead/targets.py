@@ -11,8 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pid_jax.compile_ahead.chips import CHIPS, H100_TARGET_CONFIG, Chip
@@ -23,6 +24,13 @@ _ONE_HOST = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}
 
 _TRITON_FLAG = "--xla_gpu_enable_triton_gemm=false"
 """Without a card the compiler cannot choose tiles for Triton's products. It then calls cuBLAS."""
+
+DEFAULT_TILES: Mapping[str, bool | int] = MappingProxyType(
+    {"xla_gpu_enable_triton_gemm": True, "xla_gpu_autotune_level": 0}
+)
+"""XLA options for Triton's products with tiles that no card has chosen. Products with kernels in 8
+bits need them: cuBLAS has none with operands of two dtypes, so that every kernel would be converted
+in memory first."""
 
 _CUDA_PLUGINS = ("xla_cuda12", "xla_cuda13")
 

@@ -7,14 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from pid_jax import arguments
 from pid_jax.backends.settings import compiling_for, placement_of
-from pid_jax.checkpoints import contents, huggingface
-from pid_jax.compilation_cache import enable_compilation_cache
+from pid_jax.checkpoints import huggingface
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.options import GenerationOptions
@@ -24,6 +22,7 @@ from pid_jax.inference.batch_decoder import BatchDecoder
 from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
+from pid_jax.inference.loading import load
 from pid_jax.inference.plan import Arrangement, Plan, Planner, compaction
 from pid_jax.inference.progress_bar import progress_bar
 from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
@@ -114,26 +113,26 @@ class PidModel:
         return self.model.config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dtype: DTypeLike = "float32") -> "PidModel":
+    def from_pretrained(
+        cls, path: str | Path, dtype: DTypeLike = "float32", weights: str | None = None
+    ) -> "PidModel":
         """Loads a Hugging Face directory or hub id, or a training run's working directory.
 
         Of a run, the best checkpoint is taken. dtype: of parameters and activations,
         "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU), or "auto", which is that
-        of the checkpoint. Raises `UserError` naming the file, key or tensor that does not fit.
-        Turns on JAX's persistent compilation cache, unless it is configured already (see
+        of the checkpoint. weights: "int8" for kernels and token embeddings in 8 bits
+        (`pid_jax.backends.int8`), for decoding and scores only. None for weights in `dtype`.
+        Raises `UserError` naming the file, key or tensor that does not fit. Turns on JAX's
+        persistent compilation cache, unless it is configured already (see
         `pid_jax.compilation_cache`).
         """
-        dtype = _dtype(dtype)
-        enable_compilation_cache()
-        with contents.reading(path):
-            if contents.is_run(path):
-                from pid_jax.checkpoints import orbax
-
-                return cls(*orbax.load_model(Path(path), dtype=dtype))
-            return cls(*huggingface.load(path, dtype))
+        return cls(*load(path, dtype, weights))
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes a directory that transformers loads with `from_pretrained`."""
+        """Writes a directory that transformers loads with `from_pretrained`.
+
+        Raises `UserError` for weights in 8 bits.
+        """
         huggingface.save(directory, self.model, self.params, self.tokenizer, self.generation_config)
 
     def generate(
@@ -400,14 +399,3 @@ def _limits(
         batch_size = arguments.integer("batch_size", batch_size, at_least=1)
     most = batch_size and batch_size * arrangement.most_examples_per_document
     return BatchLimits.by_default(batch_tokens, most)
-
-
-def _dtype(dtype: DTypeLike) -> Any:
-    """None for "auto"."""
-    if dtype == "auto":
-        return None
-    name = jnp.dtype(dtype).name if not isinstance(dtype, str) else dtype
-    if name not in ("float32", "bfloat16"):
-        supported = "'float32', 'bfloat16', 'auto'"
-        raise UserError(f"dtype={name!r} is not supported; supported: {supported}")
-    return jnp.dtype(name)

@@ -11,8 +11,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax.backends.int8 import is_quantized, quantize
 from pid_jax.backends.matmul import (
-    head_matmul,
     matmul,
     with_decoder_transposes,
     with_transposes,
@@ -22,12 +22,6 @@ from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
 from pid_jax.models.protocol import KeyValue, Params, Past
 from pid_jax.models.rematerialisation import NONE
-
-
-def token_embeddings(vocab_size: int, width: int, stddev: float, dtype: DTypeLike) -> nn.Embed:
-    """A table of embeddings, drawn from a normal distribution."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(stddev), ("vocab", "embed"))
-    return nn.Embed(vocab_size, width, dtype=dtype, embedding_init=init)
 
 
 class EncoderDecoderModel(nn.Module):
@@ -106,11 +100,12 @@ class EncoderDecoderModel(nn.Module):
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         if not self.config.tie_word_embeddings:
             return self.lm_head(hidden)
-        kernel = getattr(self, self.table).embedding.T
+        table = getattr(self, self.table)
         if self.has_variable("params", "transposed_head"):
             transposed = self.get_variable("params", "transposed_head").astype(self.dtype)
-            return matmul(hidden, kernel.astype(self.dtype), transposed)
-        return head_matmul(hidden, kernel, self.dtype)
+            return matmul(hidden, table.embedding.T.astype(self.dtype), transposed)
+        logits: Array = table.logits(hidden)
+        return logits
 
     def head_params(self, params: Params) -> Params:
         """The head's kernel, and the arrays that `setup` itself makes."""
@@ -121,13 +116,26 @@ class EncoderDecoderModel(nn.Module):
             if name == own or not isinstance(value, Mapping)
         }
 
+    def int8_params(self, params: Params) -> Params:
+        """What the backend decodes with, in 8 bits (`backends.int8`).
+
+        In families that can, kernels are joined first (`backends.projections`), where the backend
+        has joined kernels. All other arrays have the model's dtype.
+        """
+        if backend_settings().joined_projections and self.joins_projections:
+            decoder = with_joined_projections(params["decoder"], jnp.float32)
+            params = {**params, "decoder": decoder}
+        return quantize(params, self.dtype)
+
     def decoding_params(self, params: Params) -> Params:
         """What the backend decodes with.
 
         Either transposes beside the kernels that a decode step reads (`backends.matmul.matmul`),
         or the kernels in the model's dtype and, in families that can, joined ones
-        (`backends.projections`).
+        (`backends.projections`). Parameters in 8 bits (`int8_params`) stay as they are.
         """
+        if is_quantized(params):
+            return params
         settings = backend_settings()
         if settings.casts_params:
             changed = with_dtype(params, self.dtype)

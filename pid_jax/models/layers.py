@@ -6,9 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pid_jax.backends.dropout import AttentionDropout
+from pid_jax.backends.int8 import (
+    EMBEDDING_SCALE,
+    KERNEL_SCALE,
+    int8_embeddings,
+    int8_head,
+    int8_matmul,
+    int8_matmul_of_heads,
+)
 from pid_jax.backends.matmul import head_matmul, matmul, precision_of
 from pid_jax.backends.settings import backend_settings
 
@@ -27,7 +35,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Dense(nn.Module):
     """A matrix product. The kernel is stored as `[I, O]`: I input features, O output features.
 
-    If the parameters also have the transposed kernel, `backends.matmul.matmul` uses either.
+    If the parameters also have the transposed kernel, `backends.matmul.matmul` uses either. If
+    they have scales beside a kernel of integers, the product is that of `backends.int8`.
     """
 
     features: int
@@ -69,7 +78,12 @@ class Dense(nn.Module):
         contracts_heads = backend_settings().contracts_heads and deterministic
         if not contracts_heads or self.is_initializing():
             return self._product(x.swapaxes(1, 2).reshape(batch, tokens, heads * width))
-        kernel = self.get_variable("params", "kernel").astype(self.dtype)
+        kernel = self.get_variable("params", "kernel")
+        if self.has_variable("params", KERNEL_SCALE):
+            scale = self.get_variable("params", KERNEL_SCALE)
+            product = int8_matmul_of_heads(x, kernel, scale, self.dtype)
+            return product.astype(self.output_dtype or self.dtype)
+        kernel = kernel.astype(self.dtype)
         return jnp.einsum(
             "bhlk,hko->blo",
             x.astype(self.dtype),
@@ -81,6 +95,10 @@ class Dense(nn.Module):
     def _product(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        if self.has_variable("params", KERNEL_SCALE):
+            scale = self.get_variable("params", KERNEL_SCALE)
+            product = int8_matmul(x, kernel, scale, self.dtype)
+            return product.astype(self.output_dtype or self.dtype)
         if self.has_variable("params", "transposed"):
             transposed = self.get_variable("params", "transposed")
             operands = (operand.astype(self.dtype) for operand in (x, kernel, transposed))
@@ -93,6 +111,42 @@ class Dense(nn.Module):
             precision=precision_of(self.dtype),
             preferred_element_type=self.output_dtype,
         )
+
+
+class TokenEmbeddings(nn.Module):
+    """A table of token embeddings, and the product with it that is a tied head."""
+
+    vocab_size: int
+    features: int
+    stddev: float
+    """Of the normal distribution that a new table is drawn from."""
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(self.stddev)
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            (self.vocab_size, self.features),
+            jnp.float32,
+        )
+
+    def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """The embeddings of tokens. NaN for tokens out of range."""
+        if self.has_variable("params", EMBEDDING_SCALE):
+            return int8_embeddings(tokens, self.embedding, self._scale, self.dtype)
+        return jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """The products of `hidden` with all embeddings, in float32."""
+        if self.has_variable("params", EMBEDDING_SCALE):
+            return int8_head(hidden, self.embedding, self._scale, self.dtype)
+        return head_matmul(hidden, self.embedding.T, self.dtype)
+
+    @property
+    def _scale(self) -> Float[Array, " V"]:
+        scale: Array = self.get_variable("params", EMBEDDING_SCALE)
+        return scale
 
 
 class WeightDropout(nn.Dropout):

@@ -159,6 +159,10 @@ class EncoderDecoder(Protocol):
         """Parameters that this backend decodes fastest with: some may stand in two layouts."""
         ...
 
+    def int8_params(self, params: Params) -> Params:
+        """Parameters that this backend decodes with in 8 bits. `decoding_params` returns them."""
+        ...
+
 
 class TensorPath(NamedTuple):
     """Where a Hugging Face tensor stands in the parameter tree."""

@@ -23,6 +23,8 @@ class Settings:
     """Arguments of `PidModel.generate` that determine the answers, "method" included."""
     dtype: str = "float32"
     """Of parameters and activations: "float32", "bfloat16" or "auto"."""
+    weights: str | None = None
+    """What `PidModel.from_pretrained` takes: None, or "int8" for weights in 8 bits."""
     batch_tokens: int | None = None
     batch_size: int | None = None
     write_every: int = 512

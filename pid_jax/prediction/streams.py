@@ -34,6 +34,8 @@ def opened_output(settings: Settings, counts: Counts, digest: str) -> Iterator[O
     """
     _refuse_to_lose(settings)
     made_with = {**settings.generation, "dtype": settings.dtype, "checkpoint": digest}
+    if settings.weights is not None:
+        made_with["weights"] = settings.weights
     with ResumableFile(settings.output) as output:
         earlier = output.settings
         if settings.restart or earlier is None:

@@ -1,3 +1,4 @@
+import json
 import re
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from pid_jax.checkpoints import huggingface
 from pid_jax.checkpoints.orbax import (
     CHECKPOINTS,
+    CONFIG,
     MODEL,
     RunCheckpoints,
     load_model,
@@ -15,6 +17,7 @@ from pid_jax.checkpoints.orbax import (
     saved_steps,
 )
 from pid_jax.errors import UserError
+from pid_jax.inference.model import PidModel
 from tests.helpers.training_checkpoints import abstract, numbers, state_of, write_run
 
 
@@ -111,3 +114,19 @@ def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):
     assert model.config == tiny_model.config
     assert tokenizer is None
     jax.tree.map(np.testing.assert_array_equal, params, tiny_model.params)
+
+
+def test_a_run_is_loaded_in_8_bits(tmp_path, tiny_model):
+    huggingface.save_config(tmp_path / MODEL, tiny_model.config, None)
+    (tmp_path / CONFIG).write_text(json.dumps({"checkpoint": {"best_metric": "loss"}}))
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
+        checkpoints.save(1, {"params": tiny_model.params}, numbers())
+    loaded = PidModel.from_pretrained(tmp_path, weights="int8")
+    table = np.asarray(tiny_model.params["shared"]["embedding"])
+    own = loaded.params["shared"]
+    assert own["embedding"].dtype == jnp.int8
+    error = np.abs(
+        np.asarray(own["embedding"]) * np.asarray(own["embedding_scale"])[:, None] - table
+    )
+    # Half a step of each token's scale, and the rounding of float32.
+    assert (error <= np.abs(table).max(axis=1, keepdims=True) / 254 * (1 + 1e-5)).all()

@@ -144,6 +144,8 @@ def test_what_is_missing_or_does_not_fit_is_named(
     assert "--task=NAME or --config=FILE" in failure([f"--predictions={gold}"], capsys)
     method = failure([f"--predictions={gold}", config, "--method=pie"], capsys)
     assert "--method=pie needs --checkpoint" in method
+    weights = failure([f"--predictions={gold}", config, "--weights=int8"], capsys)
+    assert weights == "error: --weights=int8 needs --checkpoint: predictions have no weights\n"
     typo = failure([f"--predictions={gold}", "--task=synthetic_dst", "--limt=3"], capsys)
     assert "unexpected argument '--limt=3'" in typo
     assert not (tmp_path / "out").exists()

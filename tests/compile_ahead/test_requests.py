@@ -56,6 +56,12 @@ def test_another_target_is_refused(text: str, message: str) -> None:
         parse(text)
 
 
+def test_weights_in_8_bits_are_for_inference() -> None:
+    assert request(weights="int8").weights == "int8"
+    with pytest.raises(UserError, match="--weights=int8 is for inference: choose --program=pre"):
+        request("train", weights="int8")
+
+
 @pytest.mark.parametrize("kind", ["v5e", "h100"])
 def test_a_missing_compiler_is_named_with_its_installation(
     kind: str, monkeypatch: pytest.MonkeyPatch

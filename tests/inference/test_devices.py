@@ -15,6 +15,7 @@ SCRIPT = """
 import json, sys
 import jax
 from pid_jax import models, sharding
+from pid_jax.backends import int8
 from pid_jax.decoding.report import DecodingReport
 from pid_jax.inference.model import PidModel
 from tests.helpers.tiny_t5 import TINY
@@ -26,8 +27,8 @@ prompts = [[[7 + i + j] * (1 + j) for j in range(2)] for i in range(4)]
 found, engines, used = {}, {}, {}
 
 
-def decode(name, count=4, place=None):
-    ours = PidModel(model, params if place is None else jax.device_put(params, place))
+def decode(name, count=4, place=None, change=lambda params: params):
+    ours = PidModel(model, change(params if place is None else jax.device_put(params, place)))
     report = DecodingReport()
     rows = ours.generate(documents[:count], prompts[:count], max_new_tokens=5, report=report)
     found[name] = [[one.tokens for one in row] for row in rows]
@@ -43,7 +44,10 @@ batches, _ = decode("all devices")
 decode("one document", count=1)
 decode("placed", place=jax.devices()[2])
 mesh = sharding.make_mesh(1, 2, 2)
-_, split = decode("split", place=sharding.param_shardings(mesh, models.logical_axes(model)))
+shardings = sharding.param_shardings(mesh, models.logical_axes(model))
+_, split = decode("split", place=shardings)
+decode("8 bits", change=model.int8_params)
+decode("8 bits, split", place=shardings, change=int8.quantize)
 warm = PidModel(model, params)
 warmed = warm.warm_up(6, 2, 2, max_new_tokens=5, documents=4)
 programs = [one.program for one in warmed.compilations]
@@ -97,6 +101,12 @@ def test_parameters_that_were_placed_stay_where_they_are(seen):
     assert (seen[1]["placed"], seen[2]["placed"]) == (1, [[2]])
     assert (seen[1]["split"], seen[2]["split"]) == (1, [[0, 1, 2, 3]])
     assert sorted(seen[6]) == sorted(tokens for row in seen[0]["split"] for tokens in row)
+
+
+def test_weights_in_8_bits_are_on_every_device_or_split(seen):
+    found, _, used = seen[:3]
+    assert found["8 bits"] == found["8 bits, split"]
+    assert (used["8 bits"], used["8 bits, split"]) == ([[0], [1], [2], [3]], [[0, 1, 2, 3]])
 
 
 def test_every_device_scores_a_batch(seen):

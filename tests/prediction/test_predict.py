@@ -296,6 +296,29 @@ def test_bfloat16_answers_are_another_runs(
     assert line["subtasks"][0]["score"] == pytest.approx(answer.score, abs=1e-3)
 
 
+def test_answers_of_weights_in_8_bits_are_another_runs(
+    checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
+    output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--weights=int8"]
+    [line, _] = run(checkpoint, questions, output, *options)
+    model = PidModel.from_pretrained(checkpoint, weights="int8")
+    [[answer, _]] = model.generate(
+        [line["document"]], [[one["prompt"] for one in line["subtasks"]]], max_new_tokens=3
+    )
+    assert line["subtasks"][0]["score"] == pytest.approx(answer.score, abs=1e-3)
+
+
+def test_a_stopped_run_does_not_go_on_with_weights_in_8_bits(
+    checkpoint: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions.write_bytes(text_of(0) + b"no JSON\n")
+    output, options = tmp_path / "out.jsonl", ["--max-new-tokens=3", "--write-every=1"]
+    assert status_of(lambda: run(checkpoint, questions, output, *options)) == 2
+    assert "line 2" in capsys.readouterr().err
+    assert status_of(lambda: run(checkpoint, questions, output, *options, "--weights=int8")) == 2
+    assert "had weights=(default), not int8" in capsys.readouterr().err
+
+
 def test_a_bad_checkpoint_is_no_bad_line(
     questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

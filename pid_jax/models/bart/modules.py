@@ -24,8 +24,8 @@ from pid_jax.models.attention import (
     stores_scores,
 )
 from pid_jax.models.bart.configuration import BartLikeConfig
-from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, WeightDropout
+from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import LearnedPositions, SinusoidalPositions
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
@@ -313,7 +313,7 @@ class BartLike(EncoderDecoderModel):
 
     def setup(self) -> None:
         config = self.config
-        self.shared = token_embeddings(
+        self.shared = TokenEmbeddings(
             config.vocab_size, config.d_model, config.init_std, self.dtype
         )
         self.encoder = self.encoder_type(config, self.dtype, self.remat)

@@ -20,8 +20,6 @@ from pid_jax.backends.decode_attention import (
     fits,
     fits_cache,
 )
-from pid_jax.backends.matmul import precision_of
-from pid_jax.backends.projections import JOINED
 from pid_jax.models.attention import (
     Source,
     attend,
@@ -33,8 +31,8 @@ from pid_jax.models.attention import (
     split_heads,
     stores_scores,
 )
-from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, WeightDropout
+from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import RelativePositionBias
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
@@ -57,6 +55,8 @@ class T5Attention(nn.Module):
         self.query = Dense(width, into, query_stddev, self.dtype)
         self.key = Dense(width, into, stddev, self.dtype)
         self.value = Dense(width, into, stddev, self.dtype)
+        # Without parameters, unless decoding has those of `backends.projections`.
+        self.query_key_value = Dense(3 * width, into, stddev, self.dtype)
         self.output = Dense(config.d_model, ("heads", "embed"), factor * width**-0.5, self.dtype)
         self.dropout = WeightDropout(config.dropout_rate, broadcast_dims=(-2,))
 
@@ -101,10 +101,9 @@ class T5Attention(nn.Module):
             sources, present = own_tokens(past, Source(present, mask, bias), slots)
             return self(normed, sources, deterministic), present
         heads = self.config.num_heads
-        kernel = self.get_variable("params", JOINED)
         if past is not None and fits_cache(x.shape[1], past, bias):
             x, inputs, epsilon = _before_kernel(x, norm)
-            joined = _product(x, kernel)[:, 0].reshape(len(x), 3 * heads, -1)
+            joined = self.query_key_value(x)[:, 0].reshape(len(x), 3 * heads, -1)
             attended, present = attend_to_cache(
                 (joined, joined, joined),
                 (0, heads, 2 * heads),
@@ -116,7 +115,7 @@ class T5Attention(nn.Module):
                 heads,
             )
             return self.output(attended.reshape(len(x), 1, -1)), present
-        query, key, value = jnp.split(_product(norm(x), kernel), 3, axis=-1)
+        query, key, value = jnp.split(self.query_key_value(norm(x)), 3, axis=-1)
         present = key_value(split_heads(key, heads), split_heads(value, heads), cached=True)
         sources, present = own_tokens(past, Source(present, mask, bias), slots)
         return self._attend(query, sources, deterministic), present
@@ -165,10 +164,6 @@ def _before_kernel(
     if computes_norm(x.shape[-1]):
         return x, x, norm.epsilon
     return norm(x), None, None
-
-
-def _product(x: Float[Array, "B L D"], kernel: Float[Array, "D O"]) -> Float[Array, "B L O"]:
-    return jnp.dot(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
 
 
 class T5FeedForward(nn.Module):
@@ -390,7 +385,7 @@ class T5Like(EncoderDecoderModel):
 
     def setup(self) -> None:
         config = self.config
-        self.shared = token_embeddings(
+        self.shared = TokenEmbeddings(
             config.vocab_size, config.d_model, config.initializer_factor, self.dtype
         )
         self.encoder = self.encoder_type(config, self.dtype, remat=self.remat)

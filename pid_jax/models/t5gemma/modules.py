@@ -24,8 +24,8 @@ from pid_jax.models.attention import (
     split_heads,
     stores_scores,
 )
-from pid_jax.models.encoder_decoder import EncoderDecoderModel, token_embeddings
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, WeightDropout
+from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
 from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
@@ -43,12 +43,12 @@ def norm(config: GemmaStackConfig, dtype: DTypeLike) -> RMSNorm:
     return RMSNorm(config.rms_norm_eps, dtype, around_one=True)
 
 
-def embedding(config: GemmaStackConfig, dtype: DTypeLike) -> nn.Embed:
+def embedding(config: GemmaStackConfig, dtype: DTypeLike) -> TokenEmbeddings:
     """The table of `embed`."""
-    return token_embeddings(config.vocab_size, config.hidden_size, config.initializer_range, dtype)
+    return TokenEmbeddings(config.vocab_size, config.hidden_size, config.initializer_range, dtype)
 
 
-def embed(table: nn.Embed, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+def embed(table: TokenEmbeddings, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
     """The scaled embeddings of tokens."""
     embedded = table(tokens)
     return embedded * jnp.asarray(table.features**0.5, embedded.dtype)  # rounded as weights are
