@@ -5,6 +5,9 @@ documents with 12 prompts of 24 target tokens and 250,000 tokens in the vocabula
 computes them in chunks, in the forward and the backward pass. It skips outputs that predict no
 target token.
 
+The fused loss of tokamax 0.0.12 has no chunks in memory either, but returns the loss alone, summed
+or as a mean. Scores, label smoothing, the z-loss and accuracy need more of each token.
+
 Letters beside those of `pid_jax.models.protocol`: R outputs of a group, C outputs of a chunk.
 """
 

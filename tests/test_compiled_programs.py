@@ -126,10 +126,10 @@ def decoding_array_sizes(
 
 
 def compiled_loss_array_sizes(
-    documents: int, prompts: int, architecture: dict[str, Any] = WIDE
+    documents: int, prompts: int, architecture: dict[str, Any] = WIDE, *, scan_layers: bool = False
 ) -> list[int]:
     """The same of a training step's loss and gradient."""
-    model = models.build(architecture)
+    model = models.build(architecture, scan_layers=scan_layers)
 
     def tokens(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, bool)
@@ -149,6 +149,8 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS, MERGED)) < per_prompt_documents
+    scanned = compiled_loss_array_sizes(DOCUMENTS, PROMPTS, scan_layers=True)
+    assert max(scanned) < per_prompt_documents
 
 
 @pytest.mark.optimised

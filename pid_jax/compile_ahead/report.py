@@ -10,6 +10,7 @@ from pid_jax.compile_ahead.chips import JAX_GPU_FRACTION, SECONDS_PER_KERNEL
 from pid_jax.compile_ahead.compilation import Compiled
 from pid_jax.compile_ahead.estimate import Work, copies_outside, total
 from pid_jax.compile_ahead.timing import timing
+from pid_jax.models import rematerialisation
 
 CAVEAT = "Estimates of the compiler. Nothing was measured on an accelerator."
 
@@ -250,8 +251,10 @@ def remedies(compiled: Compiled) -> list[str]:
             result.append(
                 "--config.optimizer.name=adafactor, whose factored moments take next to no memory"
             )
-        for key in _rematerialisation(request.training):
-            result.append(f"rematerialisation: --config.{key}, which computes activations twice")
+        if request.training.train.remat == rematerialisation.NONE:
+            result.append(
+                "rematerialisation: --config.train.remat=full, which computes activations twice"
+            )
     if request.dtype == "float32":
         result.append("--dtype=bfloat16")
     if compiled.devices == 1:
@@ -261,12 +264,6 @@ def remedies(compiled: Compiled) -> list[str]:
     elif request.mesh.get("data", -1) != 1:
         result.append("split the parameters over all devices: --data=1 --fsdp=-1")
     return result
-
-
-def _rematerialisation(config: Any) -> list[str]:
-    from pid_jax.training import config as configuration
-
-    return [key for key, _ in configuration.leaves(config) if "remat" in key]
 
 
 def _larger(request: Any) -> str:

@@ -35,6 +35,8 @@ class EncoderDecoderModel(nn.Module):
     """Of activations. Norms, softmax and logits are always float32."""
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     table: ClassVar[str] = "shared"
     """The attribute with the embeddings that a tied head multiplies with."""

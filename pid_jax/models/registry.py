@@ -85,16 +85,22 @@ def config_from_hf(config: Mapping[str, Any]) -> Config:
 
 
 def build(
-    config: Config | Mapping[str, Any], dtype: DTypeLike = jnp.float32, *, remat: str = NONE
+    config: Config | Mapping[str, Any],
+    dtype: DTypeLike = jnp.float32,
+    *,
+    remat: str = NONE,
+    scan_layers: bool = False,
 ) -> EncoderDecoder:
     """The model of a configuration, with activations in `dtype`, without parameters.
 
     remat: the policy of rematerialisation in training, see `pid_jax.models.rematerialisation`.
+    scan_layers: whether programs scan over layers, see `pid_jax.models.layer_stack`. Parameters
+        have the same layout.
     """
     if isinstance(config, Mapping):
         config = config_from_hf(config)
     model = family_of(config.model_type).module(config, jnp.dtype(dtype))
-    return model.clone(remat=remat)
+    return model.clone(remat=remat, scan_layers=scan_layers)
 
 
 def _everything(module: Any) -> None:

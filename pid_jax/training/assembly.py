@@ -135,7 +135,12 @@ def build_model(config: ConfigDict, architecture: Any) -> EncoderDecoder:
         dropout_rate=config.train.dropout_rate,
         forced_bos_token_id=None,  # targets have no such token, so neither will outputs
     )
-    return models.build(architecture, activation_dtype(config), remat=config.train.remat)
+    return models.build(
+        architecture,
+        activation_dtype(config),
+        remat=config.train.remat,
+        scan_layers=config.model.scan_layers,
+    )
 
 
 def save_model(

@@ -73,6 +73,9 @@ def default() -> ConfigDict:
     # Activations: "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
     # Parameters, optimizer state, softmax, norms and loss are float32 in any case.
     config.model.dtype = "auto"
+    # Training and evaluation scan over layers: the program has each kind of layer once, so that
+    # deep models compile faster. Checkpoints are the same. Dropout draws other numbers.
+    config.model.scan_layers = False
     # Used when model.init is "": keys and values of a Hugging Face config.json. The vocabulary
     # size and the special token ids come from the tokenizer.
     config.model.architecture = ConfigDict(
@@ -351,6 +354,8 @@ def read_saved(file: Path) -> dict[str, Any]:
     """The configuration in a workdir's config.json, with keys that its version did not have yet."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     content.setdefault("optimizer", {}).setdefault("args", {})
+    content.setdefault("model", {}).setdefault("scan_layers", False)
+    content.setdefault("train", {}).setdefault("remat", rematerialisation.NONE)
     return content
 
 

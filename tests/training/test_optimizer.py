@@ -1,5 +1,6 @@
 """Against torch's AdamW, transformers' Adafactor, and rates worked out by hand."""
 
+import functools
 import json
 import logging
 import shutil
@@ -207,8 +208,8 @@ def test_mistakes_are_named_with_what_there_is(name, args, message):
         optimizer.build(options(name=name, args=args, warmup_steps=1))
 
 
-def run(workdir, given=None, args=(), **optimizer_options):
-    config = tiny_config.get_config()
+def run(workdir, given=None, args=(), overrides=(), **optimizer_options):
+    config = configuration.with_overrides(tiny_config.get_config(), overrides, "the test")
     config.optimizer.args = ConfigDict(dict(args))
     config.optimizer.update(
         {"learning_rate": 1e-3, "warmup_steps": 0, "schedule": "constant"} | optimizer_options
@@ -321,11 +322,31 @@ def test_a_run_of_an_earlier_version_goes_on_without_a_word(configured, tmp_path
     workdir, whole = configured
     copy = resumed_after_one(workdir, tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    del config["optimizer"]["args"]
+    del config["optimizer"]["args"], config["model"]["scan_layers"], config["train"]["remat"]
     (copy / "config.json").write_text(json.dumps(config))
     data = json.loads((copy / "data.json").read_text())
     del data["optimizer"]
     (copy / "data.json").write_text(json.dumps(data))
     with caplog.at_level(logging.WARNING, "pid_jax"):
         assert run(copy) == whole
-    assert "the run goes on with" not in caplog.text
+    assert "the run continues with" not in caplog.text
+
+
+def test_a_run_goes_on_with_scanned_layers(tmp_path, caplog):
+    deep = [
+        "--config.train.dropout_rate=0.0",
+        "--config.model.architecture.num_layers=3",
+        "--config.model.architecture.num_decoder_layers=3",
+    ]
+    whole = run(tmp_path / "whole", overrides=deep)
+    copy = resumed_after_one(tmp_path / "whole", tmp_path / "scanned")
+    with caplog.at_level(logging.WARNING, "pid_jax"):
+        scanned = run(copy, overrides=[*deep, "--config.model.scan_layers=True"])
+    assert "config.model.scan_layers was false, is true: the run continues with" in caplog.text
+    assert [line["loss"] for line in scanned] == pytest.approx([line["loss"] for line in whole])
+    one, other = (PidModel.from_pretrained(workdir) for workdir in (tmp_path / "whole", copy))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, other.params, one.params)
+    other.save_pretrained(tmp_path / "exported")
+    exported = PidModel.from_pretrained(tmp_path / "exported")
+    jax.tree.map(np.testing.assert_array_equal, exported.params, other.params)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pid_jax import models, sharding
 from pid_jax.data.batching import collate, shape_of
@@ -27,6 +28,7 @@ def batch_of(targets):
 def make_step(model, params, **optimizer_options):
     """A jitted step, and the state before the first."""
     config = configuration.default()
+    config.optimizer.args = ConfigDict(optimizer_options.pop("args", {}))
     config.optimizer.update(warmup_steps=0, **optimizer_options)
     update = optimizer.build(config)
     run = jax.jit(
@@ -66,6 +68,27 @@ def test_a_step_is_a_function_of_state_and_batch(usual, batch):
     run, state = usual
     first, second = run(state, batch), run(state, batch)
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_adafactor_of_scanned_layers_is_that_of_unrolled_ones(tiny_model, batch):
+    """It factors, clips and scales by layer, because no parameter of the state is stacked."""
+    deep = {"dropout_rate": 0.0, "num_layers": 3, "num_decoder_layers": 3}
+    config = {**tiny_model.config.to_hf(), **deep}
+    params = models.init_params(models.build(config), jax.random.key(0))
+
+    def two_steps(scan_layers):
+        model = models.build(config, scan_layers=scan_layers)
+        factored = {"min_dim_size_to_factor": 4}
+        run, state = make_step(model, params, name="adafactor", args=factored)
+        for _ in range(2):
+            state, metrics = run(state, batch)
+        return state.params, state.opt_state, metrics
+
+    unrolled, scanned = two_steps(False), two_steps(True)
+    assert jax.tree.structure(scanned) == jax.tree.structure(unrolled)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), scanned, unrolled
+    )
 
 
 def test_dropout_differs_from_step_to_step(usual, batch):

@@ -25,6 +25,7 @@ from pid_jax.models.attention import (
 )
 from pid_jax.models.bart.configuration import BartLikeConfig
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layer_stack import apply_layers
 from pid_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import LearnedPositions, SinusoidalPositions
 from pid_jax.models.protocol import KeyValue, Past
@@ -141,6 +142,13 @@ class BartLayer(nn.Module):
         return BartAttention(config.d_model, heads, config.init_std, dropout, self.dtype)
 
 
+def unless_dropped(
+    dropped: Bool[Array, ""] | None, x: Float[Array, "*batch D"], after: Float[Array, "*batch D"]
+) -> Float[Array, "*batch D"]:
+    """The output of a layer, or its input x if a training step skips the layer."""
+    return after if dropped is None else jnp.where(dropped, x, after)
+
+
 class BartEncoderLayer(BartLayer):
     """Self-attention and feed-forward."""
 
@@ -152,13 +160,19 @@ class BartEncoderLayer(BartLayer):
         self.feed_forward = BartFeedForward(self.config.encoder_ffn_dim, self.config, self.dtype)
 
     def __call__(
-        self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
+        self,
+        x: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        dropped: Bool[Array, ""] | None,
+        deterministic: bool,
     ) -> Float[Array, "B S D"]:
+        before = x
         read = self.read(self.self_attention_norm, x)
         attended = self.self_attention.of_documents(read, mask, deterministic)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
         forwarded = self._forwarded(x, deterministic)
-        return self.add(self.feed_forward_norm, x, forwarded, deterministic)
+        x = self.add(self.feed_forward_norm, x, forwarded, deterministic)
+        return unless_dropped(dropped, before, x)
 
 
 class BartDecoderLayer(BartLayer):
@@ -181,8 +195,10 @@ class BartDecoderLayer(BartLayer):
         slots: Int[Array, "#B L"],
         past: Source | None,
         document: Source,
+        dropped: Bool[Array, ""] | None,
         deterministic: bool,
     ) -> tuple[Float[Array, "B L D"], KeyValue]:
+        before = x
         read = self.read(self.self_attention_norm, x)
         is_step = deterministic and past is not None
         present = self.self_attention.project(read, cached=True)
@@ -193,7 +209,8 @@ class BartDecoderLayer(BartLayer):
         attended = self.cross_attention(read, [document], deterministic, is_step)
         x = self.add(self.cross_attention_norm, x, attended, deterministic)
         forwarded = self._forwarded(x, deterministic)
-        return self.add(self.feed_forward_norm, x, forwarded, deterministic), present
+        x = self.add(self.feed_forward_norm, x, forwarded, deterministic)
+        return unless_dropped(dropped, before, x), present
 
 
 class BartStack(nn.Module):
@@ -203,6 +220,8 @@ class BartStack(nn.Module):
     dtype: DTypeLike
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def set_up(self, positions: int) -> None:
         """Makes the modules of both stacks. positions: the most tokens there may be."""
@@ -232,17 +251,11 @@ class BartStack(nn.Module):
         """The stack's output, from the last layer's."""
         return self.final_norm(x) if self.config.final_norm else x
 
-    def unless_dropped(
-        self,
-        rate: float,
-        x: Float[Array, "*batch D"],
-        after: Float[Array, "*batch D"],
-        deterministic: bool,
-    ) -> Float[Array, "*batch D"]:
-        """The layer's output, or in training at times x (Fan et al., arXiv 1909.11556)."""
+    def drops(self, rate: float, deterministic: bool) -> list[Bool[Array, ""] | None]:
+        """For each layer whether this call skips it (Fan et al., arXiv 1909.11556)."""
         if deterministic or not rate:
-            return after
-        return jnp.where(jax.random.bernoulli(self.make_rng("dropout"), rate), x, after)
+            return [None] * len(self.layers)
+        return [jax.random.bernoulli(self.make_rng("dropout"), rate) for _ in self.layers]
 
 
 class BartEncoder(BartStack):
@@ -259,9 +272,9 @@ class BartEncoder(BartStack):
     ) -> Float[Array, "B S D"]:
         positions = jnp.maximum(jnp.cumsum(document_mask, axis=-1, dtype=jnp.int32) - 1, 0)
         x = self.enter(x, positions, deterministic)
-        for layer in self.layers:
-            after = layer(x, document_mask, deterministic)
-            x = self.unless_dropped(self.config.encoder_layerdrop, x, after, deterministic)
+        drops = self.drops(self.config.encoder_layerdrop, deterministic)
+        arguments = [(document_mask, dropped) for dropped in drops]
+        x, _ = apply_layers(self, x, arguments, deterministic, scan=self.scan_layers)
         return self.leave(x)
 
 
@@ -292,16 +305,16 @@ class BartDecoder(BartStack):
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         x = self.enter(x, positions, deterministic)
-        present = []
-        for i, layer in enumerate(self.layers):
-            remembered = None
-            if past is not None:
-                remembered = Source(past.layers[i], past.mask[:, None, :])
-            document = Source(cross_attention[i], document_mask[:, None, :])
-            after, new = layer(x, mask, slots, remembered, document, deterministic)
-            x = self.unless_dropped(self.config.decoder_layerdrop, x, after, deterministic)
-            present.append(new)
-        return self.leave(x), tuple(present)
+        past_mask = None if past is None else past.mask[:, None, :]
+        document_mask = document_mask[:, None, :]
+        arguments = []
+        for i, dropped in enumerate(self.drops(self.config.decoder_layerdrop, deterministic)):
+            remembered = None if past is None else Source(past.layers[i], past_mask)
+            document = Source(cross_attention[i], document_mask)
+            arguments.append((mask, slots, remembered, document, dropped))
+        scan = self.scan_layers and past is None
+        x, present = apply_layers(self, x, arguments, deterministic, scan=scan)
+        return self.leave(x), present
 
 
 class BartLike(EncoderDecoderModel):
@@ -316,8 +329,8 @@ class BartLike(EncoderDecoderModel):
         self.shared = TokenEmbeddings(
             config.vocab_size, config.d_model, config.init_std, self.dtype
         )
-        self.encoder = self.encoder_type(config, self.dtype, self.remat)
-        self.decoder = BartDecoder(config, self.dtype, self.remat)
+        self.encoder = self.encoder_type(config, self.dtype, self.remat, self.scan_layers)
+        self.decoder = BartDecoder(config, self.dtype, self.remat, self.scan_layers)
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.init_std)
         self.final_logits_bias = self.param(

@@ -17,6 +17,7 @@ from pid_jax.models.attention import (
     merge_heads,
     split_heads,
 )
+from pid_jax.models.layer_stack import apply_layers
 from pid_jax.models.longt5.configuration import LongT5Config
 from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5.modules import (
@@ -130,6 +131,8 @@ class LongT5Encoder(nn.Module):
     dtype: DTypeLike
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def setup(self) -> None:
         config = self.config
@@ -157,8 +160,8 @@ class LongT5Encoder(nn.Module):
         local_bias = self.relative_position_bias.by_distance(config.local_radius + 1)
         biases = LongT5Biases(local_bias, global_bias)
         x = self.dropout(x, deterministic)
-        for layer in self.layers:
-            x = layer(x, document_mask, biases, deterministic)
+        arguments = [(document_mask, biases)] * len(self.layers)
+        x, _ = apply_layers(self, x, arguments, deterministic, scan=self.scan_layers)
         return self.dropout(self.final_norm(x), deterministic)
 
 

@@ -32,6 +32,7 @@ from pid_jax.models.attention import (
     stores_scores,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layer_stack import apply_layers
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import RelativePositionBias
 from pid_jax.models.protocol import KeyValue, Past
@@ -254,6 +255,8 @@ class T5Encoder(nn.Module):
     dtype: DTypeLike
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def setup(self) -> None:
         config = self.config
@@ -276,8 +279,8 @@ class T5Encoder(nn.Module):
             for bias in self.relative_position_bias
         ]
         x = self.dropout(x, deterministic)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, document_mask, biases[i % len(biases)], deterministic)
+        arguments = [(document_mask, biases[i % len(biases)]) for i in range(len(self.layers))]
+        x, _ = apply_layers(self, x, arguments, deterministic, scan=self.scan_layers)
         return self.dropout(self.final_norm(x), deterministic)
 
 
@@ -329,6 +332,8 @@ class T5Decoder(nn.Module):
     dtype: DTypeLike
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def setup(self) -> None:
         config = self.config
@@ -361,19 +366,22 @@ class T5Decoder(nn.Module):
         mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
         biases = [bias(slots, slots) for bias in self.relative_position_bias]
         if past is not None:
+            past_mask = past.mask[:, None, :]
             past_slots = jnp.arange(past.mask.shape[1])[None]
             past_biases = [bias(slots, past_slots) for bias in self.relative_position_bias]
         x = self.dropout(x, deterministic)
-        present = []
-        for i, layer in enumerate(self.layers):
+        arguments = []
+        document_mask = document_mask[:, None, :]
+        for i in range(len(self.layers)):
             shared = i % len(biases)
             remembered = None
             if past is not None:
-                remembered = Source(past.layers[i], past.mask[:, None, :], past_biases[shared])
-            document = Source(cross_attention[i], document_mask[:, None, :])
-            x, new = layer(x, mask, biases[shared], slots, remembered, document, deterministic)
-            present.append(new)
-        return self.dropout(self.final_norm(x), deterministic), tuple(present)
+                remembered = Source(past.layers[i], past_mask, past_biases[shared])
+            document = Source(cross_attention[i], document_mask)
+            arguments.append((mask, biases[shared], slots, remembered, document))
+        scan = self.scan_layers and past is None
+        x, present = apply_layers(self, x, arguments, deterministic, scan=scan)
+        return self.dropout(self.final_norm(x), deterministic), present
 
 
 class T5Like(EncoderDecoderModel):
@@ -388,8 +396,10 @@ class T5Like(EncoderDecoderModel):
         self.shared = TokenEmbeddings(
             config.vocab_size, config.d_model, config.initializer_factor, self.dtype
         )
-        self.encoder = self.encoder_type(config, self.dtype, remat=self.remat)
-        self.decoder = T5Decoder(config, self.dtype, self.remat)
+        self.encoder = self.encoder_type(
+            config, self.dtype, remat=self.remat, scan_layers=self.scan_layers
+        )
+        self.decoder = T5Decoder(config, self.dtype, self.remat, self.scan_layers)
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.initializer_factor * config.d_model**-0.5)
 

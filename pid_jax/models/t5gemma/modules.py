@@ -25,6 +25,7 @@ from pid_jax.models.attention import (
     stores_scores,
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layer_stack import apply_layers
 from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
@@ -231,6 +232,8 @@ class GemmaEncoder(nn.Module):
     query_key_norms: bool = False
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def setup(self) -> None:
         config = self.config
@@ -253,8 +256,8 @@ class GemmaEncoder(nn.Module):
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
     ) -> Float[Array, "B S D"]:
         x = self.dropout(x, deterministic)
-        for layer in self.layers:
-            x = layer(x, mask, deterministic)
+        arguments = [(mask,)] * len(self.layers)
+        x, _ = apply_layers(self, x, arguments, deterministic, scan=self.scan_layers)
         return self.dropout(self.final_norm(x), deterministic)
 
 
@@ -302,6 +305,8 @@ class GemmaDecoder(nn.Module):
     dtype: DTypeLike
     remat: str = NONE
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
+    scan_layers: bool = False
+    """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
 
     def setup(self) -> None:
         config = self.config
@@ -331,13 +336,15 @@ class GemmaDecoder(nn.Module):
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
         seen = visible(token_mask, slots, past, self.config.sliding_window)
         x = self.dropout(x, deterministic)
-        present = []
-        for i, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
-            document = Source(cross_attention[i], document_mask[:, None, :])
+        document_mask = document_mask[:, None, :]
+        arguments = []
+        for i, kind in enumerate(self.config.layer_types):
+            document = Source(cross_attention[i], document_mask)
             remembered = None if past is None else past.layers[i]
-            x, new = layer(x, positions, seen[kind], remembered, document, deterministic)
-            present.append(new)
-        return self.dropout(self.final_norm(x), deterministic), tuple(present)
+            arguments.append((positions, seen[kind], remembered, document))
+        scan = self.scan_layers and past is None
+        x, present = apply_layers(self, x, arguments, deterministic, scan=scan)
+        return self.dropout(self.final_norm(x), deterministic), present
 
 
 def bounded(logits: Float[Array, "*batch V"], config: GemmaStackConfig) -> Float[Array, "*batch V"]:
@@ -408,11 +415,21 @@ class T5Gemma(EncoderDecoderModel):
         window = config.encoder.sliding_window
         self.encoder_embedding = embedding(config.encoder, self.dtype)
         self.encoder = GemmaEncoder(
-            config.encoder, (window, window), config.rates, self.dtype, remat=self.remat
+            config.encoder,
+            (window, window),
+            config.rates,
+            self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
         )
         self.decoder_embedding = embedding(config.decoder, self.dtype)
         self.decoder = GemmaDecoder(
-            T5GemmaDecoderLayer, config.decoder, config.rates, self.dtype, self.remat
+            T5GemmaDecoderLayer,
+            config.decoder,
+            config.rates,
+            self.dtype,
+            self.remat,
+            self.scan_layers,
         )
         if not config.tie_word_embeddings:
             self.lm_head = self.head(config.decoder.initializer_range * config.vocab_size**-0.5)

@@ -98,9 +98,15 @@ class T5Gemma2(EncoderDecoderModel):
             self.dtype,
             query_key_norms=True,
             remat=self.remat,
+            scan_layers=self.scan_layers,
         )
         self.decoder = GemmaDecoder(
-            T5Gemma2DecoderLayer, config.decoder, config.rates, self.dtype, self.remat
+            T5Gemma2DecoderLayer,
+            config.decoder,
+            config.rates,
+            self.dtype,
+            self.remat,
+            self.scan_layers,
         )
 
     def embed(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
