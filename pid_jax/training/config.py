@@ -218,12 +218,13 @@ def of_run(workdir: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     came from Python.
     """
     file = Path(workdir) / "config.json"
-    saved, config = read_saved(file), default().unlock()
-    if saved["optimizer"].get("name") == OPTIMIZER_FROM_PYTHON:
-        del saved["optimizer"]
+    config = default().unlock()
     for section in OPEN_SECTIONS:
         get(config, section.rpartition(".")[0])[section.rpartition(".")[2]] = ConfigDict()
     try:
+        saved = read_saved(file)
+        if saved["optimizer"].get("name") == OPTIMIZER_FROM_PYTHON:
+            del saved["optimizer"]
         config.update(saved)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: {error}: name a config file with --config") from error
@@ -353,9 +354,15 @@ def to_json(config: ConfigDict) -> str:
 def read_saved(file: Path) -> dict[str, Any]:
     """The configuration in a workdir's config.json, with keys that its version did not have yet."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    content.setdefault("optimizer", {}).setdefault("args", {})
-    content.setdefault("model", {}).setdefault("scan_layers", False)
-    content.setdefault("train", {}).setdefault("remat", rematerialisation.NONE)
+    later: dict[str, dict[str, Any]] = {
+        "optimizer": {"args": {}},
+        "model": {"scan_layers": False},
+        "train": {"remat": rematerialisation.NONE},
+    }
+    for name, added in later.items():
+        section = content.setdefault(name, {})
+        if isinstance(section, dict):
+            content[name] = {**added, **section}
     return content
 
 

@@ -123,7 +123,11 @@ def test_a_run_of_an_earlier_version_or_with_an_optimizer_from_python_is_read(
     read = configuration.of_run(tmp_path)
     assert read.data.to_dict() == config.data.to_dict()
     assert read.checkpoint.keep_last == configuration.default().checkpoint.keep_last
-    (tmp_path / "config.json").write_text(json.dumps({**saved, "train": 3}))
+    for wrong in ({**saved, "train": 3}, {**saved, "optimizer": "adam"}, [saved]):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(configuration.UserError, match=r"config\.json"):
+            configuration.of_run(tmp_path)
+    (tmp_path / "config.json").write_text("{")
     with pytest.raises(configuration.UserError, match=r"config\.json"):
         configuration.of_run(tmp_path)
 
