@@ -13,12 +13,12 @@ def table(entry: Mapping[str, Any]) -> str:
         f"{entry['name']}: {sizes['model']}, {sizes['documents']} × {sizes['document_tokens']} "
         f"tokens, {sizes['prompts']} prompts of {sizes['prompt_tokens']}, "
         f"{sizes['new_tokens']} new tokens",
-        f"  {'engine':<30}{'seconds':>10}{'min – max':>18}{'ratio':>8}{'of limit':>10}  runs",
+        f"  {'engine':<39}{'seconds':>10}{'min – max':>18}{'ratio':>8}{'of limit':>10}  runs",
     ]
     for key, measured in entry["engines"].items():
         ratio, fraction = measured["ratio"], measured["fraction_of_limit"]
         lines.append(
-            f"  {ENGINES[key].label:<30}{measured['median']:>10.3f}"
+            f"  {ENGINES[key].label:<39}{measured['median']:>10.3f}"
             f"{measured['min']:>9.3f} – {measured['max']:<6.3f}"
             f"{'–' if ratio is None else f'{ratio:.2f}':>8}"
             f"{'–' if fraction is None else f'{fraction:.0%}':>10}"
@@ -27,7 +27,7 @@ def table(entry: Mapping[str, Any]) -> str:
     for method, name in (("pid", "PiD"), ("pie", "PiE")):
         limit = entry["limits"][method]
         parts = ", ".join(f"{phase} {limit[phase]:.3f}" for phase in limit if phase != "total")
-        lines.append(f"  limit of {name:<21}{limit['total']:>10.3f}  ({parts})")
+        lines.append(f"  limit of {name:<30}{limit['total']:>10.3f}  ({parts})")
     for agreement in entry["agreement"]:
         lines.append(f"  {_agreement(agreement)}")
     for key, reason in entry["left_out"].items():
