@@ -353,7 +353,12 @@ def to_json(config: ConfigDict) -> str:
 
 def read_saved(file: Path) -> dict[str, Any]:
     """The configuration in a workdir's config.json, with keys that its version did not have yet."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: {error}: name a config file with --config") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a JSON object: name a config file with --config")
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
         "model": {"scan_layers": False},
