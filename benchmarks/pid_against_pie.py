@@ -1,7 +1,9 @@
 """PiD against PiE by estimates of compilers: `python benchmarks/pid_against_pie.py --help`."""
 
 import argparse
+import collections
 import dataclasses
+import datetime
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,8 +27,9 @@ estimates their time, FLOPs and memory. All figures are estimates of compilers. 
 accelerator.
 
 Every program is compiled at two small depths, and its figures are extrapolated linearly to the
-depth of the model. Each compilation takes from seconds to minutes and writes one entry. A second
-run compiles only what is missing.
+depth of the model. Each compilation takes from seconds to minutes and writes one entry, with the
+commit, the version of jax and the date. A second run compiles only what is missing, and with
+--stale also what has another commit or version.
 
   python -m pip install -r requirements-targets.txt
   python benchmarks/pid_against_pie.py
@@ -122,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help=f"prompts of each document (default: {' '.join(map(str, PROMPTS))})",
     )
+    parser.add_argument(
+        "--stale", action="store_true", help="compile again what another commit or jax compiled"
+    )
     parser.add_argument("--table", action="store_true", help="compile nothing, print the tables")
     return run(parser.parse_args(arguments))
 
@@ -131,9 +137,10 @@ def run(options: argparse.Namespace) -> int:
     targets.prepare_environment()
     result = read(options.output)
     if not options.table:
-        for case in missing(result, cases(options)):
+        source = origin()
+        for case in missing(result, cases(options), source if options.stale else {}):
             print(case.key, file=sys.stderr, flush=True)
-            entry = compiled(case)
+            entry = {**compiled(case), **source, "date": datetime.date.today().isoformat()}
             result = finished({**result, "entries": {**result["entries"], case.key: entry}})
             command.write(options.output, NAME, result)
     for workload in PROGRAMS:
@@ -169,9 +176,23 @@ def _cases(
                 yield Case(model, target, program, method, prompts, layers)
 
 
-def missing(result: Mapping[str, Any], wanted: Iterator[Case]) -> Iterator[Case]:
-    """The cases that have no entry yet."""
-    return (case for case in wanted if case.key not in result["entries"])
+def origin() -> dict[str, str | None]:
+    """The commit and the version of jax, which determine a program."""
+    import jax
+
+    from benchmarks import machine
+
+    return {"commit": machine.commit()["commit"], "jax": jax.__version__}
+
+
+def missing(
+    result: Mapping[str, Any], wanted: Iterator[Case], source: Mapping[str, str | None]
+) -> Iterator[Case]:
+    """The cases that have no entry yet, or one of another origin. source: empty for any origin."""
+    for case in wanted:
+        entry = result["entries"].get(case.key)
+        if entry is None or any(entry.get(key) != value for key, value in source.items()):
+            yield case
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -185,17 +206,14 @@ def read(directory: Path) -> dict[str, Any]:
 
 def finished(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with its note, sizes, rows and deviations, which follow from the entries."""
-    import jax
-
-    from benchmarks import machine
     from pid_jax.compile_ahead.report import CAVEAT
 
     entries = result["entries"]
     return {
         "schema": 1,
         "note": CAVEAT,
-        "jax": jax.__version__,
-        "commit": machine.commit()["commit"],
+        "commits": origins(entries, "commit"),
+        "jax": origins(entries, "jax"),
         "encoder_input_tokens": INPUT_TOKENS,
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": NEW_TOKENS,
@@ -205,6 +223,11 @@ def finished(result: Mapping[str, Any]) -> dict[str, Any]:
         "deviations": deviations(entries),
         "entries": entries,
     }
+
+
+def origins(entries: Mapping[str, Any], key: str) -> dict[str, int]:
+    """How many entries each commit or version of jax compiled."""
+    return dict(collections.Counter(str(entry[key]) for entry in entries.values()))
 
 
 def request(case: Case) -> "ProgramRequest":

@@ -1,4 +1,4 @@
-"""Memory and rates of each chip, from the manufacturers' data sheets."""
+"""Memory and rates of each chip, from the manufacturers' data sheets and from libtpu."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ class Chip:
     platform: str
     """"tpu" or "gpu"."""
     memory_bytes: int
-    """High-bandwidth memory."""
+    """High-bandwidth memory that a program may use: of a TPU, what libtpu names when it refuses a
+    program, which is less than the data sheet's."""
     flops_per_second: float
     """Peak rate of bfloat16 products, without sparsity."""
     bytes_per_second: float
@@ -28,13 +29,13 @@ _GIB = 1 << 30
 CHIPS = {
     # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB at 1,200 GB/s, two cores of 4 matrix units
     # of 128 x 128 each.
-    "v4": Chip("TPU v4", "tpu", 32 * _GIB, 275e12, 1.2e12, 45e9, 1.05e9),
+    "v4": Chip("TPU v4", "tpu", int(30.75 * _GIB), 275e12, 1.2e12, 45e9, 1.05e9),
     # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, one core of 4 matrix units.
-    "v5e": Chip("TPU v5e", "tpu", 16 * _GIB, 197e12, 0.819e12, 45e9, 1.5e9),
+    "v5e": Chip("TPU v5e", "tpu", int(15.75 * _GIB), 197e12, 0.819e12, 45e9, 1.5e9),
     # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB at 2,765 GB/s, two cores of 4 matrix units.
-    "v5p": Chip("TPU v5p", "tpu", 95 * _GIB, 459e12, 2.765e12, 90e9, 1.75e9),
+    "v5p": Chip("TPU v5p", "tpu", int(95.73 * _GIB), 459e12, 2.765e12, 90e9, 1.75e9),
     # cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, units of 256 x 256.
-    "v6e": Chip("TPU v6e", "tpu", 32 * _GIB, 918e12, 1.64e12, 90e9, 1.75e9),
+    "v6e": Chip("TPU v6e", "tpu", int(31.24 * _GIB), 918e12, 1.64e12, 90e9, 1.75e9),
     # NVIDIA H100 data sheet, SXM5: 989 TFLOP/s without sparsity, 80 GB at 3.35 TB/s, NVLink with
     # 900 GB/s for both directions. The memory is that of `H100_TARGET_CONFIG`.
     "h100": Chip("H100 SXM", "gpu", 84_942_979_072, 989e12, 3.35e12, 450e9, None),

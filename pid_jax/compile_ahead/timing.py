@@ -8,7 +8,7 @@ from pid_jax.compile_ahead.estimate import ProgramEstimate
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds on each device by several limits. The greatest is the estimate."""
+    """Seconds on each device by several limits."""
 
     products: float
     """FLOPs of matrix products at the peak rate."""
@@ -23,10 +23,12 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """On a TPU the compiler's cycles, on a GPU the greatest of the limits, and collectives."""
-        if self.cycles is not None:
-            return max(self.cycles, self.products) + self.collectives
-        return max(self.kernels or 0.0, self.products, self.memory) + self.collectives
+        """The greatest of the limits, and collectives.
+
+        The compiler's cycles for a TPU do not include prefetches, which run beside kernels.
+        """
+        limits = (self.cycles, self.kernels, self.products, self.memory)
+        return max(limit for limit in limits if limit is not None) + self.collectives
 
     @property
     def share_of_peak(self) -> float:

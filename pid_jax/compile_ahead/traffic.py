@@ -25,8 +25,10 @@ class Traffic:
 
     def of(self, instruction: Instruction) -> int:
         """Bytes read and written by one run of a kernel."""
+        if instruction.is_transfer:
+            return self._transfer(instruction)
         if instruction.opcode.endswith("-start"):
-            # An asynchronous copy's result has the source, the destination and a context.
+            # The result of an asynchronous collective has its operands, too.
             return sum(map(self._size, instruction.operands))
         written = _bytes(_without_workspace(instruction))
         sliced: Mapping[int, int] = {}
@@ -43,6 +45,16 @@ class Traffic:
             for index, name in enumerate(instruction.operands)
         )
         return read + written
+
+    def _transfer(self, instruction: Instruction) -> int:
+        """Bytes read and written between memories, of which a slice moves only its own."""
+        operands = instruction.operands
+        # The result of copy-start is (destination, source, context), that of the others
+        # ((operands), destination, context).
+        index = 0 if instruction.opcode == "copy-start" else len(operands)
+        moved = instruction.arrays[index]
+        read = min(moved.bytes, self._size(operands[0]))
+        return read + (moved.bytes if moved.in_main_memory else 0)
 
     def _size(self, name: str) -> int:
         return _bytes(self._arrays.get(name, ()))

@@ -160,6 +160,28 @@ def test_a_second_run_compiles_what_the_first_did_not(tmp_path, compiler, capsys
     assert compiler == []
 
 
+def test_entries_of_another_commit_are_named_and_compiled_again_if_asked(
+    tmp_path, compiler, monkeypatch
+) -> None:
+    arguments = [*ARGUMENTS, "--prompts", "4", f"--output={tmp_path}"]
+    origins = {"commit": "first", "jax": "0.1"}
+    monkeypatch.setattr(pid_against_pie, "origin", lambda: dict(origins))
+    with pytest.raises(KeyboardInterrupt):
+        pid_against_pie.main(arguments)
+    origins["commit"] = "second"
+    compiler.append("")
+    pid_against_pie.main(arguments)
+    result = json.loads((tmp_path / "pid_against_pie.json").read_text())
+    assert result["commits"] == {"first": 3, "second": 1}
+    assert result["jax"] == {"0.1": 4}
+    assert all(entry["date"] for entry in result["entries"].values())
+    compiler[:] = [""] * 4
+    pid_against_pie.main([*arguments, "--stale"])
+    assert len(compiler) == 4 + 3
+    result = json.loads((tmp_path / "pid_against_pie.json").read_text())
+    assert result["commits"] == {"second": 4}
+
+
 def test_the_table_alone_compiles_nothing(tmp_path, compiler, capsys) -> None:
     assert pid_against_pie.main([*ARGUMENTS, "--table", f"--output={tmp_path}"]) == 0
     assert compiler == []

@@ -182,3 +182,31 @@ def test_bytes_of_an_array(array: Array, size: int) -> None:
 )
 def test_bytes_that_a_kernel_moves(program: hlo.Program, name: str, size: int) -> None:
     assert Traffic(program).of(by_name(program)[name]) == size
+
+
+TRANSFERS = """\
+HloModule jit_decode, is_scheduled=true
+
+ENTRY %main (a: bf16[16,8], i: s32[]) -> bf16[16,8] {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %part = ((bf16[16,8]{1,0}), bf16[4,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:4], [0:8]}
+  %own = ((bf16[16,8]{1,0}, s32[], s32[]), bf16[2,8]{1,0:S(1)}, s32[]{:S(2)}) dynamic-slice-start(%a, %i, %i), dynamic_slice_sizes={2,8}
+  %in = (bf16[16,8]{1,0:S(1)}, bf16[16,8]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %inside = bf16[16,8]{1,0:S(1)} copy-done(%in)
+  %out = (bf16[16,8]{1,0}, bf16[16,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%inside)
+  %moved = (bf16[16,8]{1,0}, bf16[16,8]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  ROOT %done = bf16[16,8]{1,0} copy-done(%out)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("part", 4 * 16), ("own", 2 * 16), ("in", 256), ("out", 256), ("moved", 2 * 256)],
+)
+def test_a_transfer_moves_the_bytes_of_its_slice_and_only_main_memory_counts(
+    name: str, size: int
+) -> None:
+    program = hlo.parse(TRANSFERS)
+    assert Traffic(program).of(by_name(program)[name]) == size
