@@ -39,8 +39,9 @@ def attend(
     """softmax(scale Q K^T + bias) V, with a single softmax, in float32, over all sources.
 
     A decoder attends at once to its key/value cache and to the new tokens, and copies neither.
-    dropout: in training, None otherwise. is_step: whether this is a decode step, which has no
-    dropout and no gradient. Some backends have kernels for it.
+    On some backends there is a gradient only within `jax.vmap` over prompts. dropout: in training,
+    None otherwise. is_step: whether this is a decode step, which has no dropout and no gradient.
+    Some backends have kernels for it.
     """
     if is_step:
         fused = decode_attention.step_attention(query, sources, scale, soft_cap)
@@ -53,6 +54,13 @@ def attend(
     if stores_scores() or (dropout is None and not packs):
         return plain(query, sources, dropout)
     return prompt_attention(query, sources, plain, scale, soft_cap, dropout)
+
+
+def attend_without_prompts(
+    query: Float[Array, "B H L K"], sources: Sequence[Source], dropout: AttentionDropout | None
+) -> Float[Array, "B H L K"]:
+    """`attend` for an encoder: outside of the `jax.vmap` over prompts, which its kernels need."""
+    return jax.vmap(lambda of_one: attend(of_one, sources, dropout=dropout))(query[None])[0]
 
 
 def _attend(

@@ -13,7 +13,7 @@ from pid_jax.models.attention import (
     AttentionDropout,
     GlobalKeys,
     Source,
-    attend,
+    attend_without_prompts,
     key_value,
     local_attention,
     merge_heads,
@@ -64,7 +64,7 @@ class LEDAttention(BartAttention):
             split_heads(self.value_global(x), self.heads),
         )
         scale = (self.width // self.heads) ** -0.5
-        attended = attend(
+        attended = attend_without_prompts(
             split_heads(self.query_global(x[:, :count]) * scale, self.heads),
             [Source(all_tokens, mask[:, None, :])],
             dropout=self.dropout.drawn(deterministic),
