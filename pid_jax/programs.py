@@ -305,7 +305,7 @@ class CompiledFunction:
             "static_argnames": tuple(static_argnames),
             **jit_options,
         }
-        self._jitted: dict[tuple[str | None, bool], Any] = {}
+        self._jitted: dict[tuple[str | None, bool, Any], Any] = {}
 
     def __call__(self, *arguments: Any, label: Hashable, **static: Hashable) -> Any:
         """Runs the function, compiled for these shapes. Arguments are arrays on the device."""
@@ -317,8 +317,8 @@ class CompiledFunction:
 
     def trace(self, *arguments: Any, label: Hashable, **static: Hashable) -> Executable:
         """The executable for these arrays or `jax.ShapeDtypeStruct`s. Any thread may compile it."""
-        platform, devices = placement_of(*arguments)
-        placement = Placement(platform or current_platform(), devices)
+        placement = placement_of(*arguments)
+        placement = placement._replace(platform=placement.platform or current_platform())
         return self.programs.get(
             self.name,
             self._jitted_for(placement),
@@ -330,10 +330,10 @@ class CompiledFunction:
         )
 
     def _jitted_for(self, placement: Placement) -> Any:
-        key = placement.platform, placement.devices > 1
+        key = placement.platform, placement.devices > 1, placement.mesh
         if key not in self._jitted:
             function = self._function
-            if key != (jax.default_backend(), False):
+            if key != (jax.default_backend(), False, None):
 
                 @functools.wraps(function)
                 def function(*arguments: Any, **static: Any) -> Any:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from pid_jax import sharding
 from pid_jax.backends.selection import token_log_probabilities as token_log_probabilities
 from pid_jax.data.batching import Arr, Batch
 from pid_jax.data.tokenizing import TokenizedExample
@@ -164,7 +165,8 @@ def _predicting_outputs(
 
 
 LOGITS_AT_ONCE = 1 << 25
-"""Maximum number of logits in memory in scoring and training (128 MiB in float32), at least V."""
+"""Maximum number of logits in the memory of a device in scoring and training (128 MiB in float32),
+at least V."""
 
 
 def target_scores(
@@ -178,8 +180,8 @@ def target_scores(
 
     encoded: the encoding of the batch's documents, None to compute it.
 
-    The head processes target tokens in chunks of at most `LOGITS_AT_ONCE` logits. A loss that is
-    computed from these scores has an exact gradient.
+    The head processes target tokens in chunks of at most `LOGITS_AT_ONCE` logits on each device. A
+    loss that is computed from these scores has an exact gradient.
     """
     targets, mask = jnp.asarray(batch.targets), jnp.asarray(batch.target_mask)
     hidden = _predicting_outputs(model, params, batch, dropout_key, encoded)
@@ -190,7 +192,7 @@ def target_scores(
         rows,
         targets.reshape(rows.shape[:2]),
         mask.reshape(rows.shape[:2]),
-        LOGITS_AT_ONCE,
+        LOGITS_AT_ONCE * sharding.shares("batch") * sharding.shares("vocab"),
     )
     return TokenScores(*(score.reshape(targets.shape) for score in scores))
 

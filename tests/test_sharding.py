@@ -1,8 +1,10 @@
 """The mesh, and the one table that lays parameters and batches on it."""
 
 import jax
+import jax.extend
+import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from pid_jax import models, sharding
 from pid_jax.errors import UserError
@@ -52,3 +54,64 @@ def test_the_mesh_takes_what_devices_are_left():
 def test_sizes_that_do_not_fit_are_refused(sizes, message):
     with pytest.raises(UserError, match=message):
         sharding.make_mesh(*sizes)
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    x = jnp.ones((4, 3))
+    assert sharding.constrain(x, "batch", None) is x
+    assert sharding.gathered(x, "embed", "mlp") is x
+    assert sharding.shares("batch") == 1
+
+
+def constraints(mesh, function, *arguments):
+    """The sharding of each constraint in the traced function, in order."""
+    with sharding.tracing_for(mesh):
+        jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+
+    def inside(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "sharding_constraint":
+                yield equation.params["sharding"].spec
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from inside(inner)
+
+    return list(inside(jaxpr))
+
+
+@pytest.fixture
+def absent():
+    """A mesh of 2 x 2 x 2 devices, which only tracing needs."""
+    return AbstractMesh((2, 2, 2), sharding.MESH_AXES)
+
+
+def test_activations_are_split_by_documents_and_their_last_axis_by_its_name(absent):
+    whole = jnp.ones((8, 5, 6))
+    (spec,) = constraints(absent, lambda x: sharding.constrain_features(x, "mlp"), whole)
+    assert spec == PartitionSpec(("data", "fsdp"), None, "tensor")
+    (spec,) = constraints(absent, lambda x: sharding.constrain_features(x, None), whole)
+    assert spec == PartitionSpec(("data", "fsdp"), None, None)
+    with sharding.tracing_for(absent):
+        assert sharding.shares("batch") == 4
+        assert sharding.shares("vocab") == 2
+        assert sharding.shares("length") == 1
+
+
+def test_an_axis_that_the_mesh_does_not_divide_is_whole(absent):
+    (spec,) = constraints(absent, lambda x: sharding.constrain(x, "batch", "mlp"), jnp.ones((8, 5)))
+    assert spec == PartitionSpec(("data", "fsdp"), None)
+    assert constraints(absent, lambda x: sharding.constrain(x, "batch"), jnp.ones(6)) == []
+
+
+def test_the_axis_of_prompts_has_no_constraint(absent):
+    over_prompts = jax.vmap(lambda x: sharding.constrain_features(x, None), in_axes=1, out_axes=1)
+    (spec,) = constraints(absent, over_prompts, jnp.ones((8, 3, 5, 6)))
+    assert spec[0] == ("data", "fsdp")
+    assert spec[1] is PartitionSpec.UNCONSTRAINED
+
+
+def test_a_parameter_is_gathered_over_fsdp_and_its_gradient_is_split(absent):
+    def product(kernel):
+        return sharding.gathered(kernel, "embed", "mlp").sum()
+
+    specs = constraints(absent, jax.grad(product), jnp.ones((4, 6)))
+    assert specs == [PartitionSpec(None, "tensor"), PartitionSpec("fsdp", "tensor")]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from pid_jax import sharding
 from pid_jax.backends.document_attention import (
     BLOCK_SCORES,
     KERNEL_SCORES,
@@ -36,8 +37,8 @@ from pid_jax.backends.packed_attention import Source, packed_attention
 from pid_jax.backends.scores import MASKED_SCORE, adjust_scores
 from pid_jax.backends.settings import backend_settings, current_platform
 
-TRAINING_SCORES = 1 << 27
-"""The most scores in memory in training where there is no kernel (512 MiB in float32). Blocks of
+STORED_SCORES = 1 << 27
+"""The most scores in a device's memory where there is no kernel (512 MiB in float32). Blocks of
 documents have fewer, at some 30 kernels for each block on a GPU."""
 
 PACKED_ROWS = 256
@@ -52,7 +53,11 @@ def prompt_attention(
     soft_cap: float | None,
     dropout: AttentionDropout | None,
 ) -> Float[Array, "B H L K"]:
-    """`plain(query, sources, dropout)`. Differentiation computes the scores again."""
+    """`plain(query, sources, dropout)`. Differentiation computes the scores again.
+
+    For calls within `jax.vmap` over prompts: there is no gradient outside of one. Several sources
+    have dropout.
+    """
     same = dropout is None or dropout.same_for_queries or not dropout.rate
     if len(sources) == 1 and same:
         (source,) = sources
@@ -60,8 +65,7 @@ def prompt_attention(
         if dropout is not None and dropout.rate:
             multipliers = dropout.multipliers((*query.shape[:3], source.layer.length()))
         return _attend(scale, soft_cap, dropout is None)(query, source, multipliers)
-    if dropout is None:
-        return packed_attention(query, sources, scale, soft_cap)
+    assert dropout is not None
 
     @jax.checkpoint
     def recomputed(query: Array, sources: Sequence[Source], key: Any) -> Array:
@@ -118,13 +122,17 @@ def _attend(scale: float, soft_cap: float | None, packs: bool) -> Callable[..., 
 def _in_blocks(
     attend: Callable[..., Array], scores: int, arrays: Any, batched: Any
 ) -> Float[Array, "P B H L K"]:
-    """Attention of some documents at a time, so that at most `TRAINING_SCORES` are in memory.
+    """Attention of some documents at a time, so that each device stores at most `STORED_SCORES`.
 
     scores: of all documents. batched: which arrays have an axis of prompts before that of
     documents.
     """
     batch = arrays[0].shape[-4]
-    size = _largest_divisor(batch, max(TRAINING_SCORES * batch // scores, 1))
+    shares, heads = sharding.shares("batch"), sharding.shares("heads")
+    if batch % shares:
+        shares = 1
+    most = max(STORED_SCORES * heads * batch // scores, 1)
+    size = shares * _largest_divisor(batch // shares, most)
     if size == batch:
         return attend(*arrays)
     leaves, tree = jax.tree.flatten(arrays)
@@ -132,8 +140,9 @@ def _in_blocks(
     split = [x.shape[axis] == batch for x, axis in zip(leaves, axes, strict=True)]
 
     def blocks(x: Array, axis: int) -> Array:
-        shape = (*x.shape[:axis], batch // size, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x.reshape(shape), axis, 0)
+        # Every block has documents of every share of the batch: nothing moves between devices.
+        shape = (*x.shape[:axis], size, batch // size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
 
     def of_block(parts: Sequence[Array]) -> Array:
         rest = iter(parts)
@@ -141,7 +150,7 @@ def _in_blocks(
         return attend(*jax.tree.unflatten(tree, whole))
 
     parts = [blocks(x, axis) for x, axis, one in zip(leaves, axes, split, strict=True) if one]
-    attended = jnp.moveaxis(jax.lax.map(of_block, parts), 0, 1)
+    attended = jnp.moveaxis(jax.lax.map(of_block, parts), 0, 2)
     return attended.reshape(attended.shape[0], batch, *attended.shape[3:])
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding
 
+from pid_jax import sharding
 from pid_jax.backends.layouts import ATTENDED_FIRST, ATTENDED_LAST, HeadsMerged, Layout
 
 
@@ -101,17 +103,21 @@ _DEVICES: contextvars.ContextVar[int] = contextvars.ContextVar("devices", defaul
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str | None, devices: int | None = None) -> Iterator[None]:
+def compiling_for(
+    platform: str | None, devices: int | None = None, mesh: sharding.AnyMesh | None = None
+) -> Iterator[None]:
     """What is traced in this context has the settings of a platform: "cpu", "gpu" or "tpu".
 
-    devices: the number of devices that the arrays are split over. None changes nothing.
+    devices: the number of devices that the arrays are split over. mesh: that of these devices,
+    see `sharding.constrain`. None changes nothing.
     `programs.CompiledFunction` traces in the context of the devices that its arguments are on, so
     that a program can be compiled for devices that this machine lacks.
     """
     token = _COMPILING_FOR.set(platform or _COMPILING_FOR.get())
     count = _DEVICES.set(devices or _DEVICES.get())
     try:
-        yield
+        with sharding.tracing_for(mesh or sharding.current_mesh()):
+            yield
     finally:
         _DEVICES.reset(count)
         _COMPILING_FOR.reset(token)
@@ -129,26 +135,39 @@ class Placement(NamedTuple):
     """"cpu", "gpu" or "tpu". None if the arrays are on no device, such as those of NumPy."""
     devices: int
     """The number of devices, at least 1."""
+    mesh: sharding.AnyMesh | None = None
+    """The mesh of the devices. None for one device, and for arrays without a mesh."""
 
 
 def placement_of(*trees: Any) -> Placement:
     """The placement of trees of arrays or shapes, by the first array of each tree.
 
-    Only the first, because every call of a program asks, and a model has hundreds of arrays. If
-    trees are on different numbers of devices, the largest number counts.
+    Only the first that is on a device, because every call of a program asks, and a model has
+    hundreds of arrays. If trees are on different numbers of devices, the largest number counts.
     """
-    platform, devices = None, 1
+    platform, devices, mesh = None, 1, None
     for tree in trees:
-        while isinstance(tree, Mapping) and tree:
-            tree = next(iter(tree.values()))  # parameters: flattening them all takes 50 µs
-        for leaf in jax.tree.leaves(tree):
-            sharding = getattr(leaf, "sharding", None)
-            if sharding is not None:
-                device_set = sharding.device_set
-                platform = platform or next(iter(device_set)).platform
-                devices = max(devices, len(device_set))
-                break
-    return Placement("gpu" if platform in ("cuda", "rocm") else platform, devices)
+        of_tree = _first_sharding(tree)
+        if of_tree is not None:
+            device_set = of_tree.device_set
+            platform = platform or next(iter(device_set)).platform
+            if len(device_set) > devices:
+                devices = len(device_set)
+                mesh = of_tree.mesh if isinstance(of_tree, NamedSharding) else None
+    return Placement("gpu" if platform in ("cuda", "rocm") else platform, devices, mesh)
+
+
+def _first_sharding(tree: Any) -> Any:
+    """The sharding of the first array of a tree that has one. None if no array has one."""
+    if isinstance(tree, Mapping):
+        # Not by `jax.tree.leaves`: flattening all parameters takes 50 µs.
+        return next(filter(None, map(_first_sharding, tree.values())), None)
+    if hasattr(tree, "sharding"):
+        return tree.sharding
+    leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Mapping))
+    if len(leaves) == 1 and leaves[0] is tree:
+        return None
+    return next(filter(None, map(_first_sharding, leaves)), None)
 
 
 def backend_settings() -> BackendSettings:

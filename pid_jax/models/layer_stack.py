@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from pid_jax.sharding import constrain_features
+
 
 def apply_layers(
     stack: nn.Module,
@@ -41,9 +43,9 @@ def apply_layers(
             key = stack.make_rng("dropout")
         x, others = _scan(layers[:scanned], period, x, arguments[:scanned], deterministic, key)
     for layer, inputs in zip(layers[scanned:], arguments[scanned:], strict=True):
-        x, other = _split(layer(x, *inputs, deterministic))
+        x, other = _split(layer(constrain_features(x, None), *inputs, deterministic))
         others.append(other)
-    return x, tuple(others)
+    return constrain_features(x, None), tuple(others)
 
 
 def _split(result: Any) -> tuple[Array, Any]:
@@ -85,7 +87,11 @@ def _scan(
         for n, kind in enumerate(kinds):
             rngs = {} if keys is None else {"dropout": keys[n]}
             result = kind.apply(
-                {"params": params[n]}, x, *inputs[n].joined(varying[n]), deterministic, rngs=rngs
+                {"params": params[n]},
+                constrain_features(x, None),
+                *inputs[n].joined(varying[n]),
+                deterministic,
+                rngs=rngs,
             )
             x, other = _split(result)
             others.append(other)

@@ -19,6 +19,7 @@ from pid_jax.backends.int8 import (
 )
 from pid_jax.backends.matmul import head_matmul, matmul, precision_of
 from pid_jax.backends.settings import backend_settings
+from pid_jax.sharding import constrain, constrain_features, gathered
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -63,6 +64,7 @@ class Dense(nn.Module):
         deterministic: False in training. It selects a faster way to the same product.
         """
         product = self._product_of_heads(x, deterministic) if by_head else self._product(x)
+        product = constrain_features(product, self.axes[1] if self.axes[1] != "embed" else None)
         if not self.bias:
             return product
         init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
@@ -83,7 +85,7 @@ class Dense(nn.Module):
             scale = self.get_variable("params", KERNEL_SCALE)
             product = int8_matmul_of_heads(x, kernel, scale, self.dtype)
             return product.astype(self.output_dtype or self.dtype)
-        kernel = kernel.astype(self.dtype)
+        kernel = gathered(kernel.astype(self.dtype), *self.axes)
         return jnp.einsum(
             "bhlk,hko->blo",
             x.astype(self.dtype),
@@ -104,13 +106,17 @@ class Dense(nn.Module):
             operands = (operand.astype(self.dtype) for operand in (x, kernel, transposed))
             return matmul(*operands).astype(self.output_dtype or self.dtype)
         if self.output_dtype == jnp.float32:
-            return head_matmul(x, kernel, self.dtype)
+            return head_matmul(x, gathered(kernel, *self.axes), self.dtype)
         return jnp.dot(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
+            gathered(kernel.astype(self.dtype), *self.axes),
             precision=precision_of(self.dtype),
             preferred_element_type=self.output_dtype,
         )
+
+
+TABLE_AXES = ("vocab", "embed")
+"""The logical axes of a table of token embeddings."""
 
 
 class TokenEmbeddings(nn.Module):
@@ -126,7 +132,7 @@ class TokenEmbeddings(nn.Module):
         init = nn.initializers.normal(self.stddev)
         self.embedding = self.param(
             "embedding",
-            nn.with_logical_partitioning(init, ("vocab", "embed")),
+            nn.with_logical_partitioning(init, TABLE_AXES),
             (self.vocab_size, self.features),
             jnp.float32,
         )
@@ -135,13 +141,17 @@ class TokenEmbeddings(nn.Module):
         """The embeddings of tokens. NaN for tokens out of range."""
         if self.has_variable("params", EMBEDDING_SCALE):
             return int8_embeddings(tokens, self.embedding, self._scale, self.dtype)
-        return jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+        table = gathered(self.embedding.astype(self.dtype), *TABLE_AXES)
+        # Its gradient is first summed over documents, then split like the parameter.
+        table = constrain(table, "vocab", None)
+        return constrain_features(jnp.take(table, tokens, axis=0), None)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """The products of `hidden` with all embeddings, in float32."""
         if self.has_variable("params", EMBEDDING_SCALE):
             return int8_head(hidden, self.embedding, self._scale, self.dtype)
-        return head_matmul(hidden, self.embedding.T, self.dtype)
+        table = gathered(self.embedding, *TABLE_AXES)
+        return constrain_features(head_matmul(hidden, table.T, self.dtype), "vocab")
 
     @property
     def _scale(self) -> Float[Array, " V"]:

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from pid_jax.sharding import current_mesh
+
 SMALL = 1 << 16
 """The largest number of entries of a parameter that is stacked."""
 
@@ -81,12 +83,15 @@ def global_norm(tree: Any) -> Float[Array, ""]:
     """The square root of the sum of all squares, as `optax.tree.norm`.
 
     Small leaves are concatenated for one sum. XLA computes those of large ones in the kernels that
-    make them.
+    make them. On a mesh only vectors are concatenated: all devices would gather a matrix.
     """
     leaves = jax.tree.leaves(tree)
-    sums = [jnp.sum(jnp.square(leaf)) for leaf in leaves if leaf.size > SMALL]
-    if small := [leaf.reshape(-1) for leaf in leaves if leaf.size <= SMALL]:
-        sums.append(jnp.sum(jnp.square(jnp.concatenate(small))))
+    split = current_mesh() is not None
+    small = [leaf.size <= SMALL and (leaf.ndim < 2 or not split) for leaf in leaves]
+    sums = [jnp.sum(jnp.square(leaf)) for leaf, one in zip(leaves, small, strict=True) if not one]
+    if any(small):
+        joined = [leaf.reshape(-1) for leaf, one in zip(leaves, small, strict=True) if one]
+        sums.append(jnp.sum(jnp.square(jnp.concatenate(joined))))
     return jnp.sqrt(sum(sums, jnp.zeros(())))
 
 

@@ -99,7 +99,7 @@ def test_blocks_of_documents_give_the_same(monkeypatch, rate, own):
     changed = dataclasses.replace(BY_PLATFORM["cpu"], document_kernel="cudnn")
     monkeypatch.setitem(BY_PLATFORM, "cpu", changed)
     scores = query.size // WIDTH * keys
-    monkeypatch.setattr(prompt_attention, "TRAINING_SCORES", scores // 2)
+    monkeypatch.setattr(prompt_attention, "STORED_SCORES", scores // 2)
     assert_same(gradients(*arguments), expected)
     assert "while" in jax.jit(lambda: gradients(*arguments)[0]).lower().as_text()
 

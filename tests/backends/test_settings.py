@@ -1,9 +1,10 @@
 """The settings of each backend."""
 
 import jax
+import numpy as np
 import pytest
 
-from pid_jax import models
+from pid_jax import models, sharding
 from pid_jax.backends import settings
 from tests.helpers.tiny_t5 import TINY
 
@@ -32,3 +33,38 @@ def test_only_a_cpu_decodes_with_transposed_kernels(platform, repeated):
     assert ("transposed_head" in params) == repeated
     dense = params["decoder"]["layers_0"]["feed_forward"]["wi"]
     assert ("transposed" in dense) == repeated
+
+
+class OnDevice:
+    """An array on devices."""
+
+    shape = ()
+
+    def __init__(self, sharding):
+        self.sharding = sharding
+
+
+def test_the_placement_is_that_of_the_first_array_on_a_device():
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = OnDevice(here)
+    empty: dict = {}
+    for tree in (
+        {"empty": empty, "kernel": placed},
+        {"numpy": {"kernel": np.ones(3)}, "layer": {"kernel": placed}},
+        (np.ones(3), {"numpy": np.ones(2), "kernel": placed}),
+        [1, None, placed],
+    ):
+        assert settings.placement_of(tree) == ("cpu", 1, None)
+    assert settings.placement_of({"numpy": np.ones(3)}, empty, 3) == (None, 1, None)
+    assert settings.placement_of(np.ones(3), placed) == ("cpu", 1, None)
+
+
+def test_the_placement_of_a_mesh_is_that_of_all_its_devices():
+    mesh = sharding.make_mesh()
+    placed = OnDevice(sharding.batch_sharding(mesh))
+    placement = settings.placement_of({"kernel": placed})
+    assert placement.devices == mesh.size
+    assert placement.mesh == (mesh if mesh.size > 1 else None)
+    with settings.compiling_for("cpu", 8, mesh):
+        assert sharding.current_mesh() is mesh
+    assert sharding.current_mesh() is None

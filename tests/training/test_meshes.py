@@ -1,0 +1,139 @@
+"""Training steps on meshes of eight devices, which a CPU has in a process of its own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.quick_compilation import xla_flags
+
+STEPS = 20
+MESHES = {
+    "one": (1, 1, 1),
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "all": (2, 2, 2),
+    "tensor": (1, 1, 8),
+}
+
+SCRIPT = """
+import dataclasses, json, re, sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pid_jax import models, prompt_in_decoder, sharding
+from pid_jax.backends import prompt_attention
+from pid_jax.backends.settings import BY_PLATFORM
+from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.training import compiled, config as configuration, optimizer, step
+from tests.helpers.tiny_t5 import TINY
+
+steps, meshes = json.loads(sys.argv[1])
+sizes = {"d_model": 64, "d_kv": 8, "num_heads": 8, "d_ff": 128, "vocab_size": 1024}
+config = configuration.default()
+shape = BatchShape(40, 24, 3, 4, 6)
+
+
+def batches():
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        prompts = shape.documents, shape.prompts
+        lengths = rng.integers(1, shape.target_tokens + 1, prompts)
+        yield Batch(
+            documents=rng.integers(2, 1024, (shape.documents, shape.document_tokens), np.int32),
+            document_mask=np.arange(shape.document_tokens)
+            < rng.integers(4, shape.document_tokens + 1, (shape.documents, 1)),
+            prompts=rng.integers(2, 1024, (*prompts, shape.prompt_tokens), np.int32),
+            prompt_mask=np.ones((*prompts, shape.prompt_tokens), bool),
+            targets=rng.integers(2, 1024, (*prompts, shape.target_tokens), np.int32),
+            target_mask=np.arange(shape.target_tokens) < lengths[..., None],
+        )
+
+
+def train(mesh, scan_layers=False):
+    devices = jax.devices()[: int(np.prod(mesh))]
+    mesh = sharding.make_mesh(*mesh, devices=devices)
+    model = models.build(TINY | sizes | {"dropout_rate": 0.1}, scan_layers=scan_layers)
+    update = optimizer.build(config)
+    shardings = step.state_shardings(mesh, model, update)
+    program, _ = compiled.training_programs(
+        config, mesh, model, update, optimizer.learning_rate(config), shardings
+    )
+    state = step.initial_state(models.init_params(model, jax.random.key(0)), update, 1)
+    state = jax.device_put(state, shardings)
+    losses = []
+    text = ""
+    for batch in batches():
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        if not text:
+            text = program.compile(state, batch, label=shape).as_text()
+        state, report = program(state, batch, label=shape)
+        losses.append(float(report["loss"]))
+    return losses, sorted(set(re.findall(r"\\b[a-z]+\\d*\\[[\\d,]+\\]", text))), [
+        line.split(" = ")[1].split("{")[0]
+        for line in text.splitlines() if re.search(r" all-gather(-start)?\\(", line)
+    ]
+
+
+seen = {name: train(mesh) for name, mesh in meshes.items()}
+seen["scanned"] = train(meshes["fsdp"], scan_layers=True)
+# Attention as on a GPU, in blocks of one document on each device.
+BY_PLATFORM["cpu"] = dataclasses.replace(BY_PLATFORM["cpu"], document_kernel="xla")
+prompt_attention.STORED_SCORES = 3 * 8 * 9 * 24
+seen["blocks"] = train(meshes["fsdp"])
+json.dump(seen, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def seen():
+    flags = xla_flags("--xla_force_host_platform_device_count=8")
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps([STEPS, MESHES])],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "rematerialization" not in ended.stderr
+    return json.loads(ended.stdout)
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "all", "tensor", "blocks"])
+def test_losses_are_those_of_one_device(seen, mesh):
+    losses, one = seen[mesh][0], seen["one"][0]
+    assert len(losses) == STEPS
+    assert len(set(one)) == STEPS
+    np.testing.assert_allclose(losses, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "all", "blocks", "scanned"])
+def test_no_device_has_the_activations_of_the_whole_batch(seen, mesh):
+    whole = re.compile(r"f32\[(40,\d+|\d+,40),")  # documents, or prompts and documents
+    assert any(re.match(whole, shape) for shape in seen["one"][1])
+    assert [shape for shape in seen[mesh][1] if re.match(whole, shape)] == []
+
+
+@pytest.mark.parametrize("mesh", ["fsdp", "all", "blocks", "scanned"])
+def test_only_parameters_are_gathered(seen, mesh):
+    sizes = {size for shape in seen[mesh][2] for size in re.findall(r"\d+", shape[4:])}
+    # Of kernels and the table, whole or split over the axis tensor. A scan stacks one at a time.
+    assert sizes <= {"64", "128", "1024", "32", "512", "1"}
+    assert sizes
+
+
+def test_attention_in_blocks_is_a_loop_over_the_documents_of_each_device(seen):
+    shares = {shape for shape in seen["fsdp"][1] if shape.startswith("f32[3,5,8,9,24]")}
+    assert shares
+    assert not shares & set(seen["blocks"][1])
+    assert "f32[3,1,8,9,24]" in seen["blocks"][1]
