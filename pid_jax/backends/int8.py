@@ -123,8 +123,19 @@ def int8_head(
     scale: Float[Array, " V"],
     dtype: DTypeLike,
 ) -> Float[Array, "*batch V"]:
-    """The product with a table of token embeddings, as `int8_matmul`."""
-    return int8_matmul(x, embedding.T, scale, dtype)
+    """The product with a table of token embeddings, as `int8_matmul`.
+
+    The barrier has the table as it is stored: a transpose before it could be a copy in memory.
+    """
+    x, embedding = _read_here(x.astype(dtype), embedding)
+    product = jnp.einsum(
+        "...d,vd->...v",
+        x,
+        embedding.astype(dtype),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return product * scale
 
 
 def int8_embeddings(
