@@ -144,9 +144,13 @@ def int8_embeddings(
     scale: Float[Array, " V"],
     dtype: DTypeLike,
 ) -> Float[Array, "*batch D"]:
-    """The embeddings of tokens. NaN for tokens out of range."""
-    rows = jnp.take(embedding, tokens, axis=0, mode="clip").astype(jnp.float32)
-    return (rows * jnp.take(scale, tokens, axis=0)[..., None]).astype(dtype)
+    """The embeddings of tokens, with the rows that `jnp.take` selects from a table of floats.
+
+    NaN for tokens from V on and below -V. Token -1 is the last one.
+    """
+    # Integers cannot be NaN: rows out of range are -128, and their scale is NaN.
+    rows = jnp.take(embedding, tokens, axis=0, mode="fill").astype(jnp.float32)
+    return (rows * jnp.take(scale, tokens, axis=0, mode="fill")[..., None]).astype(dtype)
 
 
 def _read_here(x: Array, kernel: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from pid_jax.data.batching import Batch
 from pid_jax.decoding.greedy import decode_greedily
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
+from pid_jax.models.layers import TokenEmbeddings
 from pid_jax.prompt_in_decoder import encode
 from tests.helpers.tiny_families import VARIANTS
 from tests.helpers.tiny_t5 import TINY
@@ -89,6 +90,27 @@ def test_embeddings_and_the_tied_head_have_a_scale_per_token():
     assert (error <= steps[tokens][..., None] * (1 + 1e-5)).all()
     error = np.abs(int8.int8_head(hidden, *arrays, jnp.float32) - hidden @ table.T)
     assert (error <= np.abs(hidden).sum(axis=-1, keepdims=True) * steps + 1e-4).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_out_of_range_are_those_of_a_table_of_floats(dtype):
+    # A weight of 127 scales is rounded without an error.
+    table = np.arange(1.0, 10.0, dtype=np.float32)[:, None] * np.array([127.0, -127.0, 0.0])
+    table = jnp.asarray(table, jnp.float32)
+    layer = TokenEmbeddings(9, 3, stddev=1.0, dtype=dtype)
+    floats = {"params": {"embedding": table}}
+    integers = {"params": int8.quantize({"shared": floats["params"]})["shared"]}
+    expected = {0: table[0], 8: table[8], -1: table[8], -9: table[0]}
+    expected |= dict.fromkeys((9, 14, -10, -100), np.full(3, np.nan))
+    tokens = jnp.array(list(expected), jnp.int32)
+
+    for params in (floats, integers):
+        rows = layer.apply(params, tokens)
+        assert rows.dtype == dtype
+        expected_rows = jnp.asarray(np.stack(list(expected.values())), dtype)
+        np.testing.assert_array_equal(
+            rows.astype(jnp.float32), expected_rows.astype(jnp.float32), strict=True
+        )
 
 
 INTERPRETED = [
