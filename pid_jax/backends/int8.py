@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Int8
 
 from pid_jax.backends.matmul import precision_of
+from pid_jax.backends.projections import array_module
 from pid_jax.backends.settings import backend_settings
 
 KERNEL_SCALE = "kernel_scale"
@@ -29,13 +31,14 @@ EMBEDDING_SCALE = "embedding_scale"
 """The name of the scales `Float["V"]` beside an `embedding` of integers `Int8["V D"]`."""
 
 _LARGEST = 127
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 def quantize(params: Mapping[str, Any], dtype: DTypeLike | None = None) -> dict[str, Any]:
     """Parameters with all kernels and tables of token embeddings in 8 bits.
 
     dtype: of biases, norms, positions and relative position biases. None leaves them as they are.
-    The arrays stay on their devices, with their sharding.
+    Arrays stay on their devices, with their sharding. Arrays of NumPy stay on the host.
     """
     changed = _with_int8_kernels(params, dtype)
     for name, module in changed.items():
@@ -52,7 +55,7 @@ def _with_int8_kernels(params: Mapping[str, Any], dtype: DTypeLike | None) -> di
         if isinstance(child, Mapping):
             changed[name] = _with_int8_kernels(child, dtype)
         elif name != "kernel":
-            changed[name] = child if dtype is None else jnp.asarray(child).astype(dtype)
+            changed[name] = child if dtype is None else child.astype(jnp.dtype(dtype))
     if "kernel" in params:
         changed["kernel"], changed[KERNEL_SCALE] = _quantized(params["kernel"], input_axis=0)
     return changed
@@ -64,14 +67,19 @@ def is_quantized(params: Mapping[str, Any]) -> bool:
 
 
 def _quantized(
-    weights: Float[Array, "rows columns"], input_axis: int
-) -> tuple[Int8[Array, "rows columns"], Float[Array, " channels"]]:
-    """Integers and the scale of each channel. input_axis: what products sum over."""
-    weights = jnp.asarray(weights).astype(jnp.float32)
-    largest = jnp.abs(weights).max(axis=input_axis, keepdims=True)
-    scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
-    integers = jnp.clip(jnp.round(weights / scale), -_LARGEST, _LARGEST).astype(jnp.int8)
-    return integers, scale.squeeze(input_axis)
+    weights: Float[Array | np.ndarray, "rows columns"], input_axis: int
+) -> tuple[Int8[Array | np.ndarray, "rows columns"], Float[Array | np.ndarray, " channels"]]:
+    """Integers and the scale of each channel. input_axis: what products sum over.
+
+    A channel whose scale would be zero or subnormal, which accelerators read as zero, has zeros.
+    """
+    numpy = array_module(weights)
+    weights = weights.astype(jnp.float32)
+    # Products with reciprocals, as XLA divides by a constant and by a vector: NumPy and JAX agree.
+    scale = numpy.abs(weights).max(axis=input_axis, keepdims=True) * np.float32(1 / _LARGEST)
+    scale = numpy.where(scale >= _SMALLEST_SCALE, scale, np.float32(1))
+    integers = numpy.clip(numpy.round(weights * (1 / scale)), -_LARGEST, _LARGEST)
+    return integers.astype(jnp.int8), scale.squeeze(input_axis)
 
 
 def int8_matmul(
@@ -115,8 +123,19 @@ def int8_head(
     scale: Float[Array, " V"],
     dtype: DTypeLike,
 ) -> Float[Array, "*batch V"]:
-    """The product with a table of token embeddings, as `int8_matmul`."""
-    return int8_matmul(x, embedding.T, scale, dtype)
+    """The product with a table of token embeddings, as `int8_matmul`.
+
+    The barrier has the table as it is stored: a transpose before it could be a copy in memory.
+    """
+    x, embedding = _read_here(x.astype(dtype), embedding)
+    product = jnp.einsum(
+        "...d,vd->...v",
+        x,
+        embedding.astype(dtype),
+        precision=precision_of(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return product * scale
 
 
 def int8_embeddings(
@@ -125,9 +144,13 @@ def int8_embeddings(
     scale: Float[Array, " V"],
     dtype: DTypeLike,
 ) -> Float[Array, "*batch D"]:
-    """The embeddings of tokens. NaN for tokens out of range."""
-    rows = jnp.take(embedding, tokens, axis=0, mode="clip").astype(jnp.float32)
-    return (rows * jnp.take(scale, tokens, axis=0)[..., None]).astype(dtype)
+    """The embeddings of tokens, with the rows that `jnp.take` selects from a table of floats.
+
+    NaN for tokens from V on and below -V. Token -1 is the last one.
+    """
+    # Integers cannot be NaN: rows out of range are -128, and their scale is NaN.
+    rows = jnp.take(embedding, tokens, axis=0, mode="fill").astype(jnp.float32)
+    return (rows * jnp.take(scale, tokens, axis=0, mode="fill")[..., None]).astype(dtype)
 
 
 def _read_here(x: Array, kernel: Array) -> tuple[Array, Array]:

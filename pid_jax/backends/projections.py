@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -35,6 +36,7 @@ def with_joined_projections(decoder: Mapping[str, Any], dtype: DTypeLike) -> dic
     Changes the modules `layers_0`, `layers_1`, ...: `self_attention` has the module `JOINED`
     instead of three, and the scales of `self_attention_norm` and `cross_attention_norm` are
     factors of the kernels that read them. The norms are RMSNorms, the projections have no biases.
+    Arrays of NumPy stay on the host.
     """
     changed = dict(decoder)
     for name, layer in decoder.items():
@@ -42,7 +44,7 @@ def with_joined_projections(decoder: Mapping[str, Any], dtype: DTypeLike) -> dic
             layer = dict(layer)
             own, cross = dict(layer["self_attention"]), dict(layer["cross_attention"])
             kernels = [own.pop(part)["kernel"] for part in ("query", "key", "value")]
-            joined = jnp.concatenate(kernels, axis=1)
+            joined = array_module(kernels[0]).concatenate(kernels, axis=1)
             own[JOINED] = {"kernel": _scaled(joined, layer.pop("self_attention_norm"), dtype)}
             scaled = _scaled(cross["query"]["kernel"], layer.pop("cross_attention_norm"), dtype)
             cross["query"] = {"kernel": scaled}
@@ -50,9 +52,14 @@ def with_joined_projections(decoder: Mapping[str, Any], dtype: DTypeLike) -> dic
     return changed
 
 
+def array_module(array: Array | np.ndarray) -> Any:
+    """NumPy for an array of NumPy, else `jax.numpy`, which would copy it to a device."""
+    return np if isinstance(array, np.ndarray) else jnp
+
+
 def _scaled(
-    kernel: Float[Array, "I O"], norm: Mapping[str, Any], dtype: DTypeLike
-) -> Float[Array, "I O"]:
+    kernel: Float[Array | np.ndarray, "I O"], norm: Mapping[str, Any], dtype: DTypeLike
+) -> Float[Array | np.ndarray, "I O"]:
     """The kernel after a norm without a scale."""
     scale = norm["scale"].astype(jnp.float32)
-    return (kernel.astype(jnp.float32) * scale[:, None]).astype(dtype)
+    return (kernel.astype(jnp.float32) * scale[:, None]).astype(jnp.dtype(dtype))

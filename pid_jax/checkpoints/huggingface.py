@@ -100,11 +100,12 @@ def read_generation(directory: Path) -> dict[str, Any]:
 
 
 def load(
-    path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32
+    path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32, *, on_host: bool = False
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     """Loads the model, its parameters, its tokenizer (or None) and its generation configuration.
 
-    dtype: of the parameters, None for that of each tensor.
+    dtype: of the parameters, None for that of each tensor. on_host: parameters are arrays of NumPy
+    instead of arrays on the default device.
 
     Raises `UserError` for missing, unexpected and misshapen tensors, naming them, and for pickled
     weights.
@@ -121,7 +122,9 @@ def load(
         raise UserError(contents.why_no_weights(str(path_or_hub_id), files))
     with tensors.open_weights(directory) as weights:
         config, names = tensors.match_tensors(family, config, weights)
-        params = tensors.read_params(config, family, names, weights, directory, dtype)
+        params = tensors.read_params(
+            config, family, names, weights, directory, dtype, on_host=on_host
+        )
     model = models.build(config, activations_of(params))
     return model, params, load_tokenizer(directory), read_generation(directory)
 

@@ -153,13 +153,15 @@ def load_model(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
+    *,
+    on_host: bool = False,
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     """Loads a run's model, its parameters, its tokenizer and its generation configuration.
 
-    step, dtype: as in `load_params`. Raises UserError if there is no such checkpoint.
+    step, dtype, on_host: as in `load_params`. Raises UserError if there is no such checkpoint.
     """
     directory = Path(workdir) / MODEL
-    params = load_params(workdir, step, dtype)
+    params = load_params(workdir, step, dtype, on_host=on_host)
     config = huggingface.read_config(directory)
     model = models.build(config, huggingface.activations_of(params))
     tokenizer = huggingface.load_tokenizer(directory)
@@ -170,8 +172,12 @@ def load_params(
     workdir: str | Path,
     step: Literal["best", "last"] | int = "best",
     dtype: DTypeLike | None = jnp.float32,
+    *,
+    on_host: bool = False,
 ) -> Params:
     """The parameters of a run's checkpoint in `dtype` (None: as saved), on the first device.
+
+    on_host: arrays of NumPy instead.
 
     "best" is the best checkpoint by the metric in the run's config (checkpoint.best_metric), or
     the last before the first evaluation. Raises UserError if there is no such checkpoint, and for
@@ -181,15 +187,17 @@ def load_params(
     context.pytree.loading.partial_load = True
     sharding = SingleDeviceSharding(jax.local_devices()[0])
 
+    def wanted(leaf: Any) -> Any:
+        kind = jnp.dtype(dtype or leaf.dtype)
+        if on_host:
+            # Orbax reads into NumPy for an array of NumPy. This one has memory for one number.
+            return np.broadcast_to(np.zeros((), kind), leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
+
     def read(path: Path) -> Params:
         with context:
             saved = ocp.metadata(path).metadata["params"]
-            abstract = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, dtype or leaf.dtype, sharding=sharding
-                ),
-                saved,
-            )
+            abstract = jax.tree.map(wanted, saved)
             params = ocp.load(path, {"params": abstract})["params"]
         for names, leaf in flatten_dict(params).items():
             problem = finite.why_unusable("/".join(names), np.asarray(leaf))

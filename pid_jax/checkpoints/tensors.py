@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -66,11 +67,14 @@ def read_params(
     tensors: Mapping[str, Callable[[], np.ndarray]],
     directory: Path,
     dtype: DTypeLike | None,
+    *,
+    on_host: bool = False,
 ) -> Params:
     """The tree of parameters in `dtype` (None: that of each tensor).
 
-    names: as returned by `match_tensors`. directory: for messages. Raises UserError that lists
-    missing, unexpected, misshapen and unusable tensors.
+    names: as returned by `match_tensors`. directory: for messages. on_host: arrays of NumPy instead
+    of arrays on the default device. Raises UserError that lists missing, unexpected, misshapen and
+    unusable tensors.
     """
     locations = family.tensors(config)
     expected = flatten_dict(models.abstract_params(models.build(config)))
@@ -90,6 +94,7 @@ def read_params(
     extra = sorted(names.keys() - locations.keys())
     problems += [f"missing: {name}" for name in missing]
     problems += [f"not of this model: {name}" for name in extra]
+    asarray = _on_host if on_host else jnp.asarray
     leaves = {}
     for path, name in of_path.items():
         transposed = locations[name].transposed
@@ -102,14 +107,19 @@ def read_params(
         elif (problem := finite.why_unusable(name, tensor)) is not None:
             problems.append(problem)
         elif not problems:
-            leaves[path] = jnp.asarray(np.ascontiguousarray(tensor), dtype)
+            leaves[path] = asarray(np.ascontiguousarray(tensor), dtype)
     for path, make in made.items():
         made_as = dtype or next((leaf.dtype for leaf in leaves.values()), None)
-        leaves[path] = jnp.asarray(make(expected[path].shape), made_as)
+        leaves[path] = asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise UserError(f"{directory}: tensors that cannot be used:\n  " + "\n  ".join(shown))
     return unflatten_dict(leaves)
+
+
+def _on_host(tensor: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
+    """The numbers of `jnp.asarray`, which has no float64 by default."""
+    return tensor.astype(dtype or jax.dtypes.canonicalize_dtype(tensor.dtype), copy=False)
 
 
 @contextmanager

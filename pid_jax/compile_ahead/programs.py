@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from pid_jax import models, sharding
+from pid_jax.backends.int8 import EMBEDDING_SCALE, KERNEL_SCALE
 from pid_jax.backends.settings import compiling_for
 from pid_jax.compile_ahead import targets
 from pid_jax.compile_ahead.targets import Target
@@ -36,6 +37,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 TRAINING = ("train", "evaluate")
 """The programs that a training config defines."""
+
+_SCALED_AXIS = {KERNEL_SCALE: ("kernel", 1), EMBEDDING_SCALE: ("embedding", 0)}
+"""For the name of scales in 8 bits: the array beside them, and its axis that has a scale each."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), models.abstract_params(model)
     )
     function = model.int8_params if request.weights == "int8" else model.decoding_params
-    params = jax.eval_shape(function, raw)
+    # The number of devices decides whether kernels are joined.
+    with compiling_for(request.target.chip.platform, len(devices)):
+        params = jax.eval_shape(function, raw)
     if len(devices) == 1:
         where = SingleDeviceSharding(devices[0])
         return jax.tree.map(
@@ -183,10 +189,17 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
     shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(raw)}
 
     def sharded(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        # Second copies in another layout, if a backend has them, are on every device. So are the
-        # scales of weights in 8 bits.
-        same = shapes.get(path) == leaf.shape
-        where = known[path] if same else sharding.replicated(mesh)
+        name = path[-1].key
+        if name in _SCALED_AXIS:
+            # A scale is where its channel is.
+            scaled, axis = _SCALED_AXIS[name]
+            split = known[(*path[:-1], jax.tree_util.DictKey(scaled))].spec
+            where = NamedSharding(mesh, PartitionSpec(split[axis]))
+        elif shapes.get(path) == leaf.shape:
+            where = known[path]
+        else:
+            # Second copies in another layout, if a backend has them, are on every device.
+            where = sharding.replicated(mesh)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(sharded, params)

@@ -9,6 +9,7 @@ import pid_jax
 from pid_jax.compile_ahead.chips import JAX_GPU_FRACTION, SECONDS_PER_KERNEL
 from pid_jax.compile_ahead.compilation import Compiled
 from pid_jax.compile_ahead.estimate import Work, copies_outside, total
+from pid_jax.compile_ahead.programs import TRAINING
 from pid_jax.compile_ahead.timing import timing
 from pid_jax.models import rematerialisation
 
@@ -257,6 +258,10 @@ def remedies(compiled: Compiled) -> list[str]:
             )
     if request.dtype == "float32":
         result.append("--dtype=bfloat16")
+    if request.program not in TRAINING and request.weights is None:
+        result.append(
+            "--weights=int8: kernels and token embeddings in 8 bits, which changes answers slightly"
+        )
     if compiled.devices == 1:
         more = "h100:8" if chip.platform == "gpu" else f"{request.target.kind}:{_larger(request)}"
         axis = "--fsdp=-1 --data=1" if training else "--tensor=-1"

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from pid_jax import models
@@ -27,23 +29,26 @@ def load(
     enable_compilation_cache()
     if weights is None:
         return _read(path, dtype)
-    # Weights in 8 bits are rounded from those of the checkpoint, not from bfloat16.
+    # Weights in 8 bits are rounded from those of the checkpoint, not from bfloat16. The host rounds
+    # them: a device may have memory for the integers only.
     read_as = None if dtype is None else jnp.dtype("float32")
-    model, params, tokenizer, generation = _read(path, read_as)
+    model, params, tokenizer, generation = _read(path, read_as, on_host=True)
     model = models.build(model.config, model.dtype if dtype is None else dtype)
-    with compiling_for(*placement_of(params)):
-        return model, model.int8_params(params), tokenizer, generation
+    default_device = jax.device_put(np.zeros(()))
+    with compiling_for(*placement_of(default_device)):
+        integers = jax.device_put(model.int8_params(params))
+    return model, integers, tokenizer, generation
 
 
 def _read(
-    path: str | Path, dtype: DTypeLike | None
+    path: str | Path, dtype: DTypeLike | None, *, on_host: bool = False
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     with contents.reading(path):
         if contents.is_run(path):
             from pid_jax.checkpoints import orbax
 
-            return orbax.load_model(Path(path), dtype=dtype)
-        return huggingface.load(path, dtype)
+            return orbax.load_model(Path(path), dtype=dtype, on_host=on_host)
+        return huggingface.load(path, dtype, on_host=on_host)
 
 
 def _dtype(dtype: DTypeLike) -> Any:

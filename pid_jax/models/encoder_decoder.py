@@ -122,7 +122,8 @@ class EncoderDecoderModel(nn.Module):
         """What the backend decodes with, in 8 bits (`backends.int8`).
 
         In families that can, kernels are joined first (`backends.projections`), where the backend
-        has joined kernels. All other arrays have the model's dtype.
+        has joined kernels. All other arrays have the model's dtype. Arrays of NumPy stay on the
+        host.
         """
         if backend_settings().joined_projections and self.joins_projections:
             decoder = with_joined_projections(params["decoder"], jnp.float32)

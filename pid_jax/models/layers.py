@@ -138,7 +138,7 @@ class TokenEmbeddings(nn.Module):
         )
 
     def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """The embeddings of tokens. NaN for tokens out of range."""
+        """The embeddings of tokens. NaN from `vocab_size` on. Token -1 is the last one."""
         if self.has_variable("params", EMBEDDING_SCALE):
             return int8_embeddings(tokens, self.embedding, self._scale, self.dtype)
         table = gathered(self.embedding.astype(self.dtype), *TABLE_AXES)

@@ -160,7 +160,10 @@ class EncoderDecoder(Protocol):
         ...
 
     def int8_params(self, params: Params) -> Params:
-        """Parameters that this backend decodes with in 8 bits. `decoding_params` returns them."""
+        """Parameters that this backend decodes with in 8 bits. `decoding_params` returns them.
+
+        Arrays of NumPy stay on the host.
+        """
         ...
 
 

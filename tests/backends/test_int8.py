@@ -15,6 +15,7 @@ from pid_jax.data.batching import Batch
 from pid_jax.decoding.greedy import decode_greedily
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
+from pid_jax.models.layers import TokenEmbeddings
 from pid_jax.prompt_in_decoder import encode
 from tests.helpers.tiny_families import VARIANTS
 from tests.helpers.tiny_t5 import TINY
@@ -89,6 +90,27 @@ def test_embeddings_and_the_tied_head_have_a_scale_per_token():
     assert (error <= steps[tokens][..., None] * (1 + 1e-5)).all()
     error = np.abs(int8.int8_head(hidden, *arrays, jnp.float32) - hidden @ table.T)
     assert (error <= np.abs(hidden).sum(axis=-1, keepdims=True) * steps + 1e-4).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_out_of_range_are_those_of_a_table_of_floats(dtype):
+    # A weight of 127 scales is rounded without an error.
+    table = np.arange(1.0, 10.0, dtype=np.float32)[:, None] * np.array([127.0, -127.0, 0.0])
+    table = jnp.asarray(table, jnp.float32)
+    layer = TokenEmbeddings(9, 3, stddev=1.0, dtype=dtype)
+    floats = {"params": {"embedding": table}}
+    integers = {"params": int8.quantize({"shared": floats["params"]})["shared"]}
+    expected = {0: table[0], 8: table[8], -1: table[8], -9: table[0]}
+    expected |= dict.fromkeys((9, 14, -10, -100), np.full(3, np.nan))
+    tokens = jnp.array(list(expected), jnp.int32)
+
+    for params in (floats, integers):
+        rows = layer.apply(params, tokens)
+        assert rows.dtype == dtype
+        expected_rows = jnp.asarray(np.stack(list(expected.values())), dtype)
+        np.testing.assert_array_equal(
+            rows.astype(jnp.float32), expected_rows.astype(jnp.float32), strict=True
+        )
 
 
 INTERPRETED = [
@@ -257,16 +279,39 @@ def test_other_weights_are_refused(tmp_path):
         PidModel.from_pretrained(tmp_path, weights="int4")
 
 
-def test_a_loop_on_a_cpu_has_no_second_copy_of_a_kernel():
+@pytest.mark.optimised
+@pytest.mark.parametrize("product", [int8.int8_matmul, int8.int8_head])
+def test_a_loop_on_a_cpu_has_no_second_copy_of_a_kernel(product):
     def loop(x, kernel, scale):
         def step(_, x):
-            return jnp.tanh(int8.int8_matmul(x, kernel, scale, jnp.float32))
+            return jnp.tanh(product(x, kernel, scale, jnp.float32)[:, :192])
 
         return jax.lax.fori_loop(0, 8, step, x)
 
-    kernel = jnp.ones((192, 192), jnp.int8)
-    text = jax.jit(loop).lower(jnp.ones((8, 192)), kernel, jnp.ones(192)).compile().as_text()
+    shape = (192, 256) if product is int8.int8_matmul else (256, 192)
+    kernel = jnp.ones(shape, jnp.int8)
+    text = jax.jit(loop).lower(jnp.ones((8, 192)), kernel, jnp.ones(256)).compile().as_text()
 
     [carried] = [line for line in text.splitlines() if " while(" in line]
-    assert "s8[192,192]" in carried
-    assert "f32[192,192]" not in carried
+    stored = f"s8[{shape[0]},{shape[1]}]"
+    assert stored in carried
+    # Neither another dtype nor another layout.
+    for copy in ("f32[192,256]", "f32[256,192]", f"s8[{shape[1]},{shape[0]}]"):
+        assert copy not in carried
+    entry = text[text.index("ENTRY") :]
+    assert not [line for line in entry.splitlines() if f" = {stored}" in line and "copy(" in line]
+
+
+def test_the_head_contracts_the_table_as_it_is_stored():
+    def head(x, table, scale):
+        return int8.int8_head(x, table, scale, jnp.float32)
+
+    arguments = jnp.ones((4, 8)), jnp.ones((9, 8), jnp.int8), jnp.ones(9)
+    steps = jax.make_jaxpr(head)(*arguments).eqns
+    names = [str(step.primitive) for step in steps]
+
+    assert names.index("optimization_barrier") < names.index("dot_general")
+    [product] = [step for step in steps if str(step.primitive) == "dot_general"]
+    assert sorted(operand.aval.shape for operand in product.invars) == [(4, 8), (9, 8)]
+    tables = [e for e in steps if str(e.primitive) == "transpose" and e.invars[0].aval.size == 72]
+    assert tables == []
