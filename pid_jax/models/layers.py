@@ -19,6 +19,7 @@ from pid_jax.backends.int8 import (
 )
 from pid_jax.backends.matmul import head_matmul, matmul, precision_of
 from pid_jax.backends.settings import backend_settings
+from pid_jax.models.rematerialisation import products_stored
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
@@ -208,3 +209,15 @@ class LayerNorm(nn.Module):
         x = x - x.mean(axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
         return (x * scale + bias).astype(self.dtype)
+
+
+@products_stored
+def normed_feed_forward(
+    layer: nn.Module, x: Float[Array, "*batch D"], deterministic: bool
+) -> Float[Array, "*batch D"]:
+    """The feed-forward of a layer, applied to x after its norm.
+
+    layer: has the modules `feed_forward_norm` and `feed_forward`.
+    """
+    output: Array = layer.feed_forward(layer.feed_forward_norm(x), deterministic)
+    return output
