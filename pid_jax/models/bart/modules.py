@@ -74,7 +74,7 @@ class BartAttention(nn.Module):
             dropout=self.dropout.drawn(deterministic),
             is_step=is_step,
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def of_documents(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool

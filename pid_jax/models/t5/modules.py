@@ -87,7 +87,7 @@ class T5Attention(nn.Module):
             sources,
             dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def to_itself(
         self,

@@ -124,7 +124,7 @@ class GemmaAttention(nn.Module):
             soft_cap=self.config.attn_logit_softcapping,
             is_step=is_step,
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def of_documents(
         self,
@@ -144,7 +144,7 @@ class GemmaAttention(nn.Module):
             reach=reach,
             dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     @property
     def _scale(self) -> float:
