@@ -1,8 +1,8 @@
 """Parameters that GPUs and TPUs decode with: fewer products, no casts, norms without a scale.
 
-A decode step has few rows, so that its time grows with the number of products. So a decoder's
-self-attention has one kernel for the projections of queries, keys and values, and the scale of an
-RMSNorm before bias-free projections is a factor of their kernels.
+A decode step has few rows, so that its time grows with the number of products. So the
+self-attention of a decoder of T5 or LongT5 has one kernel for the projections of queries, keys and
+values, and the scale of an RMSNorm before bias-free projections is a factor of their kernels.
 """
 
 from collections.abc import Mapping

@@ -35,11 +35,11 @@ def likeliest_with_logprob(
 ) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
     """`likeliest_with_logprob_reference`, in one kernel if the backend's settings name it."""
     if backend_settings().decode_kernels:
-        return in_one_kernel(scores, logits)
+        return likeliest_with_logprob_kernel(scores, logits)
     return likeliest_with_logprob_reference(scores, logits)
 
 
-def in_one_kernel(
+def likeliest_with_logprob_kernel(
     scores: Float[Array, "*rows V"], logits: Float[Array, "*rows V"]
 ) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
     """`likeliest_with_logprob` in one kernel. It reads an array that is given twice once."""

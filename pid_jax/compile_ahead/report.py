@@ -19,9 +19,12 @@ CAVEAT = "Estimates of the compiler. Nothing was measured on an accelerator."
 def to_json(compiled: Compiled) -> dict[str, Any]:
     """Every figure of the table. Of a decode program, `estimated_cycles` and so on are those of one
     decode step; `estimated_cycles` is None for a GPU. Bytes are those of each device, `flops` those
-    of all."""
+    of all. Training programs have `remat` and `scan_layers` of the training config."""
     request, estimate = compiled.request, compiled.estimate
     shape, chip = request.shape, request.target.chip
+    trains = request.program in TRAINING
+    # Parameters are always float32 in training.
+    weights = "float32" if trains else request.weights or request.dtype
     result: dict[str, Any] = {
         "note": CAVEAT,
         "target": str(request.target),
@@ -29,7 +32,7 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
         "program": request.program,
         "method": request.method,
         "dtype": request.dtype,
-        "weights": request.weights or request.dtype,
+        "weights": weights,
         "model_type": request.config.model_type,
         "mesh": dict(request.mesh),
         "documents": shape.documents,
@@ -45,6 +48,11 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
         "flops": compiled.flops,
         "fits": fits(compiled),
     }
+    if trains:
+        result |= {
+            "remat": request.training.train.remat,
+            "scan_layers": request.training.model.scan_layers,
+        }
     if estimate is None:
         return result | {
             "estimated_cycles": None,

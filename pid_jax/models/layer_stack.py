@@ -33,15 +33,16 @@ def apply_layers(
     Scanned layers draw other numbers for dropout than unrolled ones, from the same distribution.
     """
     layers: Sequence[nn.Module] = stack.layers
-    period = _period(layers)
     scanned = 0
     others: list[Any] = []
-    if scan and not stack.is_initializing() and len(layers) >= 2 * period:
-        scanned = len(layers) - len(layers) % period
-        key = None
-        if not deterministic and stack.has_rng("dropout"):
-            key = stack.make_rng("dropout")
-        x, others = _scan(layers[:scanned], period, x, arguments[:scanned], deterministic, key)
+    if scan and layers and not stack.is_initializing():
+        period = _period(layers)
+        if len(layers) >= 2 * period:
+            scanned = len(layers) - len(layers) % period
+            key = None
+            if not deterministic and stack.has_rng("dropout"):
+                key = stack.make_rng("dropout")
+            x, others = _scan(layers[:scanned], period, x, arguments[:scanned], deterministic, key)
     for layer, inputs in zip(layers[scanned:], arguments[scanned:], strict=True):
         x, other = _split(layer(constrain_features(x, None), *inputs, deterministic))
         others.append(other)

@@ -59,9 +59,9 @@ def rematerialised(layer_type: type[nn.Module], policy: str) -> type[nn.Module]:
 
 
 def products_stored(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a module that stores only its products for the backward pass.
+    """A method or a function of a module that stores only its products for the backward pass.
 
-    The method takes x and `deterministic`. Norms, activations and dropout between the products
+    It takes the module, x and `deterministic`. Norms, activations and dropout between the products
     are computed again, no product is. Only in training, where the backend's settings name it.
     """
     transformed = nn.remat(

@@ -6,11 +6,11 @@ import pytest
 
 from pid_jax.backends.token_selection import (
     BLOCK,
-    in_one_kernel,
+    likeliest_with_logprob_kernel,
     likeliest_with_logprob_reference,
 )
 
-VERSIONS = [in_one_kernel, likeliest_with_logprob_reference]
+VERSIONS = [likeliest_with_logprob_kernel, likeliest_with_logprob_reference]
 
 
 def expected_logprob(logits, tokens):

@@ -15,6 +15,14 @@ BACKWARD = "jit(train_step)/transpose(jvp(vmap(T5.decode)))/decoder/layers_3/"
         (ENCODER + "self_attention.of_documents/self_attention/dot_general", "encoder attention"),
         ("jit(encode)/T5.encode/encoder/relative_position_bias_0/gather", "encoder attention"),
         (ENCODER + "feed_forward/wi/wi._product/dot_general", "feed-forward"),
+        (
+            ENCODER + "layers_3.normed_feed_forward/feed_forward_norm/mul",
+            "feed-forward",
+        ),
+        (
+            BACKWARD + "layers_3/checkpoint/layers_3.normed_feed_forward/feed_forward/dropout/mul",
+            "feed-forward",
+        ),
         (BACKWARD + "cross_attention/...lk,...ks->...ls/dot_general", "cross-attention"),
         (
             "jit(train_step)/jvp(T5.project_cross_attention)/decoder.project_cross_attention/"

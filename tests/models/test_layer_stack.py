@@ -119,6 +119,41 @@ def test_each_scanned_layer_draws_its_own_dropout():
     assert np.mean(x != 0) == pytest.approx(1 / 16, abs=0.01)
 
 
+class Adding(nn.Module):
+    """A layer whose kind cannot be compared: the equality of arrays has no truth value."""
+
+    added: np.ndarray
+
+    def __call__(self, x, deterministic):
+        return x + self.added
+
+
+class AddingStack(nn.Module):
+    count: int
+
+    def setup(self):
+        self.layers = [Adding(np.arange(3)) for _ in range(self.count)]
+
+    def __call__(self, x, scan):
+        return apply_layers(self, x, [()] * self.count, True, scan=scan)
+
+
+def test_kinds_of_layers_are_compared_only_for_a_scan():
+    stack = AddingStack(2)
+    x, others = stack.apply({}, jnp.ones(3), False)
+    np.testing.assert_array_equal(x, [1, 3, 5])
+    assert others == (None, None)
+    with pytest.raises(ValueError, match="truth value"):
+        stack.apply({}, jnp.ones(3), True)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_stack_without_layers_returns_its_input(scan):
+    x, others = AddingStack(0).apply({}, jnp.arange(3.0), scan)
+    np.testing.assert_array_equal(x, [0, 1, 2])
+    assert others == ()
+
+
 WITHOUT_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 

@@ -29,10 +29,10 @@ def of_layers(layers: int, shape: BatchShape) -> ProgramEstimate:
 @pytest.mark.parametrize(
     ("shape", "cycles"),
     [
-        # 620,000 with one layout for all backends.
-        pytest.param(DIALOGUES, 210_000, id="8 documents, 30 prompts"),
-        # 130,000 with one layout for all backends. Reading the arrays takes 45,000.
-        pytest.param(BatchShape(1, 1536, 4, 9, 128), 60_000, id="1 long document, 4 prompts"),
+        # About 3 % above the estimate. 620,000 with one layout for all backends.
+        pytest.param(DIALOGUES, 189_000, id="8 documents, 30 prompts"),
+        # 130,000 with one layout for all backends.
+        pytest.param(BatchShape(1, 1536, 4, 9, 128), 39_200, id="1 long document, 4 prompts"),
     ],
 )
 def test_a_layer_of_a_decode_step_takes_few_cycles(shape: BatchShape, cycles: int) -> None:

@@ -74,7 +74,7 @@ class BartAttention(nn.Module):
             dropout=self.dropout.drawn(deterministic),
             is_step=is_step,
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def of_documents(
         self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"], deterministic: bool
@@ -133,7 +133,10 @@ class BartLayer(nn.Module):
         return x if self.config.norm_first else norm(x)
 
     @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
+    def apply_feed_forward(
+        self, x: Float[Array, "*batch D"], deterministic: bool
+    ) -> Float[Array, "*batch D"]:
+        """The feed-forward, applied to what it reads of x."""
         return self.feed_forward(self.read(self.feed_forward_norm, x), deterministic)
 
     def attention(self, heads: int) -> BartAttention:
@@ -170,8 +173,8 @@ class BartEncoderLayer(BartLayer):
         read = self.read(self.self_attention_norm, x)
         attended = self.self_attention.of_documents(read, mask, deterministic)
         x = self.add(self.self_attention_norm, x, attended, deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        x = self.add(self.feed_forward_norm, x, forwarded, deterministic)
+        output = self.apply_feed_forward(x, deterministic)
+        x = self.add(self.feed_forward_norm, x, output, deterministic)
         return unless_dropped(dropped, before, x)
 
 
@@ -208,8 +211,8 @@ class BartDecoderLayer(BartLayer):
         read = self.read(self.cross_attention_norm, x)
         attended = self.cross_attention(read, [document], deterministic, is_step)
         x = self.add(self.cross_attention_norm, x, attended, deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        x = self.add(self.feed_forward_norm, x, forwarded, deterministic)
+        output = self.apply_feed_forward(x, deterministic)
+        x = self.add(self.feed_forward_norm, x, output, deterministic)
         return unless_dropped(dropped, before, x), present
 
 

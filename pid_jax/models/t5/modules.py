@@ -33,10 +33,17 @@ from pid_jax.models.attention import (
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
 from pid_jax.models.layer_stack import apply_layers
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
+from pid_jax.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    RMSNorm,
+    TokenEmbeddings,
+    WeightDropout,
+    normed_feed_forward,
+)
 from pid_jax.models.positions import RelativePositionBias
 from pid_jax.models.protocol import KeyValue, Past
-from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
+from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5.configuration import T5Config, T5LikeConfig
 
 
@@ -80,7 +87,7 @@ class T5Attention(nn.Module):
             sources,
             dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def to_itself(
         self,
@@ -240,12 +247,8 @@ class T5EncoderLayer(nn.Module):
         normed = self.self_attention_norm(x)
         attended = self.self_attention.of_documents(normed, mask, bias, deterministic)
         x = x + self.dropout(attended, deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        return x + self.dropout(forwarded, deterministic)
-
-    @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
-        return self.feed_forward(self.feed_forward_norm(x), deterministic)
+        output = normed_feed_forward(self, x, deterministic)
+        return x + self.dropout(output, deterministic)
 
 
 class T5Encoder(nn.Module):
@@ -317,12 +320,8 @@ class T5DecoderLayer(nn.Module):
             x, self.cross_attention_norm, document, deterministic
         )
         x = x + self.dropout(attended, deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        return x + self.dropout(forwarded, deterministic), present
-
-    @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
-        return self.feed_forward(self.feed_forward_norm(x), deterministic)
+        output = normed_feed_forward(self, x, deterministic)
+        return x + self.dropout(output, deterministic), present
 
 
 class T5Decoder(nn.Module):

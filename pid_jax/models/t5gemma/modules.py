@@ -26,10 +26,17 @@ from pid_jax.models.attention import (
 )
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
 from pid_jax.models.layer_stack import apply_layers
-from pid_jax.models.layers import ACTIVATIONS, Dense, RMSNorm, TokenEmbeddings, WeightDropout
+from pid_jax.models.layers import (
+    ACTIVATIONS,
+    Dense,
+    RMSNorm,
+    TokenEmbeddings,
+    WeightDropout,
+    normed_feed_forward,
+)
 from pid_jax.models.positions import Rotation, rotate
 from pid_jax.models.protocol import KeyValue, Past
-from pid_jax.models.rematerialisation import NONE, products_stored, rematerialised
+from pid_jax.models.rematerialisation import NONE, rematerialised
 from pid_jax.models.t5gemma.configuration import (
     FULL,
     SLIDING,
@@ -117,7 +124,7 @@ class GemmaAttention(nn.Module):
             soft_cap=self.config.attn_logit_softcapping,
             is_step=is_step,
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     def of_documents(
         self,
@@ -137,7 +144,7 @@ class GemmaAttention(nn.Module):
             reach=reach,
             dropout=self.dropout.drawn(deterministic),
         )
-        return self.output(attended, by_head=True, deterministic=deterministic)
+        return self.output(attended, by_head=True, training=not deterministic)
 
     @property
     def _scale(self) -> float:
@@ -213,12 +220,8 @@ class GemmaEncoderLayer(nn.Module):
             source = Source(self.self_attention.project(normed, positions), seen)
             attended = self.self_attention(normed, positions, [source], deterministic)
         x = x + self.dropout(self.self_attention_post_norm(attended), deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic)
-
-    @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
-        return self.feed_forward(self.feed_forward_norm(x), deterministic)
+        output = normed_feed_forward(self, x, deterministic)
+        return x + self.dropout(self.feed_forward_post_norm(output), deterministic)
 
 
 class GemmaEncoder(nn.Module):
@@ -396,12 +399,8 @@ class T5GemmaDecoderLayer(nn.Module):
         normed = self.cross_attention_norm(x)
         attended = self.cross_attention(normed, None, [document], deterministic, is_step)
         x = x + self.dropout(self.cross_attention_post_norm(attended), deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
-
-    @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
-        return self.feed_forward(self.feed_forward_norm(x), deterministic)
+        output = normed_feed_forward(self, x, deterministic)
+        return x + self.dropout(self.feed_forward_post_norm(output), deterministic), present
 
 
 class T5Gemma(EncoderDecoderModel):

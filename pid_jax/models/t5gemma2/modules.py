@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from pid_jax.models.attention import Source
 from pid_jax.models.encoder_decoder import EncoderDecoderModel
+from pid_jax.models.layers import normed_feed_forward
 from pid_jax.models.positions import Rotation
 from pid_jax.models.protocol import KeyValue
-from pid_jax.models.rematerialisation import products_stored
 from pid_jax.models.t5gemma.configuration import DropoutRates, GemmaStackConfig
 from pid_jax.models.t5gemma.modules import (
     GemmaAttention,
@@ -68,12 +68,8 @@ class T5Gemma2DecoderLayer(nn.Module):
         sources, present = seen.sources(present, past)
         attended = self.attention(normed, positions, [*sources, document], deterministic)
         x = x + self.dropout(self.attention_post_norm(attended), deterministic)
-        forwarded = self._forwarded(x, deterministic)
-        return x + self.dropout(self.feed_forward_post_norm(forwarded), deterministic), present
-
-    @products_stored
-    def _forwarded(self, x: Float[Array, "*batch D"], deterministic: bool) -> Array:
-        return self.feed_forward(self.feed_forward_norm(x), deterministic)
+        output = normed_feed_forward(self, x, deterministic)
+        return x + self.dropout(self.feed_forward_post_norm(output), deterministic), present
 
 
 class T5Gemma2(EncoderDecoderModel):
