@@ -65,7 +65,8 @@ def add_checkpoint(parser: "argparse._ActionsContainer", *, required: bool = Fal
         "--checkpoint",
         required=required,
         metavar="PATH",
-        help="a training workdir (its best checkpoint), a Hugging Face directory or a hub id",
+        help="a training workdir (its best checkpoint), one of its checkpoints "
+        "(WORKDIR/checkpoints/STEP), a Hugging Face directory or a hub id",
     )
 
 

@@ -4,10 +4,11 @@ import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from pid_jax.errors import UserError
 
+CHECKPOINTS = "checkpoints"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state")
 
@@ -23,6 +24,33 @@ def is_run(path: str | Path) -> bool:
         and isinstance(content.get("checkpoint"), dict)
         and "model_type" not in content
     )
+
+
+class RunPath(NamedTuple):
+    """A training run, and one of its checkpoints."""
+
+    workdir: Path
+    step: Literal["best"] | int
+
+
+def run_of(path: str | Path) -> RunPath | None:
+    """The run whose directory, or directory of a checkpoint (`checkpoints/STEP`), `path` names.
+
+    None for any other path.
+    """
+    path = Path(path)
+    if is_run(path):
+        return RunPath(path, "best")
+    path = path.absolute()
+    if path.name.isdigit() and path.parent.name == CHECKPOINTS and is_run(path.parents[1]):
+        return RunPath(path.parents[1], int(path.name))
+    return None
+
+
+def saved_steps(workdir: str | Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending. Empty without a run."""
+    names = (child.name for child in (Path(workdir) / CHECKPOINTS).glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 @contextmanager
@@ -65,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def why_no_config(directory: Path) -> str:
     """Explains a directory without `config.json`, for a message: its content and the remedy."""
     names = sorted(path.name for path in directory.iterdir())
-    run = next((up for up in [*directory.absolute().parents][:2] if is_run(up)), None)
+    run = next((up for up in [*directory.absolute().parents][:3] if is_run(up)), None)
     if run is not None and directory.absolute().relative_to(run).parts[0] == "checkpoints":
         return f"{directory}: a part of the training run {run}: name the run"
     if not names:

@@ -1,17 +1,19 @@
 """Checkpoints of training runs, written with Orbax.
 
 `<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key), "data" (the
-position of the Grain iterator) and, after an evaluation, "metrics". Orbax writes to a temporary
-name and renames the checkpoint at the end, and a checkpoint is renamed before it is deleted. So
+position of the Grain iterator) and, after an evaluation, "metrics". Orbax writes it in `.saving`.
+It is renamed to its final path when its manifest is complete, and renamed before it is deleted. So
 every visible checkpoint is complete, even after the run was killed. A reader locks a checkpoint,
-which defers its deletion.
+which defers its deletion. `pid_jax.checkpoints.verification` says what is verified.
 """
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -24,7 +26,8 @@ from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from pid_jax import directory_lock, models
-from pid_jax.checkpoints import contents, finite, huggingface
+from pid_jax.checkpoints import contents, finite, huggingface, manifest, ranking, verification
+from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 
@@ -32,9 +35,12 @@ T = TypeVar("T")
 
 CONFIG = "config.json"
 MODEL = "model"
-CHECKPOINTS = "checkpoints"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
+_SAVING = ".saving"
 _REMOVING = ".removing-"
+_DAMAGED = "damaged-"
+
+log = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
@@ -43,29 +49,42 @@ class RunCheckpoints:
     `save` and `wait` delete all others. Only one process may use it at a time.
     """
 
-    def __init__(self, workdir: str | Path, *, recent: int, best_metric: str) -> None:
+    def __init__(
+        self, workdir: str | Path, *, recent: int, best_metric: str, resume_after: int | None = None
+    ) -> None:
         """recent: number of most recent checkpoints to preserve.
 
         best_metric: the metric of `save` that selects the best checkpoint. The lowest "loss" and
-        the highest of any other metric is best.
+        the highest of any other metric is best. resume_after: renames later checkpoints to
+        `damaged-<step>`, out of the way of new ones.
         """
         self._workdir = Path(workdir)
         self._recent = recent
         self._best_metric = best_metric
-        directory = (Path(workdir) / CHECKPOINTS).absolute()
-        # Removes partially written and partially deleted checkpoints of a killed run. Orbax does
-        # so only for the former, in a thread that it does not join.
-        for pattern in (_UNFINISHED, f"{_REMOVING}*"):
-            for unfinished in directory.glob(pattern):
+        self._directory = (Path(workdir) / CHECKPOINTS).absolute()
+        # Removes partially written and partially deleted checkpoints of a killed run, and those
+        # that earlier versions wrote elsewhere.
+        for pattern in (_SAVING, _UNFINISHED, f"{_REMOVING}*"):
+            for unfinished in self._directory.glob(pattern):
                 shutil.rmtree(unfinished)
+        if resume_after is not None:
+            for step in saved_steps(workdir):
+                if step > resume_after:
+                    _set_aside(self._directory / str(step))
         self._checkpointer = ocp.training.Checkpointer(
-            directory, preservation_policy=ocp.training.preservation_policies.PreserveAll()
+            self._directory / _SAVING,
+            preservation_policy=ocp.training.preservation_policies.PreserveAll(),
         )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._finishing: Future[None] | None = None
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best checkpoint, the latest of equals, None before an evaluation."""
-        return _best_step(self._workdir, self._best_metric)
+        """The step of the best checkpoint, the latest of equals, None before an evaluation.
+
+        Does not consider checkpoints whose metrics are damaged.
+        """
+        return ranking.ranked(self._workdir, self._best_metric).best
 
     def save(
         self,
@@ -80,45 +99,68 @@ class RunCheckpoints:
         checkpoint is complete. metrics: those of an evaluation at this step.
         """
         self.wait()
-        self._checkpointer.save_checkpointables_async(
+        response = self._checkpointer.save_checkpointables_async(
             step,
             {"state": dict(state), "data": data},
             force=True,
             metrics=None if metrics is None else dict(metrics),
+            custom_metadata=verification.MARKER,
         )
+        self._finishing = self._thread.submit(self._finish, step, response)
+
+    def _finish(self, step: int, response: Any) -> None:
+        """Waits for Orbax, writes the manifest, then makes the checkpoint visible."""
+        response.result()
+        saved = self._directory / _SAVING / str(step)
+        verification.write_manifest(saved, self._workdir)
+        saved.rename(self._directory / str(step))
 
     def restore(
         self, step: int, abstract_state: Mapping[str, Any], data: Iterator[Any]
     ) -> dict[str, Any]:
         """The state saved at `step`. Restores the position of `data`.
 
-        abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings.
+        abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings. Raises UserError if the
+        checkpoint has no manifest and cannot be read.
         """
-        restored = self._checkpointer.load_checkpointables(
-            step, {"state": dict(abstract_state), "data": data}
-        )
+        path = self._directory / str(step)
+        with _named(path):
+            restored = ocp.load_checkpointables(path, {"state": dict(abstract_state), "data": data})
         return restored["state"]
 
     def wait(self) -> None:
         """Returns when all saved checkpoints are on disk. Raises the errors of writing them."""
+        if self._finishing is not None:
+            finishing, self._finishing = self._finishing, None
+            finishing.result()
         self._checkpointer.wait()
         preserved = saved_steps(self._workdir)[-self._recent :]
+        ranked = ranking.ranked(self._workdir, self._best_metric)
         for step in saved_steps(self._workdir):
-            if step not in preserved and step != self.best_step:
-                _remove(self._workdir / CHECKPOINTS / str(step))
+            if step not in (*preserved, ranked.best, *ranked.damaged):
+                _remove(self._directory / str(step))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
         if kind is None:
+            try:
+                if self._finishing is not None:
+                    self._finishing.result()
+            finally:
+                self._close()
+        else:
+            # Another error is being raised, and may be that of the save.
+            with suppress(Exception):
+                self._close()
+
+    def _close(self) -> None:
+        try:
             self._checkpointer.close()
-            return
-        # Another error is being raised, and may be that of the save.
-        with suppress(Exception):
-            self._checkpointer.close()
-        for unfinished in (self._workdir / CHECKPOINTS).glob(_UNFINISHED):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(self._directory / _SAVING, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -129,15 +171,18 @@ def _remove(checkpoint: Path) -> None:
             shutil.rmtree(removed)
 
 
-def saved_steps(workdir: str | Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending. Empty without a run."""
-    names = (child.name for child in (Path(workdir) / CHECKPOINTS).glob("*"))
-    return sorted(int(name) for name in names if name.isdigit())
+def _set_aside(checkpoint: Path) -> None:
+    aside = checkpoint.with_name(f"{_DAMAGED}{checkpoint.name}")
+    if aside.exists():  # of an earlier time
+        shutil.rmtree(aside)
+    checkpoint.rename(aside)
+    log.warning("%s: renamed to %s", checkpoint, aside.name)
 
 
 def run_config(workdir: str | Path) -> dict[str, Any]:
-    """The configuration of a run. Raises UserError if it cannot be read."""
+    """The configuration of a run. Raises UserError if it cannot be read or is damaged."""
     path = Path(workdir) / CONFIG
+    manifest.check_file(path.parent, CONFIG)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -145,8 +190,9 @@ def run_config(workdir: str | Path) -> dict[str, Any]:
 
 
 def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
-    """The method of a run, or "pid" if `checkpoint` is not the working directory of a run."""
-    return run_config(checkpoint)["method"] if contents.is_run(checkpoint) else "pid"
+    """The method of a run, or "pid" if `checkpoint` is not that of a run."""
+    run = contents.run_of(checkpoint)
+    return "pid" if run is None else run_config(run.workdir)["method"]
 
 
 def load_model(
@@ -158,7 +204,7 @@ def load_model(
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     """Loads a run's model, its parameters, its tokenizer and its generation configuration.
 
-    step, dtype, on_host: as in `load_params`. Raises UserError if there is no such checkpoint.
+    step, dtype, on_host: as in `load_params`, which also says what is raised.
     """
     directory = Path(workdir) / MODEL
     params = load_params(workdir, step, dtype, on_host=on_host)
@@ -180,8 +226,8 @@ def load_params(
     on_host: arrays of NumPy instead.
 
     "best" is the best checkpoint by the metric in the run's config (checkpoint.best_metric), or
-    the last before the first evaluation. Raises UserError if there is no such checkpoint, and for
-    parameters that are not finite.
+    the last before the first evaluation. Raises UserError if there is no such checkpoint, if it or
+    the run's description is damaged, and for parameters that are not finite.
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
@@ -195,7 +241,7 @@ def load_params(
         return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
 
     def read(path: Path) -> Params:
-        with context:
+        with _named(path), context:
             saved = ocp.metadata(path).metadata["params"]
             abstract = jax.tree.map(wanted, saved)
             params = ocp.load(path, {"params": abstract})["params"]
@@ -209,18 +255,25 @@ def load_params(
 
 
 def read_checkpoint(
-    workdir: str | Path, step: Literal["best", "last"] | int, read: Callable[[Path], T]
+    workdir: str | Path,
+    step: Literal["best", "last"] | int,
+    read: Callable[[Path], T],
+    *,
+    verify: bool = True,
 ) -> T:
     """The result of `read` for the directory of a checkpoint, locked against deletion.
 
-    Retries with the current checkpoint if a training run deletes it first. Raises UserError if
-    there is no such checkpoint.
+    Retries with the current checkpoint if a training run deletes it first. verify: reads all files
+    first, to compare them with their manifests. Raises UserError if there is no such checkpoint,
+    and Damaged, which names an intact checkpoint, if it is damaged.
     """
     for _ in range(100):
         path = checkpoint_path(workdir, step)
         with directory_lock.reading(path) as there:
             if there:
                 try:
+                    if verify:
+                        _verify(path)
                     return read(path)
                 except Exception:
                     if path.is_dir():
@@ -228,6 +281,60 @@ def read_checkpoint(
                     # Deleted, on a file system without locks.
         time.sleep(0.01)
     raise UserError(f"{path}: checkpoints are deleted faster than they can be read")
+
+
+def _verify(path: Path) -> None:
+    """Raises Damaged for damage to a checkpoint or to the description of its run."""
+    workdir = path.parents[1]
+    if wrong := verification.problems(path):
+        other = verification.newest_intact(workdir, except_for=int(path.name)).step
+        raise manifest.Damaged(
+            f"{path} is damaged: {manifest.listed(wrong)}. "
+            + (
+                f"The newest intact checkpoint is {path.with_name(str(other))}: name it instead"
+                if other is not None
+                else "No other checkpoint is intact: restore the files from a copy"
+            )
+        )
+    if wrong := verification.problems_of_description(workdir, path):
+        raise manifest.Damaged(
+            f"{workdir} is damaged: {manifest.listed(wrong)}. Restore it from a copy. If the files "
+            f"in {MODEL}/ are as you want them, run train.py with --other-data to accept them"
+        )
+
+
+def _no_ranking(workdir: Path, damaged: Mapping[int, str]) -> manifest.Damaged:
+    problem = damaged[max(damaged)]
+    intact = verification.newest_intact(workdir).step
+    return manifest.Damaged(
+        f"{problem}. So the best checkpoint is unknown: "
+        + (
+            f"name one, for example the newest intact, {workdir / CHECKPOINTS / str(intact)}"
+            if intact is not None
+            else "restore the file from a copy"
+        )
+    )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns errors of reading a checkpoint without a manifest into a UserError.
+
+    Damage to others is detected before.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if (path / manifest.FILE).exists() or not path.is_dir() or "RESOURCE_EX" in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {reason}). It may be damaged: an "
+            "earlier version wrote it, without a manifest. Name another checkpoint, or rename this "
+            "one to continue the run from an earlier one"
+        ) from error
 
 
 def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "best") -> Path:
@@ -241,28 +348,13 @@ def checkpoint_path(workdir: str | Path, step: Literal["best", "last"] | int = "
         case "last":
             chosen = steps[-1]
         case "best":
-            best = _best_step(workdir, run_config(workdir)["checkpoint"]["best_metric"])
-            chosen = steps[-1] if best is None else best
+            ranked = ranking.ranked(workdir, run_config(workdir)["checkpoint"]["best_metric"])
+            if ranked.damaged:
+                raise _no_ranking(workdir, ranked.damaged)
+            chosen = steps[-1] if ranked.best is None else ranked.best
         case int() if step in steps:
             chosen = step
         case _:
             listed = ", ".join(map(str, steps))
             raise UserError(f"{workdir} has no checkpoint of step {step}: there are {listed}")
     return directory / str(chosen)
-
-
-def _best_step(workdir: Path, metric: str) -> int | None:
-    ranked = [
-        (-metrics[metric] if metric == "loss" else metrics[metric], step)
-        for step in saved_steps(workdir)
-        if metric in (metrics := _metrics(workdir / CHECKPOINTS / str(step)))
-    ]
-    return max(ranked)[1] if ranked else None
-
-
-def _metrics(checkpoint: Path) -> Mapping[str, float]:
-    """The metrics at this checkpoint. Empty without an evaluation or a checkpoint."""
-    try:
-        return json.loads((checkpoint / "metrics" / "metrics").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}

@@ -152,8 +152,8 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
 
     if options.config is not None:
         config = configuration.load(options.config, overrides)
-    elif options.checkpoint is not None and contents.is_run(options.checkpoint):
-        config = configuration.of_run(options.checkpoint, overrides)
+    elif options.checkpoint is not None and (run := contents.run_of(options.checkpoint)):
+        config = configuration.of_run(run.workdir, overrides)
     elif options.checkpoint is not None:
         raise UserError(
             f"--checkpoint={options.checkpoint} is no training run, which would have a "

@@ -123,8 +123,9 @@ def read_checkpoint(path: str | Path) -> Config:
     path = Path(path)
     if path.is_file():
         return models.config_from_hf(contents.read_json(path))
-    if contents.is_run(path):
-        path = path / MODEL
+    run = contents.run_of(path)
+    if run is not None:
+        path = run.workdir / MODEL
     if not (path / "config.json").is_file():
         raise UserError(
             f"--checkpoint={path}: no config.json there: name the file, a directory that has it, "

@@ -44,10 +44,11 @@ def _read(
     path: str | Path, dtype: DTypeLike | None, *, on_host: bool = False
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     with contents.reading(path):
-        if contents.is_run(path):
+        run = contents.run_of(path)
+        if run is not None:
             from pid_jax.checkpoints import orbax
 
-            return orbax.load_model(Path(path), dtype=dtype, on_host=on_host)
+            return orbax.load_model(run.workdir, run.step, dtype, on_host=on_host)
         return huggingface.load(path, dtype, on_host=on_host)
 
 

@@ -118,7 +118,9 @@ class PidModel:
     ) -> "PidModel":
         """Loads a Hugging Face directory or hub id, or a training run's working directory.
 
-        Of a run, the best checkpoint is taken. dtype: of parameters and activations,
+        Of a run, the best checkpoint is taken, or that of step N for `WORKDIR/checkpoints/N`.
+        Raises `pid_jax.checkpoints.manifest.Damaged`, a `UserError`, if a file of a run is not
+        what it was when it was written. dtype: of parameters and activations,
         "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU), or "auto", which is that
         of the checkpoint. weights: "int8" for kernels and token embeddings in 8 bits
         (`pid_jax.backends.int8`), for decoding and scores only. None for weights in `dtype`.

@@ -35,8 +35,9 @@ class Checkpoint:
             from pid_jax.checkpoints import identity  # imports Orbax
 
             if identity.digest(path) != self.digest:
-                run = contents.is_run(path)
-                what = "has got a better checkpoint" if run else "was replaced"
+                run = contents.run_of(path)
+                better = run is not None and run.step == "best"
+                what = "has got a better checkpoint" if better else "was replaced"
                 raise UserError(f"{path} {what} since this command started: run it again")
         if model.tokenizer is None:
             raise UserError(

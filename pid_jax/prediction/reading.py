@@ -53,10 +53,9 @@ def line_check(settings: Settings) -> LineCheck | None:
     generation that do not fit it.
     """
     path = Path(settings.checkpoint)
+    run = contents.run_of(path)
     try:
-        directory = (
-            path / "model" if contents.is_run(path) else huggingface.find(settings.checkpoint)
-        )
+        directory = huggingface.find(settings.checkpoint) if run is None else run.workdir / "model"
         config = huggingface.read_config(directory)
         tokenizer = huggingface.load_tokenizer(directory)
         defaults = GenerationDefaults(huggingface.read_generation(directory), config, quiet=True)

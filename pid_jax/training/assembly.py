@@ -161,8 +161,9 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
     """
     if not config.model.init:
         return {}
-    if contents.is_run(config.model.init):
-        directory = Path(config.model.init) / orbax.MODEL
+    run = contents.run_of(config.model.init)
+    if run is not None:
+        directory = run.workdir / orbax.MODEL
     else:
         directory = huggingface.find(config.model.init)
     content = huggingface.read_generation(directory)

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from pid_jax.checkpoints import manifest
 from pid_jax.errors import UserError
 from pid_jax.models import rematerialisation
 from pid_jax.training import config_files, optimizer
@@ -221,6 +222,7 @@ def of_run(workdir: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     config = default().unlock()
     for section in OPEN_SECTIONS:
         get(config, section.rpartition(".")[0])[section.rpartition(".")[2]] = ConfigDict()
+    manifest.check_file(file.parent, file.name)
     try:
         saved = read_saved(file)
         if saved["optimizer"].get("name") == OPTIMIZER_FROM_PYTHON:

@@ -2,6 +2,7 @@
 
 <workdir>/config.json       the configuration of the run
 <workdir>/data.json         fingerprints of the data and of the files in model/
+<workdir>/manifest.json     digests of config.json and of the files in model/
 <workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
 <workdir>/checkpoints/STEP/ the state and the position of the data after a step
 <workdir>/metrics.jsonl     the metrics of every step and every evaluation
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 
 from pid_jax import directory_lock, models, sharding
 from pid_jax.atomic_file import replacing
-from pid_jax.checkpoints import contents
-from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints, saved_steps
+from pid_jax.checkpoints import contents, manifest, verification
+from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
@@ -50,14 +51,14 @@ def train(
     other_data: bool = False,
     optimizer: optax.GradientTransformation | None = None,
 ) -> int:
-    """Trains to step `config.train.steps`, from the last checkpoint in `workdir` if there is one.
+    """Trains to step `config.train.steps`, from the last intact checkpoint in `workdir`, if any.
 
-    other_data: continue a run although its data has changed. optimizer: replaces that of
-    `config.optimizer`, including clipping, weight decay and schedule. The metrics then have no
-    learning rate, and the run can resume only with an optimizer of the same state. Returns the last
-    step. Raises UserError for errors that the user can correct, including a full disk and another
-    process that trains in `workdir`, Diverged if the loss is not finite, and Interrupted (after
-    saving) on SIGTERM or Ctrl-C.
+    other_data: continue a run although its data, or a file in model/, has changed. optimizer:
+    replaces that of `config.optimizer`, including clipping, weight decay and schedule. The metrics
+    then have no learning rate, and the run can resume only with an optimizer of the same state.
+    Returns the last step. Raises UserError for errors that the user can correct, including a full
+    disk, another process that trains in `workdir` and damage to all checkpoints, Diverged if the
+    loss is not finite, and Interrupted (after saving) on SIGTERM or Ctrl-C.
     """
     if optimizer is not None:
         optimizers.check_given(optimizer)
@@ -84,10 +85,13 @@ def _train(
         )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
-    start = max(saved_steps(workdir), default=0)
+    start = _last_step(workdir)
     if start:
         _check_same_run(workdir, config)
+        _check_model_files(workdir, start, accept=other_data)
     if start >= config.train.steps:
+        if start and other_data:
+            verification.describe(workdir, (workdir / CONFIG).read_text(encoding="utf-8"))
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
@@ -110,6 +114,7 @@ def _train(
         workdir,
         recent=config.checkpoint.keep_last,
         best_metric=config.checkpoint.best_metric,
+        resume_after=start,
     ) as checkpoints:
         if start:
             abstract = compiled.abstract_state(model, update, shardings)
@@ -247,9 +252,48 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes data.json and config.json, after all checks, so that errors leave them unchanged."""
+    text = configuration.to_json(config)
+    verification.describe(workdir, text)
     fingerprints.write(workdir, read)
     with replacing(workdir / CONFIG) as file:
-        file.write_text(configuration.to_json(config), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
+
+
+def _last_step(workdir: Path) -> int:
+    """The step of the newest intact checkpoint, or 0. Logs those that are damaged.
+
+    Raises UserError if all are damaged.
+    """
+    step, skipped = verification.newest_intact(workdir)
+    for problem in skipped.values():
+        log.warning("%s", problem)
+    if step is None and skipped:
+        raise UserError(
+            f"{workdir} has no intact checkpoint: {'; '.join(skipped.values())}. Restore the files "
+            "from a copy, or use another --workdir to train from the start"
+        )
+    return step or 0
+
+
+def _check_model_files(workdir: Path, step: int, *, accept: bool) -> None:
+    """Raises UserError if a file in model/ is not what it was when the run last started.
+
+    accept: logs a warning instead.
+    """
+    checkpoint = workdir / contents.CHECKPOINTS / str(step)
+    wrong = verification.problems_of_description(workdir, checkpoint, model_only=True)
+    if not wrong:
+        return
+    problem = (
+        f"the model and tokenizer was described in {manifest.FILE} and is another: "
+        f"{manifest.listed(wrong)}"
+    )
+    if not accept:
+        raise UserError(
+            f"{workdir} holds a run with other data: {problem}. Restore the files from a copy, use "
+            "another --workdir, or pass --other-data to continue with these"
+        )
+    log.warning("%s: %s", workdir, problem)
 
 
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from pid_jax.checkpoints.orbax import saved_steps
+from pid_jax.checkpoints.verification import newest_intact
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.training import step
 
 
 def state_of(workdir: Path) -> str:
-    """States the last checkpoint and the remedy, after a disk error."""
-    steps = saved_steps(workdir)
+    """States the last intact checkpoint and the remedy, after a disk error."""
+    step = newest_intact(workdir).step
     again = "Correct the problem and run the same command again"
-    if steps:
-        return f"the checkpoint of step {steps[-1]} is intact. {again} to continue from there"
+    if step is not None:
+        return f"the checkpoint of step {step} is intact. {again} to continue from there"
     return f"nothing was saved yet. {again}"
 
 

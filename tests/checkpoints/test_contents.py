@@ -54,7 +54,7 @@ def test_a_run_is_known_by_the_keys_of_its_config(run, text_model):
     assert contents.is_run(run)
 
 
-@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/12", "model"])
+@pytest.mark.parametrize("part", ["checkpoints", "checkpoints/12/state", "model"])
 def test_for_a_part_of_a_run_the_run_is_named(run, part):
     assert f"a part of the training run {run}" in refusal(run / part)
 
