@@ -298,8 +298,8 @@ def _verify(path: Path) -> None:
         )
     if wrong := verification.problems_of_description(workdir, path):
         raise manifest.Damaged(
-            f"{workdir} is damaged: {manifest.listed(wrong)}. Restore it from a copy. If the files "
-            f"in {MODEL}/ are as you want them, run train.py with --other-data to accept them"
+            f"{workdir} is damaged: {manifest.listed(wrong)}. Restore it from a copy. Otherwise "
+            f"train.py with --other-data writes {CONFIG} again and accepts the files in {MODEL}/"
         )
 
 

@@ -85,13 +85,13 @@ def _train(
         )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
-    start = _last_step(workdir)
+    start = last_step(workdir)
     if start:
         _check_same_run(workdir, config)
         _check_model_files(workdir, start, accept=other_data)
     if start >= config.train.steps:
         if start and other_data:
-            verification.describe(workdir, (workdir / CONFIG).read_text(encoding="utf-8"))
+            _write_config(workdir, config)
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
@@ -252,14 +252,19 @@ def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: b
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes data.json and config.json, after all checks, so that errors leave them unchanged."""
+    fingerprints.write(workdir, read)
+    _write_config(workdir, config)
+
+
+def _write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes config.json, and the manifest of it and of the files in model/."""
     text = configuration.to_json(config)
     verification.describe(workdir, text)
-    fingerprints.write(workdir, read)
     with replacing(workdir / CONFIG) as file:
         file.write_text(text, encoding="utf-8")
 
 
-def _last_step(workdir: Path) -> int:
+def last_step(workdir: Path) -> int:
     """The step of the newest intact checkpoint, or 0. Logs those that are damaged.
 
     Raises UserError if all are damaged.

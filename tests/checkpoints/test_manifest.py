@@ -58,21 +58,20 @@ def test_files_that_the_manifest_does_not_name_are_not_verified(written):
     assert problems(written) == []
 
 
-def test_every_single_flipped_bit_of_a_manifest_is_detected(written):
+def test_a_flipped_bit_in_any_byte_of_a_manifest_is_detected(written):
     path = written / manifest.FILE
     intact = path.read_bytes()
     for at in range(len(intact)):
-        for bit in range(8):
-            content = bytearray(intact)
-            content[at] ^= 1 << bit
-            path.write_bytes(content)
-            try:
-                same = manifest.read(written)
-            except manifest.Damaged:
-                continue
-            # White space: the content is the same.
-            assert json.loads(content) == json.loads(intact)
-            assert same is not None
+        content = bytearray(intact)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            read = manifest.read(written)
+        except manifest.Damaged:
+            continue
+        # Other white space: the content is the same.
+        assert json.loads(content) == json.loads(intact)
+        assert read is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b'"text"', b"{}", b"\xff", b"[" * 9999])

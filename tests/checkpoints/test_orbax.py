@@ -1,12 +1,16 @@
+import errno
 import json
+import os
 import re
+import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import huggingface, manifest, verification
 from pid_jax.checkpoints.orbax import (
     CHECKPOINTS,
     CONFIG,
@@ -98,12 +102,61 @@ def test_a_run_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
     write_run(tmp_path, [None])
+    saving = tmp_path / CHECKPOINTS / ".saving"
+    # Of Orbax, of Orbax in an earlier version, and complete but without a manifest.
+    (saving / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     unfinished = tmp_path / CHECKPOINTS / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
+    shutil.copytree(tmp_path / CHECKPOINTS / "1", saving / "3")
     np.testing.assert_array_equal(load_params(tmp_path, "last")["kernel"], 1.0)
     assert saved_steps(tmp_path) == [1]
     with RunCheckpoints(tmp_path, recent=1, best_metric="loss"):
         assert not unfinished.exists()
+        assert not (saving / "3").exists()
+    assert not saving.exists()
+
+
+def test_a_checkpoint_is_visible_with_its_manifest_which_no_step_waits_for(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    write = verification.write_manifest
+
+    def slowly(*arguments):
+        assert go_on.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(verification, "write_manifest", slowly)
+    with RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints:
+        checkpoints.save(1, state_of(1), numbers())
+        assert saved_steps(tmp_path) == []
+        go_on.set()
+        checkpoints.wait()
+        assert saved_steps(tmp_path) == [1]
+        assert manifest.read(tmp_path / CHECKPOINTS / "1") is not None
+
+
+def test_an_error_of_the_manifest_is_raised_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    write_run(tmp_path, [{"loss": 1.0}], recent=1)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(verification, "write_manifest", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        RunCheckpoints(tmp_path, recent=1, best_metric="loss") as checkpoints,
+    ):
+        checkpoints.save(2, state_of(2), numbers())
+    assert saved_steps(tmp_path) == [1]
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
+
+
+def test_later_checkpoints_are_renamed_where_a_run_resumes_from_an_earlier_one(tmp_path):
+    write_run(tmp_path, [{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0}], recent=3)
+    with RunCheckpoints(tmp_path, recent=2, best_metric="loss", resume_after=1) as checkpoints:
+        assert checkpoints.best_step == 1
+        checkpoints.save(2, state_of(2), numbers())
+    names = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
+    assert names == ["1", "2", "damaged-2", "damaged-3"]
 
 
 def test_a_run_is_loaded_as_a_model(tmp_path, tiny_model):
