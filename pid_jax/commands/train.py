@@ -18,10 +18,10 @@ its keys:
 A config of this project also goes by its name, from any folder: --config=multiwoz:21,scratch.
 pid_jax/training/config.py explains every key.
 
-The same command, run again, goes on from the last checkpoint in WORKDIR. SIGTERM and Ctrl-C save
-first. WORKDIR then has checkpoints/, metrics.jsonl, TensorBoard events and everything that
-evaluation, prediction and export need. A run whose data has changed is refused without
---other-data.
+The same command, run again, goes on from the last checkpoint in WORKDIR, or from the last intact
+one if files are damaged. SIGTERM and Ctrl-C save first. WORKDIR then has checkpoints/,
+metrics.jsonl, TensorBoard events and everything that evaluation, prediction and export need. A run
+whose data has changed is refused without --other-data.
 """
 EPILOG = """\
 exit status: 0 trained; 1 the loss became NaN or infinite; 2 a mistake in the command, the config
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
     parser.add_argument(
         "--other-data",
         action="store_true",
-        help="go on with a run although its data has changed",
+        help="go on with a run although its data, or a file in WORKDIR/model, has changed",
     )
     options, overrides = parser.parse_known_args(argv)
 
