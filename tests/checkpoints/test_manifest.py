@@ -48,9 +48,9 @@ def test_a_manifest_has_the_sizes_and_sha256_digests_of_all_files(written):
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(written, damage, problem):
     damage(written / "d" / "weights")
-    (found,) = problems(written)
-    assert found.startswith("d/weights: ")
-    assert problem in found
+    (wrong,) = problems(written)
+    assert wrong.startswith("d/weights: ")
+    assert problem in wrong
 
 
 def test_files_that_the_manifest_does_not_name_are_not_verified(written):
