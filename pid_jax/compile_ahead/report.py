@@ -128,6 +128,8 @@ def _lines(compiled: Compiled) -> Iterator[str]:
     )
     if request.has_mixed_products:
         yield "Products are Triton's, with the compiler's default tiles."
+    if chip.gathers_on_sparse_core:
+        yield "Gathers are on the TensorCore: jaxlib cannot print those of a SparseCore."
     yield f"{request.shape}"
     if request.arranged != request.shape:
         yield f"as {request.arranged}"
