@@ -108,13 +108,14 @@ def test_a_decode_step_does_not_depend_on_the_number_of_steps() -> None:
 
 def test_flops_of_a_decode_step_are_those_of_the_formula() -> None:
     """One token of every prompt, through both layers and the head."""
-    rows, d, f, s = 8 * 4, 256, 512, 128
-    slots = 8 + 16 - 1
+    prompts, d, f, s = 4, 256, 512, 128
+    rows = 8 * prompts
+    slots = 24  # 8 + 16 - 1, up to a multiple of 8
     step = program_estimate("v5e", "decode", SMALL, SHAPE)
-    layer = rows * (6 * d * d + 2 * d * f) + 2 * rows * s * d
-    least = 2 * (2 * (layer + 2 * rows * slots * d) + rows * d * 1024)
-    # The cache has one slot or a few more than positions, and the new token has its own score.
-    assert least <= step.flops <= least + 2 * 2 * 2 * rows * 3 * d
+    products = rows * (6 * d * d + 2 * d * f)
+    # One product has the keys of all prompts of a document.
+    attention = 2 * rows * d * (s + slots * prompts)
+    assert step.flops == 2 * (2 * (products + attention) + rows * d * 1024)
 
 
 @pytest.mark.parametrize(
