@@ -92,7 +92,7 @@ def _train(
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
-    materials = _prepare(config, workdir, mesh, resuming=start > 0, other_data=other_data)
+    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data, mesh=mesh)
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
@@ -211,11 +211,16 @@ class _Materials(NamedTuple):
 
 
 def _prepare(
-    config: ConfigDict, workdir: Path, mesh: Mesh, *, resuming: bool, other_data: bool
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    resuming: bool,
+    other_data: bool,
+    mesh: Mesh | None = None,
 ) -> _Materials:
     """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming.
 
-    mesh: pretrained parameters are sharded over its devices.
+    mesh: pretrained parameters are sharded over its devices. None for the first device.
     """
     examples = assembly.read_examples(config, config.data.train_split)
     params = None

@@ -87,10 +87,11 @@ def shares(model, sizes, itemsize):
     return sum(jax.tree.leaves(jax.tree.map(share, of, shapes)))
 
 
-def seen_of(directory, loaded_dtype):
+def seen_of(directory, loaded_dtype, on=tuple(meshes)):
     whole = PidModel.from_pretrained(directory, loaded_dtype)
     seen = {}
-    for name, sizes in meshes.items():
+    for name in on:
+        sizes = meshes[name]
         loaded, alive = load(directory, dict(zip(names, sizes)), loaded_dtype)
         itemsize = jax.tree.leaves(whole.params)[0].dtype.itemsize
         seen[name] = {
@@ -121,7 +122,8 @@ with tempfile.TemporaryDirectory() as folder:
                 "files": files,
                 "largest": max(sizes),
                 "stored": sum(sizes),
-                "meshes": seen_of(directory, "float32" if dtype == "float32" else "auto"),
+                "meshes": seen_of(directory, "float32")
+                if dtype == "float32" else seen_of(directory, "auto", ["fsdp", "all"]),
             }
     # bfloat16 in the files, float32 in memory.
     _, tiny = load(directory, {"data": 1, "fsdp": -1}, "float32")
@@ -178,6 +180,9 @@ json.dump(seen, sys.stdout)
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def seen():
     ended = subprocess.run(
@@ -216,7 +221,8 @@ def test_the_host_reads_every_share_once_and_no_more_than_a_tensor_at_a_time(see
         assert of_mesh["largest_read"] <= seen[name]["largest"]
         assert of_mesh["all_read"] <= seen[name]["stored"]  # sinusoids are in no file
     assert meshes["fsdp"]["largest_read"] == seen[name]["largest"] / 8
-    assert meshes["data"]["largest_read"] == seen[name]["largest"]
+    if name.endswith("float32"):
+        assert meshes["data"]["largest_read"] == seen[name]["largest"]
 
 
 def test_several_files_are_read(seen):
