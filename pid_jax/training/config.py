@@ -183,6 +183,9 @@ def default() -> ConfigDict:
     # input of the layer), "dots_with_no_batch_dims" (all but products with parameters), "dots"
     # (all but products), or a name of jax.checkpoint_policies. Saves memory, costs time.
     config.train.remat = "none"
+    # Parts of a batch whose gradients are computed one after another and summed, weighted by their
+    # target tokens: the memory of a smaller batch, the loss of the whole one.
+    config.train.micro_batches = 1
     # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
     config.train.log_every_steps = 20
 
@@ -299,6 +302,7 @@ def check(config: ConfigDict) -> None:
         "data.target_tokens",
         "data.document_multiple",
         "train.steps",
+        "train.micro_batches",
         "train.log_every_steps",
         "evaluation.every_steps",
         "checkpoint.every_steps",
@@ -381,7 +385,7 @@ def read_saved(file: Path) -> dict[str, Any]:
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
         "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
-        "train": {"remat": rematerialisation.NONE},
+        "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
     }
     for name, added in later.items():
         section = content.setdefault(name, {})

@@ -265,12 +265,14 @@ def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[
 
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key in ("data.batch_size", "evaluation.batch_size"):
+    micro_batches = config.train.micro_batches
+    for key, factor in (("data.batch_size", micro_batches), ("evaluation.batch_size", 1)):
         size = configuration.get(config, key)
-        if size % parts:
+        if size % (parts * factor):
+            times = f", times config.train.micro_batches={factor}" if factor > 1 else ""
             raise UserError(
-                f"config.{key} is {size}: it must be a multiple of {parts}, the number of devices "
-                "along the mesh axes data and fsdp"
+                f"config.{key} is {size}: it must be a multiple of {parts * factor}, the number of "
+                f"devices along the mesh axes data and fsdp{times}"
             )
 
 

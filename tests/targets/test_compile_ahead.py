@@ -43,6 +43,14 @@ def test_a_large_product_takes_about_the_time_of_the_chips_rate(kind: str) -> No
     assert 0.95 < seconds / (2 * 8192**3 / chip.flops_per_second) < 1.6
 
 
+@pytest.mark.parametrize("kind", TPUS)
+def test_programs_with_gathers_have_cycles(kind: str) -> None:
+    large = {**SMALL, "vocab_size": 32_128}
+    estimate = program_estimate(kind, "prefill", large, BatchShape(8, 512, 8, 9, 16))
+    assert estimate.unreadable == ""
+    assert estimate.parts["encoder attention"].cycles
+
+
 def test_a_product_is_one_library_call_on_h100() -> None:
     matrix = jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16)
     product = function_estimate("h100", jnp.matmul, matrix, matrix)
