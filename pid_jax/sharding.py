@@ -76,7 +76,7 @@ def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(logical, LOGICAL_AXIS_RULES))
 
 
-def param_shardings(mesh: Mesh, logical_axes: Any) -> Any:
+def param_shardings(mesh: "AnyMesh", logical_axes: Any) -> Any:
     """A tree of shardings for the tree of logical axes of `models.logical_axes`."""
     return nn.logical_to_mesh_sharding(logical_axes, mesh, LOGICAL_AXIS_RULES)
 

@@ -8,6 +8,7 @@
 <workdir>/events/           the same metrics and the speed, for TensorBoard
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def _train(
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
-    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
+    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data, mesh=mesh)
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
@@ -209,14 +210,24 @@ class _Materials(NamedTuple):
     """Fingerprints of the data and the files in model/."""
 
 
-def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: bool) -> _Materials:
-    """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming."""
+def _prepare(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    resuming: bool,
+    other_data: bool,
+    mesh: Mesh | None = None,
+) -> _Materials:
+    """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming.
+
+    mesh: pretrained parameters are sharded over its devices. None for the first device.
+    """
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
     if resuming:
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
     else:
-        model, params, tokenizer = assembly.new_model(config, examples)
+        model, params, tokenizer = assembly.new_model(config, examples, mesh)
         generation = assembly.generation_of(config)
         assembly.save_model(workdir / MODEL, model, tokenizer, generation)
 
@@ -298,7 +309,7 @@ def _first_state(
     update: Any,
     shardings: step.TrainState,
 ) -> step.TrainState:
-    """The state before step 1, with `params`, or with new parameters for None."""
+    """The state before step 1, with `params` as they are, or with new parameters for None."""
     seed = config.seed
     if params is None:
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -307,8 +318,13 @@ def _first_state(
             out_shardings=shardings,
         )
         return make(key)
-    make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=shardings)
-    return make(jax.device_put(params, shardings.params))
+
+    def others(params: Params) -> step.TrainState:
+        return dataclasses.replace(step.initial_state(params, update, seed), params=None)
+
+    # The program returns no parameters, because it would copy them.
+    state = jax.jit(others, out_shardings=dataclasses.replace(shardings, params=None))(params)
+    return dataclasses.replace(state, params=params)
 
 
 def _tokens(batch: Batch) -> int:
