@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pid_jax.errors import UserError
 
@@ -76,7 +76,7 @@ def named_sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, nn.logical_to_mesh_axes(logical, LOGICAL_AXIS_RULES))
 
 
-def param_shardings(mesh: Mesh, logical_axes: Any) -> Any:
+def param_shardings(mesh: "AnyMesh", logical_axes: Any) -> Any:
     """A tree of shardings for the tree of logical axes of `models.logical_axes`."""
     return nn.logical_to_mesh_sharding(logical_axes, mesh, LOGICAL_AXIS_RULES)
 
@@ -118,7 +118,7 @@ def shares(logical: str) -> int:
     return 1 if mesh is None else _parts(mesh, _mesh_axes(logical))
 
 
-def constrain(x: Float[Array, "*axes"], *logical: str | None) -> Float[Array, "*axes"]:
+def constrain(x: Shaped[Array, "*axes"], *logical: str | None) -> Shaped[Array, "*axes"]:
     """x with the sharding of these logical axes on the current mesh. x itself without a mesh.
 
     logical: one name for each axis of x, as the function sees it: under `jax.vmap` without the
@@ -132,6 +132,17 @@ def constrain(x: Float[Array, "*axes"], *logical: str | None) -> Float[Array, "*
     if "batch" in logical and spec[logical.index("batch")] is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def constrain_params(tree: Any, logical_axes: Any) -> Any:
+    """`constrain` of each parameter, or of its gradient. logical_axes: of `models.logical_axes`."""
+    axes = jax.tree.leaves(logical_axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    leaves, structure = jax.tree.flatten(tree)
+    constrained = [
+        constrain(leaf, *of_leaf, *[None] * (leaf.ndim - len(of_leaf)))
+        for leaf, of_leaf in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, constrained)
 
 
 def constrain_features(

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pid_jax import models
 from pid_jax.atomic_file import filling
 from pid_jax.backends.int8 import is_quantized
 from pid_jax.checkpoints import contents, generation_config, tensors
+from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.checkpoints.tensors import WEIGHTS, WEIGHTS_INDEX
 from pid_jax.errors import UserError
 from pid_jax.models.config_reading import end_tokens
@@ -100,20 +102,29 @@ def read_generation(directory: Path) -> dict[str, Any]:
 
 
 def load(
-    path_or_hub_id: str | Path, dtype: DTypeLike | None = jnp.float32, *, on_host: bool = False
+    path_or_hub_id: str | Path,
+    dtype: DTypeLike | None = jnp.float32,
+    *,
+    on_host: bool = False,
+    mesh: Mesh | None = None,
+    partial_init: PartialInit | None = None,
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     """Loads the model, its parameters, its tokenizer (or None) and its generation configuration.
 
     dtype: of the parameters, None for that of each tensor. on_host: parameters are arrays of NumPy
-    instead of arrays on the default device.
+    instead of arrays on the default device. mesh: parameters are sharded over its devices, and each
+    share is read from the files as it is needed. partial_init: loads what fits a model with another
+    configuration.
 
-    Raises `UserError` for missing, unexpected and misshapen tensors, naming them, and for pickled
-    weights.
+    Raises `UserError` for missing, unexpected and misshapen tensors, naming them, for pickled
+    weights, and for parameters that the mesh does not divide.
     """
     directory = find(path_or_hub_id)
     if not (directory / "config.json").exists():
         raise UserError(contents.why_no_config(directory))
     config = read_config(directory)
+    if partial_init is not None:
+        config = partial_init.config(config)
     family = models.family_of(config.model_type)
     if not any(directory.glob("*.safetensors*")):
         files = [path.name for path in directory.iterdir()]
@@ -123,7 +134,15 @@ def load(
     with tensors.open_weights(directory) as weights:
         config, names = tensors.match_tensors(family, config, weights)
         params = tensors.read_params(
-            config, family, names, weights, directory, dtype, on_host=on_host
+            config,
+            family,
+            names,
+            weights,
+            directory,
+            dtype,
+            on_host=on_host,
+            mesh=mesh,
+            partial_init=partial_init,
         )
     model = models.build(config, activations_of(params))
     return model, params, load_tokenizer(directory), read_generation(directory)

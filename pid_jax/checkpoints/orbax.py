@@ -15,18 +15,27 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
-from jax.sharding import SingleDeviceSharding
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
 from pid_jax import directory_lock, models
-from pid_jax.checkpoints import contents, finite, huggingface, manifest, ranking, verification
+from pid_jax.checkpoints import (
+    contents,
+    finite,
+    huggingface,
+    manifest,
+    placement,
+    ranking,
+    verification,
+)
 from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
@@ -201,14 +210,21 @@ def load_model(
     dtype: DTypeLike | None = jnp.float32,
     *,
     on_host: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
     """Loads a run's model, its parameters, its tokenizer and its generation configuration.
 
-    step, dtype, on_host: as in `load_params`, which also says what is raised.
+    step, dtype, on_host: as in `load_params`, which also says what is raised. mesh: parameters are
+    sharded over its devices, whatever mesh the run had. Raises UserError for parameters that the
+    mesh does not divide.
     """
+    checkpoint_path(workdir, step)  # the more helpful error if there is none
     directory = Path(workdir) / MODEL
-    params = load_params(workdir, step, dtype, on_host=on_host)
+    # Before it is read. The rest is verified when the parameters are loaded.
+    manifest.check_file(directory.parent, f"{MODEL}/config.json")
     config = huggingface.read_config(directory)
+    shardings = placement.shardings(mesh, models.build(config))
+    params = load_params(workdir, step, dtype, on_host=on_host, shardings=shardings)
     model = models.build(config, huggingface.activations_of(params))
     tokenizer = huggingface.load_tokenizer(directory)
     return model, params, tokenizer, huggingface.read_generation(directory)
@@ -220,10 +236,12 @@ def load_params(
     dtype: DTypeLike | None = jnp.float32,
     *,
     on_host: bool = False,
+    shardings: Mapping[placement.Path, Sharding] = MappingProxyType({}),
 ) -> Params:
     """The parameters of a run's checkpoint in `dtype` (None: as saved), on the first device.
 
-    on_host: arrays of NumPy instead.
+    on_host: arrays of NumPy instead. shardings: of parameters on other devices, by path. Each
+    device then receives its share only.
 
     "best" is the best checkpoint by the metric in the run's config (checkpoint.best_metric), or
     the last before the first evaluation. Raises UserError if there is no such checkpoint, if it or
@@ -231,27 +249,42 @@ def load_params(
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    sharding = SingleDeviceSharding(jax.local_devices()[0])
+    first = SingleDeviceSharding(jax.local_devices()[0])
 
-    def wanted(leaf: Any) -> Any:
+    def wanted(path: placement.Path, leaf: Any) -> Any:
         kind = jnp.dtype(dtype or leaf.dtype)
         if on_host:
             # Orbax reads into NumPy for an array of NumPy. This one has memory for one number.
             return np.broadcast_to(np.zeros((), kind), leaf.shape)
-        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=shardings.get(path, first))
 
     def read(path: Path) -> Params:
         with _named(path), context:
             saved = ocp.metadata(path).metadata["params"]
-            abstract = jax.tree.map(wanted, saved)
-            params = ocp.load(path, {"params": abstract})["params"]
+            abstract = {names: wanted(names, leaf) for names, leaf in flatten_dict(saved).items()}
+            params = ocp.load(path, {"params": unflatten_dict(abstract)})["params"]
         for names, leaf in flatten_dict(params).items():
-            problem = finite.why_unusable("/".join(names), np.asarray(leaf))
+            problem = _why_unusable("/".join(names), leaf)
             if problem is not None:
                 raise UserError(f"{path}: {problem}")
         return params
 
     return read_checkpoint(workdir, step, read)
+
+
+def _why_unusable(name: str, leaf: jax.Array | np.ndarray) -> str | None:
+    """`finite.why_unusable` of the shares that this process has, one at a time."""
+    if isinstance(leaf, np.ndarray):
+        return finite.why_unusable(name, leaf)
+    check = finite.FiniteCheck(name)
+    of_start = {}  # several devices may have the same share
+    for shard in leaf.addressable_shards:
+        bounds = zip(shard.index, leaf.shape, strict=True)
+        of_start[tuple(part.indices(size)[0] for part, size in bounds)] = shard.data
+    for start, share in of_start.items():
+        # Of a copy, because an array retains the NumPy array that is made of it.
+        check.add(np.asarray(jnp.copy(share)), start)
+    return check.problem()
 
 
 def read_checkpoint(

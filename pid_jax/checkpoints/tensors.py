@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pid_jax import models
-from pid_jax.checkpoints import contents, finite
+from pid_jax.checkpoints import contents, finite, partial, placement
+from pid_jax.checkpoints.partial import PartialInit, initialised, joined
+from pid_jax.checkpoints.placement import Bounds, Destination
+from pid_jax.checkpoints.stored_tensor import StoredParameter, StoredTensor, equal
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import Config, Family, Params
+from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 def match_tensors(
-    family: Family, config: Config, tensors: Mapping[str, Any]
+    family: Family, config: Config, tensors: Mapping[str, StoredTensor]
 ) -> tuple[Config, dict[str, str]]:
     """Matches the checkpoint's tensors to the family's names, and removes redundant aliases.
 
@@ -55,7 +58,7 @@ def match_tensors(
             continue
         if name not in names:
             names[name] = names.pop(alias)
-        elif np.array_equal(tensors[names[alias]](), tensors[names[name]]()):
+        elif equal(tensors[names[alias]], tensors[names[name]]):
             del names[alias]
     return config.with_tensors(names), names
 
@@ -64,67 +67,128 @@ def read_params(
     config: Config,
     family: Family,
     names: Mapping[str, str],
-    tensors: Mapping[str, Callable[[], np.ndarray]],
+    tensors: Mapping[str, StoredTensor],
     directory: Path,
     dtype: DTypeLike | None,
     *,
     on_host: bool = False,
+    mesh: Mesh | None = None,
+    partial_init: PartialInit | None = None,
 ) -> Params:
     """The tree of parameters in `dtype` (None: that of each tensor).
 
     names: as returned by `match_tensors`. directory: for messages. on_host: arrays of NumPy instead
-    of arrays on the default device. Raises UserError that lists missing, unexpected, misshapen and
-    unusable tensors.
+    of arrays on the default device. mesh: arrays that are sharded over its devices. This process
+    then reads the shares of its own devices, one at a time. partial_init: initialises parameters
+    that the checkpoint lacks or has in another shape. Raises UserError that lists missing,
+    unexpected, misshapen and unusable tensors, unless `partial_init` allows them.
     """
     locations = family.tensors(config)
-    expected = flatten_dict(models.abstract_params(models.build(config)))
+    model = models.build(config)
+    shapes = {p: leaf.shape for p, leaf in flatten_dict(models.abstract_params(model)).items()}
+    destination = Destination(dtype, placement.shardings(mesh, model), on_host)
     problems = []
-    of_path: dict[tuple[str, ...], str] = {}
+    sources: dict[placement.Path, StoredParameter] = {}
     for name in sorted(locations.keys() & names.keys()):
-        other = of_path.setdefault(locations[name].path, name)
+        path, transposed = locations[name]
+        source = StoredParameter(name, tensors[names[name]], transposed)
+        other = sources.setdefault(path, source).name
         if other != name:
             problems.append(f"{name} differs from {other}, but the model has one tensor for both")
     made = {
         locations[name].path: make
         for name, make in family.defaults.items()
-        if locations[name].path not in of_path
+        if locations[name].path not in sources
     }
-    present = of_path.keys() | made.keys()
+    present = sources.keys() | made.keys()
     missing = sorted(name for name, place in locations.items() if place.path not in present)
     extra = sorted(names.keys() - locations.keys())
-    problems += [f"missing: {name}" for name in missing]
-    problems += [f"not of this model: {name}" for name in extra]
-    asarray = _on_host if on_host else jnp.asarray
-    leaves = {}
-    for path, name in of_path.items():
-        transposed = locations[name].transposed
-        tensor = tensors[names[name]]()
-        tensor = tensor.T if transposed else tensor
-        wanted = expected[path].shape
-        if tensor.shape != wanted:
-            shapes = (tensor.shape[::-1], wanted[::-1]) if transposed else (tensor.shape, wanted)
-            problems.append(f"{name} has shape {shapes[0]}, but config.json requires {shapes[1]}")
-        elif (problem := finite.why_unusable(name, tensor)) is not None:
+    new: dict[placement.Path, jax.Array] = {}
+    extended: dict[placement.Path, int] = {}
+    if partial_init is None:
+        problems += [f"missing: {name}" for name in missing]
+        problems += [f"not of this model: {name}" for name in extra]
+    else:
+        sources, extended = _fitting(model, shapes, sources, missing, extra)
+        absent = shapes.keys() - made.keys() - (sources.keys() - extended.keys())
+        new = initialised(model, partial_init.seed, sorted(absent), destination.shardings)
+    leaves: dict[placement.Path, Any] = {}
+    for path, source in sources.items():
+        if source.shape != shapes[path] and path not in extended:
+            problems.append(source.misfit(shapes[path]))
+            continue
+        check = finite.FiniteCheck(source.name)
+        read = _checked(source, check)
+        if problems:  # which the error lists with those of this tensor
+            for bounds in destination.shares(path, shapes[path]):
+                read(bounds)
+        else:
+            leaves[path] = destination.load(path, shapes[path], read)
+        if (problem := check.problem()) is not None:
             problems.append(problem)
-        elif not problems:
-            leaves[path] = asarray(np.ascontiguousarray(tensor), dtype)
-    for path, make in made.items():
-        made_as = dtype or next((leaf.dtype for leaf in leaves.values()), None)
-        leaves[path] = asarray(make(expected[path].shape), made_as)
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise UserError(f"{directory}: tensors that cannot be used:\n  " + "\n  ".join(shown))
+    stored = next((leaf.dtype for leaf in leaves.values()), None)
+    for path, make in made.items():
+        values = make(shapes[path])
+        leaves[path] = destination.load(path, values.shape, _slicing(values), dtype or stored)
+    for path, leaf in new.items():
+        if path in extended:
+            axis = extended[path]
+            leaves[path] = joined(leaves[path], leaf, sources[path].shape[axis], axis)
+        else:
+            leaves[path] = leaf.astype(dtype or stored)
     return unflatten_dict(leaves)
 
 
-def _on_host(tensor: np.ndarray, dtype: DTypeLike | None) -> np.ndarray:
-    """The numbers of `jnp.asarray`, which has no float64 by default."""
-    return tensor.astype(dtype or jax.dtypes.canonicalize_dtype(tensor.dtype), copy=False)
+def _fitting(
+    model: EncoderDecoder,
+    shapes: Mapping[placement.Path, tuple[int, ...]],
+    sources: Mapping[placement.Path, StoredParameter],
+    missing: list[str],
+    extra: list[str],
+) -> tuple[dict[placement.Path, StoredParameter], dict[placement.Path, int]]:
+    """What a partial load reads: tensors of the right shape, or with another vocabulary.
+
+    Returns the sources, and the axis of the vocabulary of those with another one. Logs the others.
+    """
+    logical = flatten_dict(models.logical_axes(model))
+    fitting, axes, unfit = {}, {}, []
+    for path, source in sources.items():
+        if source.shape != shapes[path]:
+            axis = partial.vocabulary_axis(source.shape, shapes[path], logical[path])
+            if axis is None:
+                unfit.append(source.name)
+                continue
+            axes[path] = axis
+        fitting[path] = source
+    vocabularies = {
+        fitting[path].name: (fitting[path].shape[axis], shapes[path][axis])
+        for path, axis in axes.items()
+    }
+    partial.report(sorted(missing + unfit), sorted(extra + unfit), vocabularies)
+    return fitting, axes
+
+
+def _checked(source: StoredParameter, check: finite.FiniteCheck) -> Callable[[Bounds], np.ndarray]:
+    """`source.read`, which also checks what it reads."""
+
+    def read(bounds: Bounds) -> np.ndarray:
+        values = source.read(bounds)
+        check.add(values, [start for start, _ in bounds])
+        return values
+
+    return read
+
+
+def _slicing(values: np.ndarray) -> Callable[[Bounds], np.ndarray]:
+    return lambda bounds: values[tuple(slice(*pair) for pair in bounds)]
 
 
 @contextmanager
-def open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndarray]]]:
-    """A function per tensor name that reads the tensor.
+def open_weights(directory: Path) -> Iterator[Mapping[str, StoredTensor]]:
+    """The tensors of a directory, by name.
 
     Raises UserError for missing and damaged files.
     """
@@ -145,7 +209,7 @@ def open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndarr
         names = [path.name for path in directory.iterdir()]
         raise UserError(contents.why_no_weights(str(directory), names))
     with ExitStack() as stack:
-        tensors: dict[str, Callable[[], np.ndarray]] = {}
+        tensors: dict[str, StoredTensor] = {}
         for name in files:
             path = directory / name
             if path.parent.resolve() != directory.resolve() or not path.is_file():
@@ -156,9 +220,5 @@ def open_weights(directory: Path) -> Iterator[Mapping[str, Callable[[], np.ndarr
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{path}: not a complete safetensors file ({error})") from error
             for tensor in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                tensors[tensor] = _reader(file, tensor)
+                tensors[tensor] = StoredTensor(file, tensor)
         yield tensors
-
-
-def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
-    return lambda: file.get_tensor(name)

@@ -22,6 +22,8 @@ class Chip:
     clock_hertz: float | None
     """Of a TPU's compute units: peak rate / (matrix units x rows x columns x 2). It turns the
     compiler's cycles into seconds. None for a GPU, whose compiler reports no cycles."""
+    gathers_on_sparse_core: bool = False
+    """Whether libtpu moves gathers, such as those of embeddings, to a TPU's SparseCores."""
 
 
 _GIB = 1 << 30
@@ -33,9 +35,9 @@ CHIPS = {
     # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB at 819 GB/s, one core of 4 matrix units.
     "v5e": Chip("TPU v5e", "tpu", int(15.75 * _GIB), 197e12, 0.819e12, 45e9, 1.5e9),
     # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB at 2,765 GB/s, two cores of 4 matrix units.
-    "v5p": Chip("TPU v5p", "tpu", int(95.73 * _GIB), 459e12, 2.765e12, 90e9, 1.75e9),
+    "v5p": Chip("TPU v5p", "tpu", int(95.73 * _GIB), 459e12, 2.765e12, 90e9, 1.75e9, True),
     # cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, units of 256 x 256.
-    "v6e": Chip("TPU v6e", "tpu", int(31.24 * _GIB), 918e12, 1.64e12, 90e9, 1.75e9),
+    "v6e": Chip("TPU v6e", "tpu", int(31.24 * _GIB), 918e12, 1.64e12, 90e9, 1.75e9, True),
     # NVIDIA H100 data sheet, SXM5: 989 TFLOP/s without sparsity, 80 GB at 3.35 TB/s, NVLink with
     # 900 GB/s for both directions. The memory is that of `H100_TARGET_CONFIG`.
     "h100": Chip("H100 SXM", "gpu", 84_942_979_072, 989e12, 3.35e12, 450e9, None),

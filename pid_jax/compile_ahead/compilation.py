@@ -40,7 +40,9 @@ def compile_request(request: ProgramRequest, dump: Path | None = None) -> Compil
     counted = 0
     latest: TracedProgram | None = None
     devices = max(request.target.count, 1)
-    options = targets.DEFAULT_TILES if request.has_mixed_products else {}
+    options = dict(targets.DEFAULT_TILES) if request.has_mixed_products else {}
+    if request.target.chip.gathers_on_sparse_core:
+        options |= targets.GATHERS_ON_TENSOR_CORE
     with targets.compiling():
         try:
             for latest in traced(request):

@@ -118,10 +118,12 @@ def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
     mesh = sharding.make_mesh(**request.mesh, devices=devices)
     shape = request.arranged
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if shape.documents % parts:
+    factor = config.train.micro_batches if request.program == "train" else 1
+    if shape.documents % (parts * factor):
+        times = f", times config.train.micro_batches={factor}" if factor > 1 else ""
         raise UserError(
-            f"{shape.documents} documents: they must be a multiple of {parts}, the number of "
-            "devices along the mesh axes data and fsdp"
+            f"{shape.documents} documents: they must be a multiple of {parts * factor}, the number "
+            f"of devices along the mesh axes data and fsdp{times}"
         )
     model = assembly.build_model(config, request.config)
     update = optimizer.build(config)

@@ -19,7 +19,7 @@ CAVEAT = "Estimates of the compiler. Nothing was measured on an accelerator."
 def to_json(compiled: Compiled) -> dict[str, Any]:
     """Every figure of the table. Of a decode program, `estimated_cycles` and so on are those of one
     decode step; `estimated_cycles` is None for a GPU. Bytes are those of each device, `flops` those
-    of all. Training programs have `remat` and `scan_layers` of the training config."""
+    of all. Training programs also have settings of the training config."""
     request, estimate = compiled.request, compiled.estimate
     shape, chip = request.shape, request.target.chip
     trains = request.program in TRAINING
@@ -52,6 +52,7 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
         result |= {
             "remat": request.training.train.remat,
             "scan_layers": request.training.model.scan_layers,
+            "micro_batches": request.training.train.micro_batches,
         }
     if estimate is None:
         return result | {
@@ -127,6 +128,8 @@ def _lines(compiled: Compiled) -> Iterator[str]:
     )
     if request.has_mixed_products:
         yield "Products are Triton's, with the compiler's default tiles."
+    if chip.gathers_on_sparse_core:
+        yield "Gathers are on the TensorCore: jaxlib cannot print those of a SparseCore."
     yield f"{request.shape}"
     if request.arranged != request.shape:
         yield f"as {request.arranged}"
@@ -246,7 +249,13 @@ def remedies(compiled: Compiled) -> list[str]:
     result = []
     state = compiled.parameter_bytes + compiled.optimizer_bytes
     state_fits = state < 0.8 * chip.memory_bytes
-    if state_fits and documents > 1:
+    if state_fits and training and _divides(compiled):
+        count = 2 * request.training.train.micro_batches
+        result.append(
+            f"parts of a batch one after another: --config.train.micro_batches={count}, the same "
+            "step with the activations of a smaller batch"
+        )
+    elif state_fits and documents > 1:
         flag = f"--config.data.batch_size={documents // 2}" if training else ""
         result.append(
             f"half the documents: --documents={documents // 2}"
@@ -277,6 +286,13 @@ def remedies(compiled: Compiled) -> list[str]:
     elif request.mesh.get("data", -1) != 1:
         result.append("split the parameters over all devices: --data=1 --fsdp=-1")
     return result
+
+
+def _divides(compiled: Compiled) -> bool:
+    """Whether a batch can have twice as many micro-batches."""
+    request = compiled.request
+    shares = compiled.devices // max(request.mesh.get("tensor", 1), 1)
+    return request.arranged.documents % (2 * request.training.train.micro_batches * shares) == 0
 
 
 def _larger(request: Any) -> str:

@@ -32,6 +32,12 @@ DEFAULT_TILES: Mapping[str, bool | int] = MappingProxyType(
 bits need them: cuBLAS has none with operands of two dtypes, so that every kernel would be converted
 in memory first."""
 
+GATHERS_ON_TENSOR_CORE: Mapping[str, bool | int] = MappingProxyType(
+    {"xla_tpu_offload_gather_to_sparsecore": False}
+)
+"""Without this option a program for a chip with `Chip.gathers_on_sparse_core` has instructions that
+jaxlib cannot print: libtpu is newer."""
+
 _CUDA_PLUGINS = ("xla_cuda12", "xla_cuda13")
 
 _ENVIRONMENT = {

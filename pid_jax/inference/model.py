@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from pid_jax import arguments
@@ -114,7 +115,11 @@ class PidModel:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: DTypeLike = "float32", weights: str | None = None
+        cls,
+        path: str | Path,
+        dtype: DTypeLike = "float32",
+        weights: str | None = None,
+        mesh: Mapping[str, int] | Mesh | None = None,
     ) -> "PidModel":
         """Loads a Hugging Face directory or hub id, or a training run's working directory.
 
@@ -124,11 +129,14 @@ class PidModel:
         "float32" or "bfloat16" (faster on GPU and TPU, slower on CPU), or "auto", which is that
         of the checkpoint. weights: "int8" for kernels and token embeddings in 8 bits
         (`pid_jax.backends.int8`), for decoding and scores only. None for weights in `dtype`.
+        mesh: sizes of `pid_jax.sharding.make_mesh`, for example `{"data": 1, "tensor": 4}`, or a
+        mesh. The parameters are split over its devices, and every device receives only its share,
+        read from the files as it is needed. None for the first device. Not with 8 bits.
         Raises `UserError` naming the file, key or tensor that does not fit. Turns on JAX's
         persistent compilation cache, unless it is configured already (see
         `pid_jax.compilation_cache`).
         """
-        return cls(*load(path, dtype, weights))
+        return cls(*load(path, dtype, weights, mesh))
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes a directory that transformers loads with `from_pretrained`.

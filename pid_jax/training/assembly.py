@@ -9,11 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
 from pid_jax.backends.settings import current_platform
 from pid_jax.checkpoints import contents, generation_config, huggingface, orbax
+from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch
 from pid_jax.data.detokenizing import Detokenizer
@@ -27,7 +29,7 @@ from pid_jax.data.tokenizing import (
     train_tokenizer,
 )
 from pid_jax.errors import UserError
-from pid_jax.inference.model import PidModel
+from pid_jax.inference.loading import load
 from pid_jax.inference.request import too_long
 from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
@@ -84,18 +86,21 @@ def activation_dtype(config: ConfigDict) -> Any:
 
 
 def new_model(
-    config: ConfigDict, examples: Sequence[Example]
+    config: ConfigDict, examples: Sequence[Example], mesh: Mesh | None = None
 ) -> tuple[EncoderDecoder, Params | None, Tokenizer]:
     """The model of a new run, its parameters (None: to be initialised), and its tokenizer.
 
-    examples: the training examples, to train a tokenizer on. Raises UserError for a checkpoint
+    examples: the training examples, to train a tokenizer on. mesh: the parameters of a checkpoint
+    are sharded over its devices. None for the first device. Raises UserError for a checkpoint
     without a tokenizer.
     """
     if config.model.init:
-        start = PidModel.from_pretrained(config.model.init)
-        architecture, params, tokenizer = start.config, start.params, start.tokenizer
-        if config.tokenizer.path:
-            tokenizer = _read_tokenizer(config)
+        tokenizer = _read_tokenizer(config) if config.tokenizer.path else None
+        initial, params, own_tokenizer, _ = load(
+            config.model.init, "float32", None, mesh, _partial_init(config, tokenizer)
+        )
+        architecture = initial.config
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
         if tokenizer is None:
             raise UserError(
                 f"{config.model.init} has no tokenizer: name one with --config.tokenizer.path=..."
@@ -115,6 +120,22 @@ def new_model(
         }
         architecture = models.config_from_hf(description)
     return build_model(config, architecture), params, tokenizer
+
+
+def _partial_init(config: ConfigDict, tokenizer: Tokenizer | None) -> PartialInit | None:
+    """What of the model may differ from the checkpoint. None if nothing may.
+
+    tokenizer: None for that of the checkpoint.
+    """
+    if not config.model.partial_init:
+        return None
+    if tokenizer is None and contents.run_of(config.model.init) is None:
+        tokenizer = huggingface.load_tokenizer(huggingface.find(config.model.init))
+    return PartialInit(
+        config.seed,
+        config.model.init_architecture.to_dict(),
+        0 if tokenizer is None else _vocabulary(tokenizer),
+    )
 
 
 def saved_model(config: ConfigDict, directory: Path) -> tuple[EncoderDecoder, Tokenizer]:

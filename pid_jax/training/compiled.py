@@ -37,6 +37,7 @@ def training_programs(
         schedule=schedule,
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
+        micro_batches=config.train.micro_batches,
     )
     programs = Programs()
     step_program = CompiledFunction(

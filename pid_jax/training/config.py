@@ -35,7 +35,12 @@ OPTIMIZER_FROM_PYTHON = "train(optimizer=...)"
 """The value of `optimizer.name` in the config.json of a run whose optimizer came from Python."""
 
 # Sections whose keys the model family, the task and the optimizer define and check.
-OPEN_SECTIONS = ("model.architecture", "data.options", "optimizer.args")
+OPEN_SECTIONS = (
+    "model.architecture",
+    "model.init_architecture",
+    "data.options",
+    "optimizer.args",
+)
 
 # A run cannot go on from its checkpoint under another value of these.
 FIXED_BY_CHECKPOINT = (
@@ -43,6 +48,8 @@ FIXED_BY_CHECKPOINT = (
     "seed",
     "model.architecture",
     "model.init",
+    "model.partial_init",
+    "model.init_architecture",
     "tokenizer",
     "data",
     "optimizer.name",
@@ -71,6 +78,14 @@ def default() -> ConfigDict:
     # Start from these weights: a Hugging Face directory or hub id, or a training workdir.
     # "" starts from random parameters, with the sizes of model.architecture.
     config.model.init = ""
+    # Start from a checkpoint of another model: parameters that it lacks, or has in another shape,
+    # are initialised, what does not fit is left out, and the log names both. Without this, such
+    # a checkpoint is an error. A tokenizer with more tokens than the checkpoint extends the
+    # vocabulary.
+    config.model.partial_init = False
+    # With partial_init: keys of a config.json with other values than the checkpoint's, such as
+    # ConfigDict({"num_layers": 12}) here, or --config.model.init_architecture.num_layers=12.
+    config.model.init_architecture = ConfigDict()
     # Activations: "float32", "bfloat16", or "auto": bfloat16 on TPU and GPU, float32 on CPU.
     # Parameters, optimizer state, softmax, norms and loss are float32 in any case.
     config.model.dtype = "auto"
@@ -169,6 +184,9 @@ def default() -> ConfigDict:
     # input of the layer), "dots_with_no_batch_dims" (all but products with parameters), "dots"
     # (all but products), or a name of jax.checkpoint_policies. Saves memory, costs time.
     config.train.remat = "none"
+    # Parts of a batch whose gradients are computed one after another and summed, weighted by their
+    # target tokens: the memory of a smaller batch, the loss of the whole one.
+    config.train.micro_batches = 1
     # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
     config.train.log_every_steps = 20
 
@@ -265,6 +283,10 @@ def check(config: ConfigDict) -> None:
     """Raises UserError, naming the key, for a value outside its range."""
     _one_of(config, "method", ("pid", "pie"))
     _one_of(config, "model.dtype", ("auto", "float32", "bfloat16"))
+    if config.model.partial_init and not config.model.init:
+        raise UserError("config.model.partial_init needs a checkpoint in config.model.init")
+    if config.model.init_architecture and not config.model.partial_init:
+        raise UserError("config.model.init_architecture needs config.model.partial_init=True")
     _one_of(config, "train.remat", rematerialisation.NAMES)
     optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
@@ -282,6 +304,7 @@ def check(config: ConfigDict) -> None:
         "data.target_tokens",
         "data.document_multiple",
         "train.steps",
+        "train.micro_batches",
         "train.log_every_steps",
         "evaluation.every_steps",
         "checkpoint.every_steps",
@@ -363,8 +386,8 @@ def read_saved(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a JSON object: name a config file with --config")
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
-        "model": {"scan_layers": False},
-        "train": {"remat": rematerialisation.NONE},
+        "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
+        "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
     }
     for name, added in later.items():
         section = content.setdefault(name, {})

@@ -9,6 +9,7 @@
 <workdir>/events/           the same metrics and the speed, for TensorBoard
 """
 
+import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -95,7 +96,7 @@ def _train(
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
-    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data)
+    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data, mesh=mesh)
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
@@ -214,14 +215,24 @@ class _Materials(NamedTuple):
     """Fingerprints of the data and the files in model/."""
 
 
-def _prepare(config: ConfigDict, workdir: Path, *, resuming: bool, other_data: bool) -> _Materials:
-    """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming."""
+def _prepare(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    resuming: bool,
+    other_data: bool,
+    mesh: Mesh | None = None,
+) -> _Materials:
+    """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming.
+
+    mesh: pretrained parameters are sharded over its devices. None for the first device.
+    """
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
     if resuming:
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
     else:
-        model, params, tokenizer = assembly.new_model(config, examples)
+        model, params, tokenizer = assembly.new_model(config, examples, mesh)
         generation = assembly.generation_of(config)
         assembly.save_model(workdir / MODEL, model, tokenizer, generation)
 
@@ -303,12 +314,14 @@ def _check_model_files(workdir: Path, step: int, *, accept: bool) -> None:
 
 def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    for key in ("data.batch_size", "evaluation.batch_size"):
+    micro_batches = config.train.micro_batches
+    for key, factor in (("data.batch_size", micro_batches), ("evaluation.batch_size", 1)):
         size = configuration.get(config, key)
-        if size % parts:
+        if size % (parts * factor):
+            times = f", times config.train.micro_batches={factor}" if factor > 1 else ""
             raise UserError(
-                f"config.{key} is {size}: it must be a multiple of {parts}, the number of devices "
-                "along the mesh axes data and fsdp"
+                f"config.{key} is {size}: it must be a multiple of {parts * factor}, the number of "
+                f"devices along the mesh axes data and fsdp{times}"
             )
 
 
@@ -345,7 +358,7 @@ def _first_state(
     update: Any,
     shardings: step.TrainState,
 ) -> step.TrainState:
-    """The state before step 1, with `params`, or with new parameters for None."""
+    """The state before step 1, with `params` as they are, or with new parameters for None."""
     seed = config.seed
     if params is None:
         key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -354,8 +367,13 @@ def _first_state(
             out_shardings=shardings,
         )
         return make(key)
-    make = jax.jit(lambda params: step.initial_state(params, update, seed), out_shardings=shardings)
-    return make(jax.device_put(params, shardings.params))
+
+    def others(params: Params) -> step.TrainState:
+        return dataclasses.replace(step.initial_state(params, update, seed), params=None)
+
+    # The program returns no parameters, because it would copy them.
+    state = jax.jit(others, out_shardings=dataclasses.replace(shardings, params=None))(params)
+    return dataclasses.replace(state, params=params)
 
 
 def _tokens(batch: Batch) -> int:

@@ -1,6 +1,7 @@
 """The training step and the evaluation step, as pure functions of the state."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.data.batching import Batch
@@ -98,36 +99,51 @@ def train_step(
     schedule: Schedule | None,
     label_smoothing: float,
     z_loss: float,
+    micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
     The metric `finite` is 1.0 if the loss, the gradient norm and the norm of the new parameters
     are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
-    `learning_rate`.
+    `learning_rate`. micro_batches: parts of the batch whose gradients are computed one after
+    another, and summed with the weight of their target tokens. Its documents must be a multiple.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-    def loss(params: Any) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
+    def loss(
+        params: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
         return prompt_in_decoder.loss(
             model,
             params,
             batch,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
-            dropout_key=dropout_key,
+            dropout_key=key,
         )
 
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    def gradient(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+        (value, metrics), of_params = jax.value_and_grad(loss, has_aux=True)(
+            state.params, batch, key
+        )
+        if sharding.current_mesh() is not None:
+            of_params = sharding.constrain_params(of_params, models.logical_axes(model))
+        return _Gradient(value, metrics, of_params)
+
+    if micro_batches == 1:
+        value, metrics, gradients = gradient(batch, dropout_key)
+    else:
+        value, metrics, gradients = _accumulated(gradient, batch, dropout_key, micro_batches)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     gradient_norm = global_norm(gradients)
     parameter_norm = global_norm(params)
     report = {
-        "loss": metrics.loss,
-        "token_accuracy": metrics.token_accuracy,
-        "exact_match": metrics.exact_match,
-        "target_tokens": metrics.target_tokens.astype(jnp.float32),
-        "subtasks": metrics.subtasks.astype(jnp.float32),
+        "loss": jnp.asarray(metrics.loss),
+        "token_accuracy": jnp.asarray(metrics.token_accuracy),
+        "exact_match": jnp.asarray(metrics.exact_match),
+        "target_tokens": jnp.asarray(metrics.target_tokens, jnp.float32),
+        "subtasks": jnp.asarray(metrics.subtasks, jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
         "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
@@ -136,6 +152,49 @@ def train_step(
         report["learning_rate"] = schedule(state.step)
     state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
     return state, report
+
+
+class _Gradient(NamedTuple):
+    """The mean loss of a batch, its metrics, and the gradient of the mean loss."""
+
+    value: Float[Array, ""]
+    metrics: prompt_in_decoder.LossMetrics
+    of_params: Any
+
+
+def _accumulated(
+    gradient: Callable[[Batch, Key[Array, ""]], _Gradient],
+    batch: Batch,
+    key: Key[Array, ""],
+    count: int,
+) -> _Gradient:
+    """The gradient of a batch from those of `count` parts, which a loop computes."""
+
+    def part(x: Array) -> Array:
+        # A part has documents of every share of a split batch: nothing moves between devices.
+        x = jnp.asarray(x)
+        return jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
+
+    def weighted(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+        batch = jax.tree.map(
+            lambda x: sharding.constrain(x, "batch", *[None] * (x.ndim - 1)), batch
+        )
+        value, metrics, of_params = gradient(batch, key)
+        tokens = metrics.target_tokens.astype(jnp.float32)
+        return _Gradient(value * tokens, metrics, jax.tree.map(lambda x: x * tokens, of_params))
+
+    def add(so_far: _Gradient, inputs: tuple[Batch, Key[Array, ""]]) -> tuple[_Gradient, None]:
+        return jax.tree.map(jnp.add, so_far, weighted(*inputs)), None
+
+    inputs = jax.tree.map(part, batch), jax.random.split(key, count)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(weighted, *first)
+    )
+    sums, _ = jax.lax.scan(add, zeros, inputs)
+    tokens = jnp.maximum(sums.metrics.target_tokens, 1)
+    of_params = jax.tree.map(lambda x: x / tokens, sums.of_params)
+    return _Gradient(sums.value / tokens, sums.metrics, of_params)
 
 
 def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:

@@ -222,3 +222,10 @@ def test_the_committed_table_follows_from_its_entries() -> None:
         assert result[workload] == pid_against_pie.rows(result["entries"], workload)
     assert result["deviations"] == pid_against_pie.deviations(result["entries"])
     assert all(abs(one["seconds"]) < 0.1 for one in result["deviations"])
+
+
+def test_the_page_has_the_committed_table() -> None:
+    page = Path("docs/benchmarks.md").read_text(encoding="utf-8")
+    entries = pid_against_pie.read(pid_against_pie.DIRECTORY)["entries"]
+    for workload in pid_against_pie.PROGRAMS:
+        assert estimates.table(pid_against_pie.rows(entries, workload)) in page

@@ -55,7 +55,8 @@ def batches():
         )
 
 
-def train(mesh, scan_layers=False):
+def train(mesh, scan_layers=False, micro_batches=1):
+    config.train.micro_batches = micro_batches
     devices = jax.devices()[: int(np.prod(mesh))]
     mesh = sharding.make_mesh(*mesh, devices=devices)
     model = models.build(TINY | sizes | {"dropout_rate": 0.1}, scan_layers=scan_layers)
@@ -82,6 +83,8 @@ def train(mesh, scan_layers=False):
 
 seen = {name: train(mesh) for name, mesh in meshes.items()}
 seen["scanned"] = train(meshes["fsdp"], scan_layers=True)
+seen["micro-batches"] = train(meshes["fsdp"], micro_batches=5)
+seen["micro-batches, one device"] = train(meshes["one"], micro_batches=5)
 # Attention as on a GPU, in blocks of one document on each device.
 BY_PLATFORM["cpu"] = dataclasses.replace(BY_PLATFORM["cpu"], document_kernel="xla")
 prompt_attention.STORED_SCORES = 3 * 8 * 9 * 24
@@ -117,14 +120,19 @@ def test_losses_are_those_of_one_device(seen, mesh):
     np.testing.assert_allclose(losses, one, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", ["data", "fsdp", "all", "blocks", "scanned"])
+def test_micro_batches_of_a_mesh_are_those_of_one_device(seen):
+    ours, one = (seen[name][0] for name in ("micro-batches", "micro-batches, one device"))
+    np.testing.assert_allclose(ours, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp", "all", "blocks", "scanned", "micro-batches"])
 def test_no_device_has_the_activations_of_the_whole_batch(seen, mesh):
     whole = re.compile(r"f32\[(40,\d+|\d+,40),")  # documents, or prompts and documents
     assert any(re.match(whole, shape) for shape in seen["one"][1])
     assert [shape for shape in seen[mesh][1] if re.match(whole, shape)] == []
 
 
-@pytest.mark.parametrize("mesh", ["fsdp", "all", "blocks", "scanned"])
+@pytest.mark.parametrize("mesh", ["fsdp", "all", "blocks", "scanned", "micro-batches"])
 def test_only_parameters_are_gathered(seen, mesh):
     sizes = {size for shape in seen[mesh][2] for size in re.findall(r"\d+", shape[4:])}
     # Of kernels and the table, whole or split over the axis tensor. A scan stacks one at a time.

@@ -25,7 +25,7 @@ def batch_of(targets):
     return jax.device_put(collate(examples, shape, pad_token_id=0, decoder_start_token_id=0))
 
 
-def make_step(model, params, **optimizer_options):
+def make_step(model, params, micro_batches=1, **optimizer_options):
     """A jitted step, and the state before the first."""
     config = configuration.default()
     config.optimizer.args = ConfigDict(optimizer_options.pop("args", {}))
@@ -39,6 +39,7 @@ def make_step(model, params, **optimizer_options):
             schedule=optimizer.learning_rate(config),
             label_smoothing=0.0,
             z_loss=0.0,
+            micro_batches=micro_batches,
         )
     )
     return run, step.initial_state(params, update, config.seed)
@@ -105,6 +106,35 @@ def test_without_dropout_the_metrics_are_those_of_the_evaluation(tiny_model, bat
     figures = step.evaluation_step(tiny_model.params, batch, model=tiny_model.model)
     np.testing.assert_allclose(metrics["loss"], figures.loss / figures.target_tokens, rtol=1e-5)
     assert float(metrics["target_tokens"]) == float(figures.target_tokens) == 9
+
+
+def test_micro_batches_sum_to_the_gradient_of_the_batch(tiny_model, batch):
+    """The parts have 5 and 4 target tokens."""
+    still = models.build({**tiny_model.config.to_hf(), "dropout_rate": 0.0})
+    options = {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.0, "schedule": "constant"}
+    whole, parts = (make_step(still, tiny_model.params, count, **options) for count in (1, 2))
+    expected, metrics = whole[0](whole[1], batch)
+    state, of_parts = parts[0](parts[1], batch)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(of_parts[name], value, rtol=1e-5, err_msg=name)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-6),
+        state.params,
+        expected.params,
+    )
+    assert float(metrics["gradient_norm"]) > 0.1
+
+
+def test_micro_batches_drop_out_differently(tiny_model, batch):
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 2, axis=0), batch)
+    _, whole = run_once(tiny_model, 1, same)
+    _, parts = run_once(tiny_model, 2, same)
+    assert float(whole["loss"]) != float(parts["loss"])
+
+
+def run_once(tiny_model, micro_batches, batch):
+    run, state = make_step(tiny_model.model, tiny_model.params, micro_batches)
+    return run(state, batch)
 
 
 def test_what_is_not_finite_is_reported(usual, batch):
