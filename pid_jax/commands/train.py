@@ -16,7 +16,7 @@ its keys:
       --config.data.path=mwz2.1.zip --config.train.steps=300
 
 A config of this project also goes by its name, from any folder: --config=multiwoz:21,scratch.
-pid_jax/training/config.py explains every key.
+pid_jax/training/defaults.py explains every key.
 
 The same command, run again, goes on from the last checkpoint in WORKDIR, or from the last intact
 one if files are damaged. SIGTERM and Ctrl-C save first. WORKDIR then has checkpoints/,

@@ -300,10 +300,7 @@ def _check_model_files(workdir: Path, step: int, *, accept: bool) -> None:
     wrong = verification.problems_of_description(workdir, checkpoint, model_only=True)
     if not wrong:
         return
-    problem = (
-        f"the model and tokenizer was described in {manifest.FILE} and is another: "
-        f"{manifest.listed(wrong)}"
-    )
+    problem = f"the model and tokenizer are not those of {manifest.FILE}: {manifest.listed(wrong)}"
     if not accept:
         raise UserError(
             f"{workdir} holds a run with other data: {problem}. Restore the files from a copy, use "

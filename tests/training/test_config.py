@@ -167,3 +167,28 @@ def test_a_key_lies_under_its_section_and_no_other():
     assert configuration.under("data.path", ["data"])
     assert configuration.under("data", ["data"])
     assert not configuration.under("database.path", ["data"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "is not a JSON object"),
+        ("\\xff", "Expecting value"),
+    ],
+)
+def test_a_saved_configuration_that_is_no_json_object_is_named(tmp_path, text, message):
+    file = tmp_path / "config.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        configuration.read_saved(file)
+    assert str(error.value).startswith(str(file))
+    assert "name a config file with --config" in str(error.value)
+
+
+def test_a_saved_configuration_of_an_earlier_version_has_the_later_keys(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"train": {"steps": 3}}')
+    saved = configuration.read_saved(file)
+    assert saved["train"] == {"steps": 3, "remat": "none", "micro_batches": 1}
+    assert saved["model"] == {"scan_layers": False, "partial_init": False, "init_architecture": {}}
