@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
-from pid_jax import models, sharding
+from pid_jax import models
 from pid_jax.backends import int8
 from pid_jax.backends.settings import BY_PLATFORM, compiling_for
 from pid_jax.data.batching import Batch
@@ -17,6 +16,7 @@ from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.models.layers import TokenEmbeddings
 from pid_jax.prompt_in_decoder import encode
+from tests.helpers.several_devices import result_of
 from tests.helpers.tiny_families import VARIANTS
 from tests.helpers.tiny_t5 import TINY
 
@@ -223,22 +223,34 @@ def test_bytes_are_one_per_weight_and_four_per_channel(name):
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(int8.quantize(params))) == expected
 
 
+SHARDED = """
+import json, sys
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from pid_jax import models, sharding
+from pid_jax.backends import int8
+from tests.helpers.tiny_t5 import TINY
+
+mesh = sharding.make_mesh(data=1, tensor=2)
+model = models.build(TINY)
+shardings = sharding.param_shardings(mesh, models.logical_axes(model))
+params = jax.device_put(models.init_params(model, jax.random.key(0)), shardings)
+feed_forward = int8.quantize(params)["decoder"]["layers_0"]["feed_forward"]
+scale = feed_forward["wi"]["kernel_scale"]
+split = NamedSharding(mesh, PartitionSpec("tensor"))
+kernels = [feed_forward[name]["kernel"] for name in ("wi", "wo")]
+json.dump(
+    [
+        [one.sharding.shard_shape(one.shape) for one in kernels],
+        scale.sharding.is_equivalent_to(split, scale.ndim),
+    ],
+    sys.stdout,
+)
+"""
+
+
 def test_parameters_in_8_bits_stay_sharded():
-    if jax.device_count() < 2:
-        pytest.skip("needs two devices")
-    mesh = sharding.make_mesh(data=1, tensor=2, devices=jax.devices()[:2])
-    model = models.build(TINY)
-    shardings = sharding.param_shardings(mesh, models.logical_axes(model))
-    params = jax.device_put(models.init_params(model, jax.random.key(0)), shardings)
-
-    integers = int8.quantize(params)
-
-    wi, wo = (integers["decoder"]["layers_0"]["feed_forward"][name] for name in ("wi", "wo"))
-    assert wi["kernel"].sharding.shard_shape(wi["kernel"].shape) == (16, 12)
-    assert wo["kernel"].sharding.shard_shape(wo["kernel"].shape) == (12, 16)
-    scale = wi["kernel_scale"]
-    split = NamedSharding(mesh, PartitionSpec("tensor"))
-    assert scale.sharding.is_equivalent_to(split, scale.ndim)
+    assert result_of(SHARDED, devices=2) == [[[16, 12], [12, 16]], True]
 
 
 def test_a_checkpoint_loads_in_8_bits_and_is_not_saved(tmp_path):

@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +14,7 @@ from pid_jax.checkpoints import placement
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from tests.helpers import tiny_families
-from tests.helpers.quick_compilation import xla_flags
+from tests.helpers.several_devices import result_of
 
 MESHES = {"fsdp": (1, 8, 1), "all": (2, 2, 2), "tensor": (1, 2, 4), "data": (8, 1, 1)}
 
@@ -185,16 +181,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def seen():
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(MESHES)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=8")},
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    return result_of(SCRIPT, json.dumps(MESHES), devices=8)
 
 
 VARIANTS = [

@@ -1,15 +1,10 @@
 """The parameters of inference on a mesh, in a process that has four devices."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.quick_compilation import xla_flags
+from tests.helpers.several_devices import result_of
 
 SCRIPT = """
 import json, sys
@@ -54,20 +49,7 @@ json.dump(result, sys.stdout)
 
 @pytest.fixture(scope="module")
 def seen() -> dict[str, list[Any]]:
-    environment = os.environ | {
-        "XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=4"),
-        "JAX_PLATFORMS": "cpu",
-    }
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    result: dict[str, list[Any]] = json.loads(ended.stdout)
+    result: dict[str, list[Any]] = result_of(SCRIPT, devices=4)
     return result
 
 

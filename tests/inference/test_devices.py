@@ -1,15 +1,9 @@
 """Decoding on several devices, which a CPU has once XLA is told so: in a process of its own."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from tests.helpers.quick_compilation import xla_flags
+from tests.helpers.several_devices import result_of
 
 SCRIPT = """
 import json, sys
@@ -69,19 +63,7 @@ json.dump(
 
 @pytest.fixture(scope="module")
 def seen():
-    environment = os.environ | {
-        "XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=4"),
-    }
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+    return result_of(SCRIPT, devices=4)
 
 
 def test_every_device_takes_a_batch_and_answers_are_the_same(seen):

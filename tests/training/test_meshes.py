@@ -1,16 +1,12 @@
 """Training steps on meshes of eight devices, which a CPU has in a process of its own."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers.quick_compilation import xla_flags
+from tests.helpers.several_devices import result_of
 
 STEPS = 20
 MESHES = {
@@ -95,18 +91,7 @@ json.dump(seen, sys.stdout)
 
 @pytest.fixture(scope="module")
 def seen():
-    flags = xla_flags("--xla_force_host_platform_device_count=8")
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps([STEPS, MESHES])],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "rematerialization" not in ended.stderr
-    return json.loads(ended.stdout)
+    return result_of(SCRIPT, json.dumps([STEPS, MESHES]), devices=8)
 
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from pid_jax import models, sharding
+from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.data.batching import collate, shape_of
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.training import config as configuration
@@ -125,16 +125,19 @@ def test_micro_batches_sum_to_the_gradient_of_the_batch(tiny_model, batch):
     assert float(metrics["gradient_norm"]) > 0.1
 
 
-def test_micro_batches_drop_out_differently(tiny_model, batch):
-    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 2, axis=0), batch)
-    _, whole = run_once(tiny_model, 1, same)
-    _, parts = run_once(tiny_model, 2, same)
-    assert float(whole["loss"]) != float(parts["loss"])
-
-
-def run_once(tiny_model, micro_batches, batch):
-    run, state = make_step(tiny_model.model, tiny_model.params, micro_batches)
-    return run(state, batch)
+def test_each_micro_batch_has_a_dropout_key_of_its_own(tiny_model, batch):
+    """Two parts with the same document."""
+    one = jax.tree.map(lambda x: x[:1], batch)
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x]), one)
+    run, state = make_step(tiny_model.model, tiny_model.params, micro_batches=2)
+    _, metrics = run(state, both)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    losses = [
+        float(prompt_in_decoder.loss(tiny_model.model, tiny_model.params, one, dropout_key=part)[0])
+        for part in jax.random.split(key, 2)
+    ]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
 
 
 def test_what_is_not_finite_is_reported(usual, batch):

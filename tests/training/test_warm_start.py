@@ -3,10 +3,6 @@
 import copy
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +19,7 @@ from pid_jax.training import assembly
 from pid_jax.training import config as configuration
 from pid_jax.training.loop import train
 from tests.helpers import tiny_config, tiny_families
-from tests.helpers.quick_compilation import xla_flags
+from tests.helpers.several_devices import result_of
 
 SCRIPT = """
 import json, sys
@@ -63,16 +59,7 @@ json.dump(seen, sys.stdout)
 
 
 def test_a_warm_start_splits_the_parameters_as_the_run_does(checkpoint, tmp_path):
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(checkpoint), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": xla_flags("--xla_force_host_platform_device_count=8")},
-        cwd=Path(__file__).parents[2],
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    seen = json.loads(ended.stdout)
+    seen = result_of(SCRIPT, str(checkpoint), str(tmp_path), devices=8)
     assert seen["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert seen["share"] == [2] * 8  # of 16 features
     assert len(seen["data"]) == 3
