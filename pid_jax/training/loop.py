@@ -25,12 +25,12 @@ from pid_jax import directory_lock, models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
-from pid_jax.data.batching import Batch
+from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.training import assembly, compiled, fingerprints, messages, step
+from pid_jax.training import assembly, compiled, fingerprints, memory, messages, step
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.metrics_writer import MetricsWriter
@@ -111,6 +111,8 @@ def _train(
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
     )
+    abstract = compiled.abstract_state(model, update, shardings)
+    memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
     with RunCheckpoints(
         workdir,
         recent=config.checkpoint.keep_last,
@@ -118,7 +120,6 @@ def _train(
         resume_after=start,
     ) as checkpoints:
         if start:
-            abstract = compiled.abstract_state(model, update, shardings)
             state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
             log.info("resumed after step %d", start)
         else:
@@ -211,6 +212,8 @@ class _Materials(NamedTuple):
     """Pretrained parameters. None for new ones and for a resumed run."""
     batches: Any
     validation: TokenizedExamples
+    largest: tuple[BatchShape, BatchShape]
+    """The shapes of the largest batches of training and validation."""
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
 
@@ -258,7 +261,8 @@ def _prepare(
             "an evaluation needs one for every subtask"
         )
     batches = assembly.training_batches(config, source, model, tokenizer)
-    return _Materials(model, params, batches, validation, read)
+    largest = assembly.largest_batches(config, source, validation, model)
+    return _Materials(model, params, batches, validation, largest, read)
 
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
