@@ -115,7 +115,7 @@ def current_mesh() -> AnyMesh | None:
 def shares(logical: str) -> int:
     """The number of parts that the current mesh splits a logical axis into."""
     mesh = current_mesh()
-    return 1 if mesh is None else _parts(mesh, _mesh_axes(logical))
+    return 1 if mesh is None else _parts(mesh, mesh_axes(logical))
 
 
 def constrain(x: Shaped[Array, "*axes"], *logical: str | None) -> Shaped[Array, "*axes"]:
@@ -181,7 +181,8 @@ def _gathered_backward(logical: tuple[str | None, ...], _: None, gradient: Array
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def _mesh_axes(logical: str | None) -> tuple[str, ...]:
+def mesh_axes(logical: str | None) -> tuple[str, ...]:
+    """The mesh axes that split a logical axis, by `LOGICAL_AXIS_RULES`."""
     (axes,) = nn.logical_to_mesh_axes((logical,), LOGICAL_AXIS_RULES)
     if axes is None:
         return ()
@@ -194,5 +195,5 @@ def _parts(mesh: AnyMesh, axes: Sequence[str]) -> int:
 
 def _if_divided(mesh: AnyMesh, logical: str | None, size: int) -> tuple[str, ...] | None:
     """The mesh axes that split an axis of this size. None if they do not divide it."""
-    axes = _mesh_axes(logical)
+    axes = mesh_axes(logical)
     return axes if axes and size % _parts(mesh, axes) == 0 else None

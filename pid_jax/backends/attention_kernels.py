@@ -22,8 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from pid_jax import sharding
 from pid_jax.backends.kernel_shape import SUBLANES, KernelShape
 from pid_jax.backends.matmul import precision_of
 from pid_jax.backends.scores import MASKED_SCORE, is_within
@@ -85,7 +87,40 @@ def bias_of_blocks(
     return jnp.stack(blocks).reshape(len(blocks), heads, 1, length + rows)
 
 
-def _call(
+def _call(shape: KernelShape, kernel: Any, *arrays: Any) -> Any:
+    """`_on_device` with the documents and heads of each device of the current mesh."""
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return _on_device(shape, kernel, *arrays)
+    documents, heads = sharding.mesh_axes("batch"), sharding.mesh_axes("heads")
+    rows = PartitionSpec(None, documents, None, heads)
+    keys = PartitionSpec(documents, None, heads)
+    of_bias = PartitionSpec(None, heads)
+    of_arrays = [
+        *(rows, keys, keys, PartitionSpec(documents), PartitionSpec(None, documents, heads)),
+        *(of_bias, rows),
+    ]
+    out_specs = [rows]
+    if len(arrays) == len(of_arrays):  # the last is the gradient of the result
+        out_specs = [rows, keys, keys] if arrays[5] is None else [rows, keys, keys, of_bias]
+
+    def of_shard(*arrays: Any) -> Any:
+        outputs = list(_on_device(shape, kernel, *arrays))
+        if len(outputs) == 4:  # the gradient of the bias, which all documents share
+            outputs[3] = jax.lax.psum(outputs[3], documents)
+        return outputs
+
+    # Pallas says nothing of what varies over the mesh, which the check needs.
+    return jax.shard_map(
+        of_shard,
+        mesh=mesh,
+        in_specs=tuple(of_arrays[: len(arrays)]),
+        out_specs=out_specs,
+        check_vma=False,
+    )(*arrays)
+
+
+def _on_device(
     shape: KernelShape,
     kernel: Any,
     query: Array,

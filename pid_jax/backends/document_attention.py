@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pid_jax import sharding
 from pid_jax.backends.blockwise_attention import blockwise_attention
 from pid_jax.backends.dropout import AttentionDropout
 from pid_jax.backends.kernel_shape import LANES, NO_KEY, KernelShape
@@ -153,8 +154,11 @@ def keys_fit(length: int, query: Float[Array, "*batch L K"]) -> bool:
 
 
 def fits_kernel(query: Float[Array, "B H L K"]) -> bool:
-    heads, width = query.shape[1], query.shape[3]
-    return (heads * width) % LANES == 0 and (LANES % width == 0 or width % LANES == 0)
+    """Whether the documents and the heads of each device make whole blocks of a TPU's kernel."""
+    (batch, heads, _, width), parts = query.shape, sharding.shares("heads")
+    if batch % sharding.shares("batch") or heads % parts:
+        return False
+    return (heads // parts * width) % LANES == 0 and (LANES % width == 0 or width % LANES == 0)
 
 
 def _with_pallas(

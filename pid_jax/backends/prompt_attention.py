@@ -221,8 +221,11 @@ def _self_attention(
 
     prompts, batch, heads, length, width = query.shape
     rows = round_up(length, SUBLANES)
-    # The order of prompts and documents does not matter, so that nothing is transposed.
-    pack = _largest_divisor(prompts * batch, max(PACKED_ROWS // rows, 1))
+    # On one device the order of prompts and documents does not matter, and nothing is transposed.
+    # On a mesh the packs of a device have its own documents.
+    on_mesh = sharding.current_mesh() is not None
+    of_device = prompts * batch // sharding.shares("batch")
+    pack = _largest_divisor(of_device, max(PACKED_ROWS // rows, 1))
     packs, queries = prompts * batch // pack, pack * rows
     key, value = jax.vmap(attended_first)(source.layer)
     if source.mask is None or key.shape[3] != length or queries * queries > KERNEL_SCORES:
@@ -233,9 +236,12 @@ def _self_attention(
 
     def packed(x: Float[Array, "P B G L K"]) -> Float[Array, "packs queries W"]:
         x = jax.vmap(merged)(jnp.repeat(x, heads // x.shape[2], axis=2))
-        return pad_to(x, rows).reshape(packs, queries, -1)
+        return by_pack(pad_to(x, rows)).reshape(packs, queries, -1)
 
-    mask = jnp.broadcast_to(source.mask, (prompts, batch, length, length))
+    def by_pack(x: Array) -> Array:
+        return x.swapaxes(0, 1) if on_mesh else x
+
+    mask = by_pack(jnp.broadcast_to(source.mask, (prompts, batch, length, length)))
     margin = rows - length
     scores = jnp.pad(
         jnp.where(mask, 0.0, MASKED_SCORE),
@@ -244,7 +250,7 @@ def _self_attention(
     )
     scores = _block_diagonal(scores.reshape(packs, pack, rows, rows), NO_KEY)
     if multipliers is not None:
-        multipliers = pad_to(multipliers[:, :, :, 0], rows, axis=-1)
+        multipliers = by_pack(pad_to(multipliers[:, :, :, 0], rows, axis=-1))
         multipliers = multipliers.reshape(packs, pack, heads, rows).swapaxes(1, 2)
         multipliers = multipliers.reshape(1, packs, heads, queries)
     bias = None
@@ -255,7 +261,8 @@ def _self_attention(
     out = attention_kernels.attention(
         shape, packed(query)[None], packed(key), packed(value), scores, multipliers, bias
     )
-    out = out.reshape(prompts, batch, rows, heads, width)[:, :, :length]
+    first, second = (batch, prompts) if on_mesh else (prompts, batch)
+    out = by_pack(out.reshape(first, second, rows, heads, width))[:, :, :length]
     return out.swapaxes(2, 3)
 
 

@@ -176,12 +176,15 @@ def _first_sharding(tree: Any) -> Any:
 def backend_settings() -> BackendSettings:
     """The settings of `current_platform()`. Tracing reads them.
 
-    On several devices without what is for one: XLA does not partition Pallas kernels, and the
-    parts of a joined kernel would be on other devices than the heads they project to.
+    On several devices without what is for one: the Pallas kernels of decode steps, and joined
+    kernels, whose parts would be on other devices than the heads they project to. The kernels of
+    `attention_kernels.py` need the mesh, by which they divide documents and heads.
     """
     settings = BY_PLATFORM.get(current_platform(), BackendSettings())
     if _DEVICES.get() > 1:
-        kernel = "xla" if settings.document_kernel == "pallas" else settings.document_kernel
+        kernel = settings.document_kernel
+        if kernel == "pallas" and sharding.current_mesh() is None:
+            kernel = "xla"
         return dataclasses.replace(
             settings, document_kernel=kernel, joined_projections=False, decode_kernels=False
         )
