@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from pid_jax.checkpoints import (
     huggingface,
     manifest,
     placement,
+    position,
     ranking,
     verification,
 )
@@ -53,16 +54,6 @@ _REMOVING = ".removing-"
 _DAMAGED = "damaged-"
 
 log = logging.getLogger(__name__)
-
-
-class Positioned(Protocol):
-    """Data whose position can be saved and restored, such as a Grain iterator."""
-
-    def get_state(self) -> Mapping[str, Any]:
-        """The position, as JSON."""
-
-    def set_state(self, state: Any) -> None:
-        """Goes to a position that `get_state` returned."""
 
 
 class RunCheckpoints:
@@ -118,7 +109,7 @@ class RunCheckpoints:
         self,
         step: int,
         state: Mapping[str, Any],
-        data: Positioned,
+        data: position.Positioned,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Copies the state and the position of the data, then writes them in the background.
@@ -129,8 +120,7 @@ class RunCheckpoints:
         self.wait()
         response = self._checkpointer.save_checkpointables_async(
             step,
-            # A dict, which the first process writes. Grain would write a file for each process.
-            {"state": dict(state), "data": dict(data.get_state())},
+            {"state": dict(state), position.DATA: position.Position(data)},
             force=True,
             metrics=None if metrics is None else dict(metrics),
             custom_metadata=verification.MARKER,
@@ -147,7 +137,7 @@ class RunCheckpoints:
         saved.rename(self._directory / str(step))
 
     def restore(
-        self, step: int, abstract_state: Mapping[str, Any], data: Positioned
+        self, step: int, abstract_state: Mapping[str, Any], data: position.Positioned
     ) -> dict[str, Any]:
         """The state saved at `step`. Restores the position of `data`.
 
@@ -157,7 +147,7 @@ class RunCheckpoints:
         path = self._directory / str(step)
         with _named(path):
             restored = ocp.load_checkpointables(path, {"state": dict(abstract_state)})
-            data.set_state(_saved_position(path / "data"))
+            position.restore(path, data)
         return restored["state"]
 
     def wait(self) -> None:
@@ -198,16 +188,6 @@ class RunCheckpoints:
         finally:
             if service.is_first():
                 shutil.rmtree(self._directory / _SAVING, ignore_errors=True)
-
-
-def _saved_position(directory: Path) -> Mapping[str, Any]:
-    """The position of the data in a checkpoint.
-
-    Earlier versions had a file for each process, all with the same content.
-    """
-    files = sorted(directory.glob("process_0-of-*.json")) or [directory / "data.json"]
-    position: dict[str, Any] = json.loads(files[0].read_bytes())
-    return position
 
 
 def _remove(checkpoint: Path) -> None:

@@ -24,11 +24,14 @@ one if files are damaged. SIGTERM and Ctrl-C save first. WORKDIR then has checkp
 metrics.jsonl, TensorBoard events and everything that evaluation, prediction and export need. A run
 whose data has changed is refused without --other-data.
 """
-EPILOG = """\
+EPILOG = (
+    """\
 exit status: 0 trained; 1 the loss became NaN or infinite; 2 a mistake in the command, the config
 or the data; 128 + signal number after a signal (130 for Ctrl-C, 143 for SIGTERM).
 
-""" + many_processes.EPILOG
+"""
+    + many_processes.EPILOG
+)
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -> None:

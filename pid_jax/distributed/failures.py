@@ -6,6 +6,7 @@ not end by itself, because it waits for the failed process in a collective opera
 thread prints the message and ends the process.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -108,10 +109,8 @@ def is_watching() -> bool:
 def report(message: str, status: int) -> None:
     """Tells the other processes that this one has failed. The first report of all counts."""
     failure = Failure(service.index(), message, status)
-    try:
+    with contextlib.suppress(Exception):  # another process was first, or the service has ended
         service.client().key_value_set(_KEY, json.dumps(failure._asdict()))
-    except Exception:  # another process was first, or the service has ended
-        return
 
 
 def raise_failure(seconds: float = 0.0) -> None:
@@ -128,11 +127,9 @@ def leave(status: int, exit_process: Callable[[int], None] = os._exit) -> None:
     twice the grace period at most.
     """
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            pass
-    try:
+    with contextlib.suppress(Exception):  # of a service that has ended
         if not service.is_first():
             service.client().key_value_set(f"{_LEFT}/{service.index()}", "")
         else:
@@ -142,6 +139,4 @@ def leave(status: int, exit_process: Callable[[int], None] = os._exit) -> None:
                 if len(service.client().key_value_dir_get(f"{_LEFT}/")) >= others:
                     break
                 time.sleep(0.05)
-    except Exception:
-        pass
     exit_process(status)

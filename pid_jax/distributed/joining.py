@@ -58,7 +58,8 @@ def described(
             f"{_listed(missing)}: set all three for a run of several processes, or none"
         )
     number = _whole_number(_ID, values[_ID], at_least=0)
-    assert count is not None and number is not None
+    assert count is not None
+    assert number is not None
     if number >= count:
         raise UserError(
             f"{_listed([_ID])} is {number}: it must be from 0 to {count - 1} for "

@@ -41,7 +41,7 @@ def placed(batch: Any, rows: Sharding) -> Any:
         count = round(len(array) / share)
         position = {int(row): at for at, row in enumerate(own_rows(rows, count))}
 
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+        def of_device(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(count)
             return array[position[start] : position[start] + stop - start]
 

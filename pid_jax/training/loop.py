@@ -23,14 +23,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax import directory_lock, models, sharding
+from pid_jax import models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
-from pid_jax.distributed import exchange, rows as of_processes, service
+from pid_jax.distributed import exchange, service
+from pid_jax.distributed import rows as of_processes
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.training import assembly, compiled, fingerprints, messages, shared_workdir, step

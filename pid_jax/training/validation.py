@@ -25,7 +25,8 @@ def evaluate(
     The metrics are loss (nats per target token), token_accuracy, exact_match (share of targets
     that greedy decoding yields) and joint_exact_match (share of documents with all targets
     correct). subtask_counts: number of subtasks per document, in the order of the batches. rows:
-    the sharding of a batch, which has the rows of this process. stop: checked before each batch, None to ignore signals.
+    the sharding of a batch. The batches have the rows of this process. stop: checked before each
+    batch, None to ignore signals.
     """
     loss = correct_tokens = target_tokens = 0.0
     correct = []

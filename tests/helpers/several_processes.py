@@ -94,9 +94,7 @@ def run(command: Sequence[str], **options: object) -> list[Ended]:
         return ended(processes)
 
 
-def wait_until(
-    condition: Callable[[], bool], processes: Sequence[subprocess.Popen[str]]
-) -> None:
+def wait_until(condition: Callable[[], bool], processes: Sequence[subprocess.Popen[str]]) -> None:
     """Returns when the condition is true or a process has ended."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and all(one.poll() is None for one in processes):
