@@ -13,7 +13,7 @@ LAYERS = (
     ("errors",),
     ("distributed", "sharding"),
     ("backends", "directory_lock", "disk_errors", "json_spans", "json_text"),
-    ("atomic_file", "command_line", "compilation_cache", "programs"),
+    ("atomic_file", "command_line", "compilation_cache", "device_memory", "programs"),
     ("data", "metrics", "models"),
     ("token_scores",),
     ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),

@@ -120,7 +120,7 @@ class RunCheckpoints:
         self.wait()
         response = self._checkpointer.save_checkpointables_async(
             step,
-            {"state": dict(state), position.DATA: position.Position(data)},
+            {"state": dict(state), position.DATA: position.SavedPosition(data)},
             force=True,
             metrics=None if metrics is None else dict(metrics),
             custom_metadata=verification.MARKER,

@@ -25,7 +25,7 @@ class Positioned(Protocol):
         """Goes to a position that `get_state` returned."""
 
 
-class Position:
+class SavedPosition:
     """The present position of the data as Orbax saves it. The first process writes it."""
 
     def __init__(self, data: Positioned) -> None:

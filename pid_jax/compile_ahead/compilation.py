@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from pid_jax import device_memory
 from pid_jax.compile_ahead import estimate, flops, targets
 from pid_jax.compile_ahead.estimate import ProgramEstimate
 from pid_jax.compile_ahead.programs import NAMES, ProgramRequest, TracedProgram, traced
@@ -63,7 +64,7 @@ def compile_request(request: ProgramRequest, dump: Path | None = None) -> Compil
                 del program
                 gc.collect()
         except jax.errors.JaxRuntimeError as error:
-            refused = estimate.out_of_memory(str(error))
+            refused = device_memory.out_of_memory(str(error))
             if refused is None or latest is None:
                 raise UserError(
                     f"the compiler for {request.target} fails: {str(error).splitlines()[0]}"

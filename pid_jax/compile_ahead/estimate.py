@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from typing import Any
 
 import jax
 
+from pid_jax import device_memory
 from pid_jax.compile_ahead import hlo
 from pid_jax.compile_ahead.chips import CYCLES_PER_EXPONENTIAL, KERNEL_SHARE_OF_PEAK, Chip
 from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
 from pid_jax.compile_ahead.traffic import Traffic
+from pid_jax.device_memory import Memory
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,6 @@ class Work:
         return Work(
             self.kernels + other.kernels, self.cycles + other.cycles, self.bytes + other.bytes
         )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on each device while the program runs."""
-
-    arguments: int
-    outputs: int
-    aliased: int
-    """Of the outputs, those in the memory of donated arguments."""
-    temporaries: int
-
-    @property
-    def total(self) -> int:
-        return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 @dataclass(frozen=True)
@@ -134,13 +120,7 @@ def of_compiled(
 
     Some programs for large TPU meshes have instructions that jaxlib cannot print: libtpu is newer.
     """
-    analysis = compiled.memory_analysis()
-    memory = Memory(
-        arguments=analysis.argument_size_in_bytes,
-        outputs=analysis.output_size_in_bytes,
-        aliased=analysis.alias_size_in_bytes,
-        temporaries=analysis.temp_size_in_bytes,
-    )
+    memory = device_memory.of_program(compiled)
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -170,27 +150,6 @@ def merged(estimates: Iterable[ProgramEstimate]) -> ProgramEstimate:
 def copies_outside(estimate: ProgramEstimate) -> Work:
     """Copies around the loop of decode steps: such as those that change the cache's layout."""
     return (estimate.outside or {}).get(COPIES, Work())
-
-
-_OUT_OF_MEMORY = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
-_OUT_OF_MEMORY_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", re.IGNORECASE)
-
-
-def out_of_memory(message: str) -> tuple[int, int] | None:
-    """Bytes that a program needs, and those that the chip has, from a compiler's refusal.
-
-    None for another error.
-    """
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    match = _OUT_OF_MEMORY_USED.search(message) or _OUT_OF_MEMORY.search(message)
-    if match is None:
-        return 0, 0
-    return _bytes(match[1], match[2]), _bytes(match[3], match[4])
-
-
-def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))
 
 
 def _by_part(

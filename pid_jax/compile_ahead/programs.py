@@ -20,6 +20,7 @@ from pid_jax.compile_ahead import targets
 from pid_jax.compile_ahead.targets import Target
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.decoding.decoding_options import DecodingOptions
+from pid_jax.device_memory import bytes_per_device
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
 from pid_jax.inference.decoding_batch import DecodingBatch
@@ -133,10 +134,10 @@ def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
     )
     state = compiled.abstract_state(model, update, shardings)
     batch = compiled.abstract_batch(shape, mesh)
-    parameters = _bytes_per_device(state.params)
+    parameters = bytes_per_device(state.params)
     if request.program == "train":
         executable = train_step.trace(state, batch, label=shape)
-        yield TracedProgram(executable, parameters, _bytes_per_device(state.opt_state))
+        yield TracedProgram(executable, parameters, bytes_per_device(state.opt_state))
     else:
         yield TracedProgram(evaluation.trace(state.params, batch, label=shape), parameters, 0)
 
@@ -163,7 +164,7 @@ def _inference(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]
     wanted = NAMES[request.program]
     for executable in executables:
         if executable.name in wanted:
-            yield TracedProgram(executable, _bytes_per_device(params), 0)
+            yield TracedProgram(executable, bytes_per_device(params), 0)
         if executable.name == wanted[-1]:
             return
 
@@ -235,14 +236,6 @@ def _check(request: ProgramRequest) -> None:
     ):
         if most is not None and tokens > most:
             raise UserError(f"{name}: the model has positions for {most} tokens, not {tokens}")
-
-
-def _bytes_per_device(tree: Any) -> int:
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape)
-        total += int(np.prod(shape, dtype=np.int64)) * jnp.dtype(leaf.dtype).itemsize
-    return total
 
 
 def _listed(mesh: Mapping[str, int]) -> str:

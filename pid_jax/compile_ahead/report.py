@@ -1,5 +1,6 @@
 """The table and the JSON of a compiled request."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,8 @@ from pid_jax.compile_ahead.compilation import Compiled
 from pid_jax.compile_ahead.estimate import Work, copies_outside, total
 from pid_jax.compile_ahead.programs import TRAINING
 from pid_jax.compile_ahead.timing import timing
-from pid_jax.models import rematerialisation
+from pid_jax.device_memory import size_text
+from pid_jax.training import memory
 
 CAVEAT = "Estimates of the compiler. Nothing was measured on an accelerator."
 
@@ -138,20 +140,20 @@ def _lines(compiled: Compiled) -> Iterator[str]:
     yield CAVEAT
     yield ""
     yield "memory per device"
-    yield _row("parameters", _size(compiled.parameter_bytes))
+    yield _row("parameters", size_text(compiled.parameter_bytes))
     if compiled.optimizer_bytes:
-        yield _row("optimizer", _size(compiled.optimizer_bytes))
+        yield _row("optimizer", size_text(compiled.optimizer_bytes))
     if estimate is None:
-        yield _row("needed in all", _size(compiled.needed_bytes))
-        yield _row("available", _size(compiled.available_bytes))
+        yield _row("needed in all", size_text(compiled.needed_bytes))
+        yield _row("available", size_text(compiled.available_bytes))
         yield ""
         yield from _verdict(compiled)
         return
     memory = estimate.memory
-    yield _row("arguments in all", _size(memory.arguments))
-    yield _row("new outputs", _size(memory.outputs - memory.aliased))
-    yield _row("temporaries", _size(memory.temporaries))
-    yield _row("needed in all", f"{_size(memory.total)} of {_size(chip.memory_bytes)}")
+    yield _row("arguments in all", size_text(memory.arguments))
+    yield _row("new outputs", size_text(memory.outputs - memory.aliased))
+    yield _row("temporaries", size_text(memory.temporaries))
+    yield _row("needed in all", f"{size_text(memory.total)} of {size_text(chip.memory_bytes)}")
     yield ""
     if estimate.unreadable:
         yield "parts, collectives and time: jaxlib cannot print this program of libtpu's compiler"
@@ -196,7 +198,7 @@ def _columns(one: Work, of: Work, is_tpu: bool) -> str:
     cycles = ""
     if is_tpu:
         cycles = f"{one.cycles:>14,}{one.cycles / max(of.cycles, 1):>7.1%}"
-    return f"{one.kernels:>10,}{cycles}{_size(one.bytes):>12}"
+    return f"{one.kernels:>10,}{cycles}{size_text(one.bytes):>12}"
 
 
 def _time(compiled: Compiled) -> Iterator[str]:
@@ -208,7 +210,7 @@ def _time(compiled: Compiled) -> Iterator[str]:
     flops = estimate.flops / compiled.devices
     yield _row("products", f"{_seconds(times.products)}  {_flops(flops)} at {rate}")
     bandwidth = f"{chip.bytes_per_second / 1e9:,.0f} GB/s"
-    moved = f"{_size(estimate.work.bytes)} at {bandwidth}, each kernel's arrays once"
+    moved = f"{size_text(estimate.work.bytes)} at {bandwidth}, each kernel's arrays once"
     yield _row("memory", f"{_seconds(times.memory)}  {moved}")
     if times.kernels is not None:
         count = f"{estimate.work.kernels:,} at {SECONDS_PER_KERNEL * 1e6:.1f} us each, assumed"
@@ -244,55 +246,57 @@ def _verdict(compiled: Compiled) -> Iterator[str]:
 def remedies(compiled: Compiled) -> list[str]:
     """What to change so that a program fits, the most useful first."""
     request, chip = compiled.request, compiled.request.target.chip
-    documents = request.shape.documents
-    training = request.program == "train"
+    result = _of_training(compiled) if request.program == "train" else _of_one_pass(compiled)
+    if compiled.devices == 1:
+        more = "h100:8" if chip.platform == "gpu" else f"{request.target.kind}:{_larger(request)}"
+        axis = "--tensor=-1" if request.program not in TRAINING else "--fsdp=-1 --data=1"
+        result.append(f"a mesh that splits parameters: --target={more} {axis}")
+    return result
+
+
+def _of_training(compiled: Compiled) -> list[str]:
+    request = compiled.request
+    tensor = max(request.mesh.get("tensor", 1), 1)
+    fsdp = request.mesh.get("fsdp", 1)
+    data = request.mesh.get("data", -1)
+    # One of data and fsdp may take the remaining devices.
+    shares = compiled.devices // tensor
+    config = copy.deepcopy(request.training)
+    with config.unlocked():
+        config.method, config.model.dtype = request.method, request.dtype
+        config.data.batch_size = request.shape.documents
+    return memory.remedies(
+        config,
+        devices=compiled.devices,
+        mesh={
+            "data": shares // fsdp if data == -1 else data,
+            "fsdp": shares if fsdp == -1 else fsdp,
+        },
+        parameter_bytes=compiled.parameter_bytes,
+        optimizer_bytes=compiled.optimizer_bytes,
+        memory_bytes=request.target.chip.memory_bytes,
+    )
+
+
+def _of_one_pass(compiled: Compiled) -> list[str]:
+    """Of inference and evaluation."""
+    request = compiled.request
     result = []
-    state = compiled.parameter_bytes + compiled.optimizer_bytes
-    state_fits = state < 0.8 * chip.memory_bytes
-    if state_fits and training and _divides(compiled):
-        count = 2 * request.training.train.micro_batches
-        result.append(
-            f"parts of a batch one after another: --config.train.micro_batches={count}, the same "
-            "step with the activations of a smaller batch"
-        )
-    elif state_fits and documents > 1:
-        flag = f"--config.data.batch_size={documents // 2}" if training else ""
-        result.append(
-            f"half the documents: --documents={documents // 2}"
-            + (f", {flag} with twice the config.train.steps" if flag else "")
-        )
+    documents = request.shape.documents
+    most = memory.STATE_SHARE * request.target.chip.memory_bytes
+    if documents > 1 and compiled.parameter_bytes < most:
+        result.append(f"half the documents: --documents={documents // 2}")
     if request.method == "pie":
         result.append("--method=pid, which encodes each document once for all of its prompts")
-    if training:
-        name = request.training.optimizer.name
-        if name != "adafactor" and compiled.optimizer_bytes > compiled.parameter_bytes / 2:
-            result.append(
-                "--config.optimizer.name=adafactor, whose factored moments take next to no memory"
-            )
-        if request.training.train.remat == rematerialisation.NONE:
-            result.append(
-                "rematerialisation: --config.train.remat=full, which computes activations twice"
-            )
     if request.dtype == "float32":
         result.append("--dtype=bfloat16")
     if request.program not in TRAINING and request.weights is None:
         result.append(
             "--weights=int8: kernels and token embeddings in 8 bits, which changes answers slightly"
         )
-    if compiled.devices == 1:
-        more = "h100:8" if chip.platform == "gpu" else f"{request.target.kind}:{_larger(request)}"
-        axis = "--fsdp=-1 --data=1" if training else "--tensor=-1"
-        result.append(f"a mesh that splits parameters: --target={more} {axis}")
-    elif request.mesh.get("data", -1) != 1:
-        result.append("split the parameters over all devices: --data=1 --fsdp=-1")
+    if compiled.devices > 1 and request.mesh.get("data", -1) != 1:
+        result.append("parameters split over all devices: --data=1 --fsdp=-1")
     return result
-
-
-def _divides(compiled: Compiled) -> bool:
-    """Whether a batch can have twice as many micro-batches."""
-    request = compiled.request
-    shares = compiled.devices // max(request.mesh.get("tensor", 1), 1)
-    return request.arranged.documents % (2 * request.training.train.micro_batches * shares) == 0
 
 
 def _larger(request: Any) -> str:
@@ -306,14 +310,6 @@ def _work(one: Work, is_tpu: bool) -> dict[str, Any]:
 
 def _row(name: str, value: str) -> str:
     return f"  {name:<20}{value}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.2f} GiB"
 
 
 def _flops(count: float) -> str:

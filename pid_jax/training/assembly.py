@@ -18,7 +18,7 @@ from pid_jax.backends.settings import current_platform
 from pid_jax.checkpoints import contents, generation_config, huggingface, orbax
 from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.data import pipeline, prepared
-from pid_jax.data.batching import Batch
+from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import (
@@ -290,10 +290,40 @@ def evaluation_batches(
     """
     return pipeline.evaluation_batches(
         source,
-        batch_size=config.evaluation.batch_size or config.data.batch_size,
+        batch_size=_evaluation_batch_size(config),
         own_rows=own_rows,
         **_batch_options(config, model, source),
     )
+
+
+def largest_batches(
+    config: ConfigDict,
+    source: TokenizedExamples,
+    validation: TokenizedExamples,
+    model: EncoderDecoder,
+) -> tuple[BatchShape, BatchShape]:
+    """The largest shapes of `training_batches` and of `evaluation_batches`."""
+    options = {"arrange", "document_multiple"}
+
+    def largest(
+        examples: TokenizedExamples, batch_size: int, max_prompts: int | None
+    ) -> BatchShape:
+        of_batch = _batch_options(config, model, examples)
+        return pipeline.batch_shapes(
+            examples,
+            batch_size=batch_size,
+            max_prompts=max_prompts,
+            **{name: value for name, value in of_batch.items() if name in options},
+        )[-1]
+
+    return (
+        largest(source, config.data.batch_size, config.data.max_prompts),
+        largest(validation, _evaluation_batch_size(config), None),
+    )
+
+
+def _evaluation_batch_size(config: ConfigDict) -> int:
+    return int(config.evaluation.batch_size or config.data.batch_size)
 
 
 def evenly_spaced(examples: Sequence[Example], number: int) -> Sequence[Example]:

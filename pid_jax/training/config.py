@@ -61,6 +61,7 @@ WITHOUT_EFFECT_ON_TRAINING = (
     "data.validation_split",
     "train.log_every_steps",
     "train.remat",
+    "train.check_memory",
     "evaluation",
     "checkpoint",
 )

@@ -125,6 +125,8 @@ def default() -> ConfigDict:
     # Parts of a batch whose gradients are computed one after another and summed, weighted by their
     # target tokens: the memory of a smaller batch, the loss of the whole one.
     config.train.micro_batches = 1
+    # Refuse before step 1 what needs more memory than a device has. False: warn, and try it.
+    config.train.check_memory = True
     # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
     config.train.log_every_steps = 20
 

@@ -27,14 +27,22 @@ from pid_jax import models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
-from pid_jax.data.batching import Batch
+from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.distributed import exchange, service
 from pid_jax.distributed import rows as of_processes
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.training import assembly, compiled, fingerprints, messages, shared_workdir, step
+from pid_jax.training import (
+    assembly,
+    compiled,
+    fingerprints,
+    memory,
+    messages,
+    shared_workdir,
+    step,
+)
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.agreed_stop import stop_signals
@@ -122,6 +130,8 @@ def _train(
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
     )
+    abstract = compiled.abstract_state(model, update, shardings)
+    memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
     exchange.wait_for_all()  # so that an error until here ends all processes at once
     with RunCheckpoints(
         workdir,
@@ -130,7 +140,6 @@ def _train(
         resume_after=start,
     ) as checkpoints:
         if start:
-            abstract = compiled.abstract_state(model, update, shardings)
             state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
             log.info("resumed after step %d", start)
         else:
@@ -225,6 +234,8 @@ class _Materials(NamedTuple):
     """Pretrained parameters. None for new ones and for a resumed run."""
     batches: Any
     validation: TokenizedExamples
+    largest: tuple[BatchShape, BatchShape]
+    """The shapes of the largest batches of training and validation."""
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
 
@@ -277,7 +288,8 @@ def _prepare(
     if mesh is not None:
         own_rows = functools.partial(of_processes.own_rows, sharding.batch_sharding(mesh))
     batches = assembly.training_batches(config, source, model, tokenizer, own_rows)
-    return _Materials(model, params, batches, validation, read)
+    largest = assembly.largest_batches(config, source, validation, model)
+    return _Materials(model, params, batches, validation, largest, read)
 
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:

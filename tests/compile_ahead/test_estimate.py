@@ -2,10 +2,12 @@
 
 import pytest
 
+from pid_jax import device_memory
 from pid_jax.compile_ahead import estimate
 from pid_jax.compile_ahead.chips import CHIPS
-from pid_jax.compile_ahead.estimate import Memory, ProgramEstimate, Work
+from pid_jax.compile_ahead.estimate import ProgramEstimate, Work
 from pid_jax.compile_ahead.timing import timing
+from pid_jax.device_memory import Memory
 from tests.compile_ahead.test_hlo import TEXT
 
 MEMORY = Memory(arguments=1000, outputs=300, aliased=200, temporaries=50)
@@ -111,7 +113,7 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
     ],
 )
 def test_a_refusal_says_what_a_program_needs(message: str, sizes: tuple[int, int] | None) -> None:
-    assert estimate.out_of_memory(message) == sizes
+    assert device_memory.out_of_memory(message) == sizes
 
 
 def test_time_on_a_tpu_is_that_of_its_cycles() -> None:

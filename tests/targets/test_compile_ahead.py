@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pid_jax import models
+from pid_jax import device_memory, models
 from pid_jax.commands import compile_ahead
 from pid_jax.compile_ahead import estimate, report, targets
 from pid_jax.data.batching import BatchShape
@@ -209,6 +209,6 @@ def test_the_command_prints_and_writes_the_figures(
         assert key in figures
     text = (tmp_path / "dump" / "h100-decode.txt").read_text()
     read = estimate.of_text(
-        text, name="decode", memory=estimate.Memory(0, 0, 0, 0), flops=0, decodes=True
+        text, name="decode", memory=device_memory.Memory(0, 0, 0, 0), flops=0, decodes=True
     )
     assert read.work.kernels == figures["kernels"]
