@@ -267,6 +267,10 @@ def load_params(
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
+    if all(sharding.is_fully_addressable for sharding in shardings.values()):
+        # Each process loads a copy of its own, perhaps at another time than others.
+        context.multiprocessing.active_processes = {service.index()}
+        context.multiprocessing.primary_host = service.index()
     first = SingleDeviceSharding(jax.local_devices()[0])
 
     def wanted(path: placement.Path, leaf: Any) -> Any:
