@@ -132,7 +132,8 @@ def make_predict_parser(program: str) -> argparse.ArgumentParser:
         metavar="N",
         default=512,
         help="documents answered between two writes, times the number of processes: more sort "
-        "better into batches of similar length, fewer are answered again after a kill (default: 512)",
+        "better into batches of similar length, fewer are answered again after a kill "
+        "(default: 512)",
     )
     parser.add_argument(
         "--on-error",
