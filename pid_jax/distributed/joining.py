@@ -7,6 +7,9 @@ several tasks and a TPU slice with several hosts. `JAX_NUM_PROCESSES=1` excludes
 """
 
 import os
+import socket
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,22 +81,58 @@ def described(
 def join(processes: Processes, timeout: int = TIMEOUT) -> None:
     """Connects this process with the others. Nothing may have used JAX's devices before.
 
-    timeout: seconds in which all processes must start. Raises UserError if they do not.
+    timeout: seconds in which all processes must start. If they do not, this process prints an error
+    and exits with status 2. Raises UserError for other reasons.
     """
     import jax
 
     # Its handler of SIGTERM would replace that of the system: a process would not end before
     # training starts, and training has a handler of its own.
     jax.config.update("jax_enable_preemption_service", False)
+    if processes.process_id == 0:
+        _check_port(str(processes.coordinator_address))
+    # After its own timeout, JAX aborts the process, with a stack trace.
+    timer = threading.Timer(timeout, _give_up, [processes, timeout])
+    timer.daemon = True
+    timer.start()
     try:
-        jax.distributed.initialize(*processes, initialization_timeout=timeout)
+        jax.distributed.initialize(*processes, initialization_timeout=timeout + 60)
         jax.devices()  # while all processes are at this line: it has a timeout, too
     except Exception as error:
-        raise UserError(_why_not_connected(processes, timeout, error)) from error
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(_why_not_connected(processes, timeout, reason)) from error
+    finally:
+        timer.cancel()
 
 
-def _why_not_connected(processes: Processes, timeout: int, error: Exception) -> str:
-    reason = str(error).strip().partition("\n")[0]
+def _check_port(address: str) -> None:
+    """Raises UserError if process 0 cannot wait at the port. JAX would crash."""
+    port = int(address.rpartition(":")[2])
+    dual = socket.has_dualstack_ipv6()
+    family, host = (socket.AF_INET6, "::") if dual else (socket.AF_INET, "")
+    try:
+        socket.create_server((host, port), family=family, dualstack_ipv6=dual).close()
+    except OSError as error:
+        raise UserError(
+            f"{_listed([_ADDRESS])} is {address}, but process 0 cannot wait there for the others "
+            f"({error.strerror or error}): use another port, in all processes"
+        ) from error
+
+
+def _give_up(processes: Processes, timeout: int) -> None:
+    reason = "not all processes have started"
+    address = processes.coordinator_address
+    if address is not None and processes.process_id != 0:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+    print(f"error: {_why_not_connected(processes, timeout, reason)}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _why_not_connected(processes: Processes, timeout: int, reason: str) -> str:
     if processes.coordinator_address is None:
         return (
             f"the processes that JAX detected cannot connect ({reason}). Start the command on all "
@@ -102,9 +141,9 @@ def _why_not_connected(processes: Processes, timeout: int, error: Exception) -> 
     address, count, number = processes
     if number == 0:
         return (
-            f"process 0 of {count} cannot wait for the others at {address}, or not all of them "
-            f"came within {timeout} s ({reason}): start all processes, with another port if this "
-            "one is in use"
+            f"process 0 of {count} cannot connect with the others at {address} within {timeout} s "
+            f"({reason}): start all processes within that time, with another port if this one is "
+            "in use"
         )
     return (
         f"process {number} of {count} cannot connect to process 0 at {address} within {timeout} s "
