@@ -115,7 +115,7 @@ def _check_port(address: str) -> None:
     except OSError as error:
         raise UserError(
             f"{_listed([_ADDRESS])} is {address}, but process 0 cannot wait there for the others "
-            f"({error.strerror or error}): use another port, in all processes"
+            f"({os.strerror(error.errno or 0)}): use another port, in all processes"
         ) from error
 
 
