@@ -80,6 +80,33 @@ def add_weights(parser: "argparse._ActionsContainer") -> None:
     )
 
 
+def add_mesh(parser: "argparse._ActionsContainer") -> None:
+    """Adds --mesh, an argument of `PidModel.from_pretrained`."""
+    parser.add_argument(
+        "--mesh",
+        type=_mesh_sizes,
+        metavar="AXIS=N[,AXIS=N]",
+        help="split the parameters over all devices, for a model that does not fit one: data, fsdp "
+        "and tensor are axes, such as --mesh=tensor=4; a size of -1 takes the other devices "
+        "(default: a copy of the model on each device)",
+    )
+
+
+def _mesh_sizes(text: str) -> dict[str, int]:
+    from pid_jax.sharding import MESH_AXES  # imports JAX
+
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or axis in sizes or not size.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: write AXIS=N, with commas between, for axes of {', '.join(MESH_AXES)}"
+            )
+        sizes[axis] = int(size)
+    # `make_mesh` gives the devices that are left to data, here to the parameters.
+    return {"data": 1, **({} if "fsdp" in sizes or "tensor" in sizes else {"tensor": -1}), **sizes}
+
+
 def add_fields(parser: "argparse._ActionsContainer", options: type, otherwise: str = "") -> None:
     """Adds an option for each field of a dataclass to a parser, or a group of one.
 

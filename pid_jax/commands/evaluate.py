@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pid_jax.command_line import (
     add_checkpoint,
+    add_mesh,
     add_task_options,
     add_weights,
     make_parser,
@@ -64,7 +65,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         DESCRIPTION,
         usage="(--checkpoint=PATH | --predictions=FILE) [--config=FILE | --task=NAME] [--path=PATH]"
         "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT] [--limit=N]"
-        "\n    [--method=pid|pie] [--weights=int8] [--config.KEY=VALUE ...]" + many_processes.USAGE,
+        "\n    [--method=pid|pie] [--weights=int8] [--mesh=AXIS=N] [--config.KEY=VALUE ...]"
+        + many_processes.USAGE,
         epilog=many_processes.EPILOG,
     )
     answers = parser.add_mutually_exclusive_group(required=True)
@@ -94,6 +96,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="prompt-in-decoder or prompt-in-encoder, with --checkpoint (default: config.method)",
     )
     add_weights(parser)
+    add_mesh(parser)
     parser.add_argument(
         "--output",
         metavar="DIRECTORY",
@@ -122,6 +125,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(
             f"--weights={options.weights} needs --checkpoint: predictions have no weights"
         )
+    if options.predictions is not None and options.mesh is not None:
+        raise UserError("--mesh needs --checkpoint: predictions have no parameters")
     config = _config(options, overrides)
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
@@ -191,7 +196,10 @@ def _of_checkpoint(
 
     enable_compilation_cache()
     model = PidModel.from_pretrained(
-        agreed(options.checkpoint), dtype=assembly.activation_dtype(config), weights=options.weights
+        agreed(options.checkpoint),
+        dtype=assembly.activation_dtype(config),
+        weights=options.weights,
+        mesh=options.mesh,
     )
     own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
     if own and service.is_first():

@@ -8,6 +8,7 @@ from pathlib import Path
 from pid_jax.command_line import (
     add_checkpoint,
     add_fields,
+    add_mesh,
     add_weights,
     make_parser,
     with_flags,
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
                     generation=generation,
                     dtype=options.dtype,
                     weights=options.weights,
+                    mesh=options.mesh,
                     batch_tokens=options.batch_tokens,
                     batch_size=options.batch_size,
                     write_every=options.write_every,
@@ -160,6 +162,7 @@ def make_predict_parser(program: str) -> argparse.ArgumentParser:
         "and TPU; auto is that of the checkpoint (default: float32)",
     )
     add_weights(answers)
+    add_mesh(answers)
     add_fields(answers, GenerationOptions, otherwise="the checkpoint's, or ")
     many_processes.add_flags(parser)
     return parser

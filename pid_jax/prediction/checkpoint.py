@@ -31,7 +31,9 @@ class Checkpoint:
     @functools.cached_property
     def _model(self) -> PidModel:
         path, settings = agreed(self._settings.checkpoint), self._settings
-        model = PidModel.from_pretrained(path, dtype=settings.dtype, weights=settings.weights)
+        model = PidModel.from_pretrained(
+            path, dtype=settings.dtype, weights=settings.weights, mesh=settings.mesh
+        )
         # The files of a hub id are fetched once and stay as they are.
         if self.digest is not None and Path(path).is_dir():
             from pid_jax.checkpoints import identity  # imports Orbax

@@ -25,6 +25,8 @@ class Settings:
     """Of parameters and activations: "float32", "bfloat16" or "auto"."""
     weights: str | None = None
     """What `PidModel.from_pretrained` takes: None, or "int8" for weights in 8 bits."""
+    mesh: Mapping[str, int] | None = None
+    """What `PidModel.from_pretrained` takes: None, or the sizes of a mesh."""
     batch_tokens: int | None = None
     batch_size: int | None = None
     write_every: int = 512

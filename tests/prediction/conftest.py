@@ -19,7 +19,7 @@ def questions(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What stands for a checkpoint: it is never loaded."""
-    monkeypatch.setattr(PidModel, "from_pretrained", lambda path, dtype, weights: Model())
+    monkeypatch.setattr(PidModel, "from_pretrained", lambda path, **_: Model())
     checkpoint = tmp_path_factory.mktemp("no_model")
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     return checkpoint

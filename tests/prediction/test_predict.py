@@ -19,6 +19,7 @@ from pid_jax.inference.request import Method
 from pid_jax.inference.results import Generation
 from tests.helpers.predict_command import LINES, Model, error_in, ids_in, run, status_of
 from tests.helpers.questions import question, text_of
+from tests.helpers.several_devices import result_of
 
 
 @pytest.mark.parametrize("method", ["pid", "pie"])
@@ -347,3 +348,68 @@ def test_a_checkpoint_that_is_replaced_before_it_is_loaded_is_noticed(
     assert status_of(lambda: run(copied, questions, tmp_path / "out.jsonl")) == 2
     said = error_in(capsys.readouterr().err)
     assert said == f"error: {copied} was replaced since this command started: run it again\n"
+
+
+def test_a_mesh_splits_the_parameters_and_answers_alike(
+    checkpoint: Path, questions: Path, tmp_path: Path
+) -> None:
+    lines = run(checkpoint, questions, tmp_path / "one.jsonl", "--max-new-tokens=4")
+    output = tmp_path / "four.jsonl"
+    largest = result_of(ON_A_MESH, str(checkpoint), str(questions), str(output), devices=4)
+    assert largest <= 0.3  # a quarter, and the norms
+    on_mesh = [json.loads(line) for line in output.read_text().splitlines()]
+    for line, other in zip(lines, on_mesh, strict=True):
+        for subtask, split in zip(line["subtasks"], other["subtasks"], strict=True):
+            assert split["prediction"] == subtask["prediction"]
+            assert split["score"] == pytest.approx(subtask["score"], abs=1e-4)
+
+
+ON_A_MESH = """
+import json, sys
+import jax
+from pid_jax.commands import predict
+from pid_jax.inference.model import PidModel
+
+checkpoint, questions, output = sys.argv[1:]
+models, load = [], PidModel.from_pretrained
+
+def from_pretrained(*arguments, **options):
+    models.append(load(*arguments, **options))
+    return models[-1]
+
+PidModel.from_pretrained = from_pretrained
+sys.stdout, stdout = sys.stderr, sys.stdout
+predict.main([
+    f"--checkpoint={checkpoint}", f"--input={questions}", f"--output={output}",
+    "--max-new-tokens=4", "--mesh=tensor=2,fsdp=2",
+])
+leaves = jax.tree.leaves(models[0].params)
+here = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
+print(json.dumps(here / sum(leaf.size for leaf in leaves)), file=stdout)
+"""
+
+
+@pytest.mark.parametrize("mesh", ["4", "tensor", "tensor=x", "rows=2", "fsdp=1,fsdp=2"])
+def test_a_mesh_that_is_none_is_refused(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mesh: str
+) -> None:
+    options = [f"--mesh={mesh}", "--checkpoint=x", f"--input={questions}", "--output=y"]
+    with pytest.raises(SystemExit):
+        make_predict_parser("predict").parse_args(options)
+    assert "write AXIS=N, with commas between, for axes of data, fsdp, tensor" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("tensor=4", {"data": 1, "tensor": 4}),
+        ("fsdp=-1", {"data": 1, "fsdp": -1}),
+        ("data=2", {"data": 2, "tensor": -1}),
+        ("data=2,fsdp=2,tensor=2", {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_the_devices_that_are_left_split_parameters(text: str, sizes: dict[str, int]) -> None:
+    required = ["--checkpoint=x", "--input=in", "--output=out"]
+    assert make_predict_parser("predict").parse_args([f"--mesh={text}", *required]).mesh == sizes
