@@ -133,14 +133,13 @@ def test_a_loss_that_is_not_finite_ends_both(cache, tmp_path):
 
 @pytest.mark.parametrize("mistaken", [0, 1])
 def test_an_error_of_one_process_ends_both(cache, tmp_path, mistaken):
-    wrong = ("--config.data.task=jsonl", "--config.data.path=/nowhere.jsonl")
     extra = [(), ()]
-    extra[mistaken] = wrong
+    extra[mistaken] = ("--config.model.init=/nowhere",)
     ends = several_processes.run(command(tmp_path / "run"), extra=extra, **cache)
     assert [one.status for one in ends] == [2, 2], ends
     own, other = ends[mistaken].errors, ends[1 - mistaken].errors
     assert own.startswith("error: ")
-    assert "/nowhere.jsonl" in own
+    assert "/nowhere" in own
     assert other == f"error: process {mistaken} of 2 stopped: {own.removeprefix('error: ')}"
 
 
