@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # From bottom to top. Units are modules and packages of pid_jax, and the programs beside it.
 LAYERS = (
     ("errors",),
-    ("sharding",),
+    ("distributed", "sharding"),
     ("backends", "directory_lock", "disk_errors", "json_spans", "json_text"),
     ("atomic_file", "command_line", "compilation_cache", "device_memory", "programs"),
     ("data", "metrics", "models"),

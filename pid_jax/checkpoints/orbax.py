@@ -1,10 +1,12 @@
 """Checkpoints of training runs, written with Orbax.
 
 `<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key), "data" (the
-position of the Grain iterator) and, after an evaluation, "metrics". Orbax writes it in `.saving`.
-It is renamed to its final path when its manifest is complete, and renamed before it is deleted. So
-every visible checkpoint is complete, even after the run was killed. A reader locks a checkpoint,
-which defers its deletion. `pid_jax.checkpoints.verification` says what is verified.
+position of the data: the number of the next batch, whatever the number of processes) and, after an
+evaluation, "metrics". Orbax writes it in `.saving`, all processes their shares of the state.
+The first process renames it to its final path when its manifest is complete, and renames it before
+it deletes it. So every visible checkpoint is complete, even after the run was killed. A reader
+locks a checkpoint, which defers its deletion. `pid_jax.checkpoints.verification` says what is
+verified.
 """
 
 import json
@@ -33,10 +35,12 @@ from pid_jax.checkpoints import (
     huggingface,
     manifest,
     placement,
+    position,
     ranking,
     verification,
 )
 from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
+from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
 
@@ -55,7 +59,8 @@ log = logging.getLogger(__name__)
 class RunCheckpoints:
     """The checkpoints of one run: saves in the background, preserves the most recent and the best.
 
-    `save` and `wait` delete all others. Only one process may use it at a time.
+    `save` and `wait` delete all others. Only one run may use it at a time. All processes of the run
+    must call the same members in the same order.
     """
 
     def __init__(
@@ -71,21 +76,26 @@ class RunCheckpoints:
         self._recent = recent
         self._best_metric = best_metric
         self._directory = (Path(workdir) / CHECKPOINTS).absolute()
-        # Removes partially written and partially deleted checkpoints of a killed run, and those
-        # that earlier versions wrote elsewhere.
-        for pattern in (_SAVING, _UNFINISHED, f"{_REMOVING}*"):
-            for unfinished in self._directory.glob(pattern):
-                shutil.rmtree(unfinished)
-        if resume_after is not None:
-            for step in saved_steps(workdir):
-                if step > resume_after:
-                    _set_aside(self._directory / str(step))
+        exchange.of_first(lambda: self._clear(resume_after))
         self._checkpointer = ocp.training.Checkpointer(
             self._directory / _SAVING,
             preservation_policy=ocp.training.preservation_policies.PreserveAll(),
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finishing: Future[None] | None = None
+
+    def _clear(self, resume_after: int | None) -> None:
+        """Removes partially written and partially deleted checkpoints of a killed run.
+
+        Also those that earlier versions wrote elsewhere. Renames checkpoints after `resume_after`.
+        """
+        for pattern in (_SAVING, _UNFINISHED, f"{_REMOVING}*"):
+            for unfinished in self._directory.glob(pattern):
+                shutil.rmtree(unfinished)
+        if resume_after is not None:
+            for step in saved_steps(self._workdir):
+                if step > resume_after:
+                    _set_aside(self._directory / str(step))
 
     @property
     def best_step(self) -> int | None:
@@ -99,7 +109,7 @@ class RunCheckpoints:
         self,
         step: int,
         state: Mapping[str, Any],
-        data: Iterator[Any],
+        data: position.Positioned,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Copies the state and the position of the data, then writes them in the background.
@@ -110,7 +120,7 @@ class RunCheckpoints:
         self.wait()
         response = self._checkpointer.save_checkpointables_async(
             step,
-            {"state": dict(state), "data": data},
+            {"state": dict(state), position.DATA: position.SavedPosition(data)},
             force=True,
             metrics=None if metrics is None else dict(metrics),
             custom_metadata=verification.MARKER,
@@ -119,13 +129,15 @@ class RunCheckpoints:
 
     def _finish(self, step: int, response: Any) -> None:
         """Waits for Orbax, writes the manifest, then makes the checkpoint visible."""
-        response.result()
+        response.result()  # in the first process, the shares of all processes are on disk
+        if not service.is_first():
+            return
         saved = self._directory / _SAVING / str(step)
         verification.write_manifest(saved, self._workdir)
         saved.rename(self._directory / str(step))
 
     def restore(
-        self, step: int, abstract_state: Mapping[str, Any], data: Iterator[Any]
+        self, step: int, abstract_state: Mapping[str, Any], data: position.Positioned
     ) -> dict[str, Any]:
         """The state saved at `step`. Restores the position of `data`.
 
@@ -134,7 +146,8 @@ class RunCheckpoints:
         """
         path = self._directory / str(step)
         with _named(path):
-            restored = ocp.load_checkpointables(path, {"state": dict(abstract_state), "data": data})
+            restored = ocp.load_checkpointables(path, {"state": dict(abstract_state)})
+            position.restore(path, data)
         return restored["state"]
 
     def wait(self) -> None:
@@ -143,6 +156,10 @@ class RunCheckpoints:
             finishing, self._finishing = self._finishing, None
             finishing.result()
         self._checkpointer.wait()
+        # Without the exchange, a process could end while the first one writes the manifest.
+        exchange.of_first(self._remove_others)
+
+    def _remove_others(self) -> None:
         preserved = saved_steps(self._workdir)[-self._recent :]
         ranked = ranking.ranked(self._workdir, self._best_metric)
         for step in saved_steps(self._workdir):
@@ -169,7 +186,8 @@ class RunCheckpoints:
         try:
             self._checkpointer.close()
         finally:
-            shutil.rmtree(self._directory / _SAVING, ignore_errors=True)
+            if service.is_first():
+                shutil.rmtree(self._directory / _SAVING, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -249,6 +267,10 @@ def load_params(
     """
     context = ocp.Context()
     context.pytree.loading.partial_load = True
+    if all(sharding.is_fully_addressable for sharding in shardings.values()):
+        # Each process loads a copy of its own, perhaps at another time than others.
+        context.multiprocessing.active_processes = {service.index()}
+        context.multiprocessing.primary_host = service.index()
     first = SingleDeviceSharding(jax.local_devices()[0])
 
     def wanted(path: placement.Path, leaf: Any) -> Any:

@@ -14,8 +14,8 @@ from pid_jax.command_line import (
     add_weights,
     make_parser,
     task_options,
-    user_errors,
 )
+from pid_jax.commands import many_processes
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ prediction's probability. Other keys are ignored, so that OUTPUT/predictions.jso
 def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax eval") -> None:
     """Scores; exits with status 2 after a mistake in the command, the config or the data."""
     options, overrides = _parser(program).parse_known_args(argv)
-    with user_errors():
+    with many_processes.all_processes(options):
         _evaluate(options, overrides)
 
 
@@ -65,7 +65,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         DESCRIPTION,
         usage="(--checkpoint=PATH | --predictions=FILE) [--config=FILE | --task=NAME] [--path=PATH]"
         "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT] [--limit=N]"
-        "\n    [--method=pid|pie] [--weights=int8] [--mesh=AXIS=N] [--config.KEY=VALUE ...]",
+        "\n    [--method=pid|pie] [--weights=int8] [--mesh=AXIS=N] [--config.KEY=VALUE ...]"
+        + many_processes.USAGE,
+        epilog=many_processes.EPILOG,
     )
     answers = parser.add_mutually_exclusive_group(required=True)
     add_checkpoint(answers)
@@ -101,6 +103,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         type=Path,
         help="where to write; made if missing; needed with --checkpoint (default: only print)",
     )
+    many_processes.add_flags(parser)
     return parser
 
 
@@ -108,6 +111,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     # After the arguments are read: importing JAX takes seconds that --help should not.
     from pid_jax import evaluation, scoring
     from pid_jax.atomic_file import check_writable
+    from pid_jax.distributed import service
     from pid_jax.errors import UserError
     from pid_jax.training import assembly
 
@@ -127,7 +131,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     task = assembly.task_of(config)
     examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     evaluation.check_any(examples, task)
-    if options.output is not None:
+    if options.output is not None and service.is_first():
         check_writable(options.output)  # before the work, not after it
     if options.checkpoint is not None:
         result = _of_checkpoint(options, config, task, examples)
@@ -138,6 +142,8 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         answers = evaluation.read_predictions(options.predictions, examples)
         result = evaluation.scored(task, examples, answers)
         source = {"predictions": str(options.predictions)}
+    if not service.is_first():
+        return
     if options.output is not None:
         about = {"task": task.name, "split": options.split, **source}
         evaluation.write(options.output, result, about)
@@ -182,27 +188,30 @@ def _of_checkpoint(
     examples: "Sequence[Example]",
 ) -> "Evaluation":
     from pid_jax import evaluation
+    from pid_jax.checkpoints.agreed import agreed
     from pid_jax.compilation_cache import enable_compilation_cache
+    from pid_jax.distributed import service
     from pid_jax.inference.model import PidModel
     from pid_jax.training import assembly
 
     enable_compilation_cache()
     model = PidModel.from_pretrained(
-        options.checkpoint,
+        agreed(options.checkpoint),
         dtype=assembly.activation_dtype(config),
         weights=options.weights,
         mesh=options.mesh,
     )
     own = {k: v for k, v in model.generation_defaults.items() if k != "max_new_tokens"}
-    if own:
+    if own and service.is_first():
         listed = ", ".join(f"{name}={value}" for name, value in own.items())
         print(f"defaults of {options.checkpoint}: {listed}", file=sys.stderr)
     done = 0.0
 
     def report(documents: float, _: float) -> None:
         nonlocal done
-        done += documents
-        print(f"{done:,.0f} of {len(examples):,} documents", file=sys.stderr)
+        done = min(done + documents, len(examples))
+        if service.is_first():
+            print(f"{done:,.0f} of {len(examples):,} documents", file=sys.stderr)
 
     return evaluation.evaluate(
         model,
@@ -213,4 +222,5 @@ def _of_checkpoint(
         method=options.method or config.method,
         after_batch=report,
         predictions=options.output / evaluation.PREDICTIONS,
+        processes=service.count() > 1,
     )

@@ -11,9 +11,9 @@ from pid_jax.command_line import (
     add_mesh,
     add_weights,
     make_parser,
-    user_errors,
     with_flags,
 )
+from pid_jax.commands import many_processes
 
 DESCRIPTION = """\
 Answers every prompt of a JSON-lines file with a trained model.
@@ -36,13 +36,17 @@ if the command is stopped or killed, the same command goes on from there. It ref
 the documents answered so far, the model or the options that determine the answers have changed.
 """
 
-EXIT_STATUS = """\
+EXIT_STATUS = (
+    """\
 exit status:
   0    every line was answered
   2    stopped by an error; the answers until then are in OUTPUT.partial
   3    every good line was answered, and bad lines were left out (--on-error=skip)
   130  stopped by Ctrl-C; the answers until then are in OUTPUT.partial
+
 """
+    + many_processes.EPILOG
+)
 LEFT_OUT, INTERRUPTED = 3, 130
 
 
@@ -58,10 +62,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
     values = {name: getattr(options, name) for name in fields}
     generation = {name: value for name, value in values.items() if value is not None}
     try:
-        with user_errors():
+        with many_processes.all_processes(options):
             for name, value in generation.items():
                 check_alone(name, value)
             from pid_jax.checkpoints import orbax  # slow to import: after options are checked
+            from pid_jax.distributed import service
             from pid_jax.prediction import Settings, predict_file
 
             generation["method"] = options.method or orbax.trained_method(options.checkpoint)
@@ -81,7 +86,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax predict")
                     restart=options.restart,
                 )
             )
-            print(summary, file=sys.stderr if str(options.output) == "-" else sys.stdout)
+            if service.is_first():
+                print(summary, file=sys.stderr if str(options.output) == "-" else sys.stdout)
     except KeyboardInterrupt as stopped:
         print(str(stopped) or "stopped", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
@@ -127,8 +133,9 @@ def make_predict_parser(program: str) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         default=512,
-        help="documents answered between two writes: more sort better into batches of similar "
-        "length, fewer are answered again after a kill (default: 512)",
+        help="documents answered between two writes, times the number of processes: more sort "
+        "better into batches of similar length, fewer are answered again after a kill "
+        "(default: 512)",
     )
     parser.add_argument(
         "--on-error",
@@ -157,4 +164,5 @@ def make_predict_parser(program: str) -> argparse.ArgumentParser:
     add_weights(answers)
     add_mesh(answers)
     add_fields(answers, GenerationOptions, otherwise="the checkpoint's, or ")
+    many_processes.add_flags(parser)
     return parser

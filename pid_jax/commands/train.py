@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pid_jax.command_line import make_parser, user_errors
+from pid_jax.command_line import make_parser
+from pid_jax.commands import many_processes
 
 DESCRIPTION = """\
 Trains a prompt-in-decoder model. A config file defines the run. The command line overrides any of
@@ -23,10 +24,14 @@ one if files are damaged. SIGTERM and Ctrl-C save first. WORKDIR then has checkp
 metrics.jsonl, TensorBoard events and everything that evaluation, prediction and export need. A run
 whose data has changed is refused without --other-data.
 """
-EPILOG = """\
+EPILOG = (
+    """\
 exit status: 0 trained; 1 the loss became NaN or infinite; 2 a mistake in the command, the config
 or the data; 128 + signal number after a signal (130 for Ctrl-C, 143 for SIGTERM).
+
 """
+    + many_processes.EPILOG
+)
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -> None:
@@ -34,7 +39,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
     parser = make_parser(
         program,
         DESCRIPTION,
-        usage="--config=FILE --workdir=DIRECTORY [--other-data] [--config.KEY=VALUE ...]",
+        usage="--config=FILE --workdir=DIRECTORY [--other-data] [--config.KEY=VALUE ...]"
+        + many_processes.USAGE,
         epilog=EPILOG,
     )
     parser.add_argument(
@@ -55,10 +61,12 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
         action="store_true",
         help="go on with a run although its data, or a file in WORKDIR/model, has changed",
     )
+    many_processes.add_flags(parser)
     options, overrides = parser.parse_known_args(argv)
 
     # After the arguments are read: importing JAX takes seconds that --help should not.
     from pid_jax.compilation_cache import enable_compilation_cache
+    from pid_jax.distributed import service
     from pid_jax.training import config as configuration
     from pid_jax.training import loop
     from pid_jax.training.stop_signals import Interrupted
@@ -69,7 +77,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = "pid-jax train") -
     log.propagate = False  # absl, imported on the way, prints the root logger's lines in its form
     # Orbax logs there what it raises, too: tracebacks of a full disk, say.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    with user_errors():
+    with many_processes.all_processes(options):
+        if not service.is_first():
+            log.setLevel(logging.ERROR)  # the first process writes the log
         config = configuration.load(options.config, overrides)
         enable_compilation_cache()
         try:

@@ -12,6 +12,8 @@ from pid_jax.data.tokenizing import TokenizedExample, TokenizedExamples
 from pid_jax.errors import UserError
 
 Arrange = Callable[[Sequence[TokenizedExample]], Sequence[TokenizedExample]]
+OwnRows = Callable[[int], Int[np.ndarray, " own"]]
+"""The rows that this process has of a batch with so many rows, ascending."""
 
 
 def as_they_are(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
@@ -29,6 +31,7 @@ def training_batches(
     negative_target: Sequence[int] | None = None,
     negative_rate: float = 1.0,
     arrange: Arrange = as_they_are,
+    own_rows: OwnRows = np.arange,
     document_multiple: int = 64,
     window: int = 16,
     threads: int = 1,
@@ -46,6 +49,9 @@ def training_batches(
 
     `arrange` maps the drawn examples of a batch to the collated ones. For shorter examples it must
     not return more or longer ones, because `batch_shapes` calls it with the largest sizes.
+
+    `own_rows` are the rows that a batch has in this process. The shape is that of the whole batch.
+    Without an arrangement the process reads the documents of its rows only.
 
     Batch n depends on the source, the options and n only, not on `threads` and `prefetch`.
     `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
@@ -71,10 +77,12 @@ def training_batches(
     )
 
     def batch(step: int) -> Batch:
-        examples = arrange(plan.examples(step))
-        return collate(
-            examples,
-            _fitting(shapes, examples),
+        return _collated(
+            source,
+            plan.drawn(step),
+            shapes,
+            arrange,
+            own_rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -90,21 +98,27 @@ def evaluation_batches(
     pad_token_id: int,
     decoder_start_token_id: int,
     arrange: Arrange = as_they_are,
+    own_rows: OwnRows = np.arange,
     document_multiple: int = 64,
 ) -> Iterator[Batch]:
     """Every example once, in order, with all of its subtasks.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
-    unless `arrange` changes the rows. Raises UserError for an empty source.
+    unless `arrange` changes the rows. own_rows: as in `training_batches`. Raises UserError for an
+    empty source.
     """
     shapes = batch_shapes(
         source, batch_size=batch_size, arrange=arrange, document_multiple=document_multiple
     )
+    counts = source.subtask_counts
     for start in range(0, len(source), batch_size):
-        examples = arrange(source[start : start + batch_size])
-        yield collate(
-            examples,
-            _fitting(shapes, examples),
+        indices = range(len(source))[start : start + batch_size]
+        yield _collated(
+            source,
+            [(index, np.arange(counts[index])) for index in indices],
+            shapes,
+            arrange,
+            own_rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -153,9 +167,39 @@ def batch_shapes(
 
 _ENDLESS = 2**40  # batches, because Grain needs a length
 
+Drawn = tuple[int, Int[np.ndarray, " chosen"]]
+"""An example of a batch, by its index, and the indices of its subtasks."""
+
+
+def _collated(
+    source: TokenizedExamples,
+    drawn: Sequence[Drawn],
+    shapes: Sequence[BatchShape],
+    arrange: Arrange,
+    own_rows: OwnRows,
+    *,
+    pad_token_id: int,
+    decoder_start_token_id: int,
+) -> Batch:
+    """The own rows of a batch, with the sizes that the whole batch needs."""
+    rows = own_rows(shapes[0].documents).tolist()
+    if arrange is as_they_are:
+        longest = max((int(source.document_lengths[index]) for index, _ in drawn), default=0)
+        examples = [source.select(*drawn[row]) for row in rows if row < len(drawn)]
+    else:
+        arranged = arrange([source.select(*one) for one in drawn])
+        longest = max((len(example.document) for example in arranged), default=0)
+        examples = [arranged[row] for row in rows if row < len(arranged)]
+    return collate(
+        examples,
+        replace(_fitting(shapes, longest), documents=len(rows)),
+        pad_token_id=pad_token_id,
+        decoder_start_token_id=decoder_start_token_id,
+    )
+
 
 class _TrainingPlan:
-    """Selects the examples of batch n and their subtasks."""
+    """Draws the examples of batch n and their subtasks."""
 
     def __init__(
         self,
@@ -185,7 +229,7 @@ class _TrainingPlan:
         self._steps_per_epoch = -(-len(source) // batch_size)
         self._latest = (-1, np.zeros((0, batch_size), np.int64))
 
-    def examples(self, step: int) -> list[TokenizedExample]:
+    def drawn(self, step: int) -> "list[Drawn]":
         epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
         # At the start of an epoch two threads may compute the same order. The assignment is
         # atomic, so neither reads a partial result.
@@ -194,8 +238,7 @@ class _TrainingPlan:
             latest = self._latest = (epoch, self._order(epoch))
         random = np.random.default_rng([self._seed, 1, step])
         return [
-            self._source.select(index, self._subtasks(index, random))
-            for index in latest[1][step_of_epoch].tolist()
+            (index, self._subtasks(index, random)) for index in latest[1][step_of_epoch].tolist()
         ]
 
     def _order(self, epoch: int) -> Int[np.ndarray, "steps documents"]:
@@ -251,7 +294,7 @@ def _filled(document: int, prompts: int, prompt: int, target: int) -> TokenizedE
     return TokenizedExample("", [0] * document, [[0] * prompt] * prompts, [[0] * target] * prompts)
 
 
-def _fitting(shapes: Sequence[BatchShape], examples: Sequence[TokenizedExample]) -> BatchShape:
-    longest = max((len(example.document) for example in examples), default=0)
+def _fitting(shapes: Sequence[BatchShape], longest: int) -> BatchShape:
+    """The smallest shape for documents of at most `longest` tokens."""
     # If none fits, collate raises the error.
     return next((shape for shape in shapes if shape.document_tokens >= longest), shapes[-1])

@@ -14,6 +14,7 @@ import numpy as np
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.tokenizing import Limits, TokenizedExamples
+from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.evaluation.predictions import write_predictions
 from pid_jax.inference.model import PidModel
@@ -36,13 +37,16 @@ def evaluate(
     method: Method = "pid",
     after_batch: Callable[[float, float], None] | None = None,
     predictions: str | Path | None = None,
+    processes: bool = False,
 ) -> Evaluation:
     """Generates an answer to every subtask of `examples` and scores them with `task`.
 
     Documents, prompts and answers are cut at `limits`, as in training. `after_batch` is called
     with a batch's number of documents and its seconds. predictions: a file, in the layout of
     predictions.jsonl, to write before anything is scored. A metric that fails then loses no answer,
-    nor does a full disk where the system's temporary directory has space. Raises UserError where
+    nor does a full disk where the system's temporary directory has space. processes: divide the
+    work among the processes of `jax.distributed`, which must all call this with the same arguments.
+    All return the same scores, the first one writes the file. Raises UserError where
     there is nothing to score or no tokenizer to read it with.
     """
     check_any(examples, task)
@@ -77,19 +81,23 @@ def evaluate(
             progress=False if after_batch is not None else None,
             max_new_tokens=limits.target_tokens,
             method=method,
+            processes=processes,
         )
+        if processes:
+            of_first = generated
+            generated = exchange.of_first(lambda: of_first)
     except NotComputable as error:
         example = examples[error.document]
         raise error.named(example.id, example.subtasks[error.prompt].id) from error
     seconds = time.perf_counter() - started
     answers = [[Answer(one.text or "", one.score) for one in row] for row in generated]
-    if predictions is not None:
+    if predictions is not None and (not processes or service.is_first()):
         _save_predictions(Path(predictions), examples, answers)
     run = Run(
         method=method,
         device=_device(),
         seconds=seconds,
-        seconds_per_document=statistics.median(per_document),
+        seconds_per_document=statistics.median(per_document) if per_document else 0.0,
         truncation=tokenized.truncation_report(),
         targets=targets,
         answers_cut=sum(one.finish_reason == "length" for row in generated for one in row),

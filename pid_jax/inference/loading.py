@@ -86,7 +86,8 @@ def _mesh(mesh: Mapping[str, int] | Mesh | None) -> Mesh | None:
     sizes: dict[str, Any] = {
         name: arguments.integer(f"mesh[{name!r}]", size, at_least=-1) for name, size in mesh.items()
     }
-    return sharding.make_mesh(**sizes)
+    # Each of several processes has a model of its own.
+    return sharding.make_mesh(**sizes, devices=jax.local_devices())
 
 
 def _dtype(dtype: DTypeLike) -> Any:

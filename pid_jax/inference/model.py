@@ -18,9 +18,11 @@ from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
+from pid_jax.distributed import service
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
 from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
+from pid_jax.inference.division import Division
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.loading import load
@@ -65,6 +67,7 @@ class PidModel:
         self._requests = RequestReader(model.config, tokenizer)
         self._planner = Planner(model.config, tokenizer)
         self._outputs = OutputReader(model.config, tokenizer)
+        self._division = Division()
         self._created: Executor | None = None
         self._lock = threading.Lock()
 
@@ -161,6 +164,7 @@ class PidModel:
         progress: bool | None = None,
         after_batch: Callable[[float, float], None] | None = None,
         report: DecodingReport | None = None,
+        processes: bool = False,
         **options: Any,
     ) -> list[list[Generation]]:
         """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
@@ -186,13 +190,20 @@ class PidModel:
         progress: show a progress bar on standard error. Default: only on a terminal. after_batch:
         called after each batch with its number of documents (fractional if a document spans
         batches) and its seconds, divided by the number of batches that run at a time. report:
-        filled with counts of the work. Results do not depend on the batch, order or padding.
+        filled with counts of the work. processes: divide the batches among the processes of
+        `jax.distributed`, which must all call this with the same arguments and have the parameters
+        on their own devices. The first process returns all results, the others an empty list.
+        `after_batch` then counts for all. Results do not depend on the batch, order or padding.
         Raises `UserError` for invalid arguments.
         """
         compact = compaction(compact)
         options |= {"min_new_tokens": min_new_tokens, "num_beams": num_beams}
         request = self._request(documents, prompts, max_new_tokens, method, allowed, options)
-        plan = self._plan(request, batch_tokens, batch_size, compact=compact)
+        divided = processes and service.count() > 1
+        plan = self._plan(request, batch_tokens, batch_size, compact=compact, divided=divided)
+        signature, batches = plan.arrangement.options.signature(), plan.batches
+        if divided:
+            batches = self._division.own(signature, batches)
         results = Results(request, self._outputs)
         report = DecodingReport() if report is None else report
         executor = self._executor
@@ -200,9 +211,9 @@ class PidModel:
             progress_bar(
                 sum(1 for example in request.examples if example.prompts), progress
             ) as bar,
-            executor.compiling_ahead(plan.arrangement.options, plan.batches, plan.batch),
+            executor.compiling_ahead(plan.arrangement.options, batches, plan.batch),
             closing(
-                executor.run(lambda decoder, one: decoder.decode(plan.batch(one)), plan.batches)
+                executor.run(lambda decoder, one: decoder.decode(plan.batch(one)), batches)
             ) as completed,
         ):
             for batch, outputs, seconds in completed:
@@ -210,7 +221,9 @@ class PidModel:
                 complete = results.add(plan, batch.examples, outputs)
                 bar(complete)
                 if after_batch is not None:
-                    after_batch(complete, seconds)
+                    after_batch(complete * (service.count() if divided else 1), seconds)
+        if divided and not results.gather(report):
+            return []
         return results.nested()
 
     def stream(
@@ -385,15 +398,22 @@ class PidModel:
         sort: bool = True,
         devices: int | None = None,
         scored: bool = False,
+        divided: bool = False,
     ) -> Plan:
         arrangement = self._planner.arrange(request)
         decoder = self._executor[0]
+        if divided:
+            compiled = self._division.compiled(arrangement.options.signature())
+        elif scored:
+            compiled = decoder.scored_shapes()
+        else:
+            compiled = decoder.shapes(arrangement.options)
         return self._planner.plan(
             request,
             arrangement,
             _limits(arrangement, batch_tokens, batch_size),
             devices=devices or len(self._executor),
-            compiled=decoder.scored_shapes() if scored else decoder.shapes(arrangement.options),
+            compiled=compiled,
             compact=compact,
             sort=sort,
             scored=scored,

@@ -12,6 +12,8 @@ import numpy as np
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.decoding import stop_sequences
 from pid_jax.decoding.options import GenerationOptions
+from pid_jax.decoding.report import DecodingReport
+from pid_jax.distributed import exchange
 from pid_jax.errors import UserError
 from pid_jax.inference.decoding_batch import Outputs
 from pid_jax.inference.plan import Plan
@@ -100,6 +102,20 @@ class Results:
                 self._generations.setdefault((document, prompt), {})[sample] = generations
                 complete += 1 / (len(request.examples[document].prompts) * samples)
         return complete
+
+    def gather(self, report: DecodingReport) -> bool:
+        """Adds the outputs of the other processes, and their reports. True in the first process.
+
+        The others return False and have their own outputs only.
+        """
+        of_all = exchange.gathered((self._generations, report))
+        if of_all is None:
+            return False
+        for generations, of_process in of_all[1:]:
+            report.add(of_process)
+            for subtask, samples in generations.items():
+                self._generations.setdefault(subtask, {}).update(samples)
+        return True
 
     def nested(self) -> list[list[Generation]]:
         """One list for each document, with one `Generation` for each of its prompts."""

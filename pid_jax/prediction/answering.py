@@ -1,5 +1,6 @@
 """Answered lines in the order of the input, each once, however often the run is stopped."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pid_jax.data.examples import Example
+from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.evaluation.predictions import answer_in, answered
 from pid_jax.inference.results import Generation
@@ -46,28 +48,35 @@ def answer_lines(
     """Appends an answered line to `output` for each of `lines` that it does not have already.
 
     `answer` receives `documents_at_once` examples at a time. They are the same ones whether or not
-    an earlier run was stopped among them, so that the output does not depend on stops. Raises
+    an earlier run was stopped among them, so that the output does not depend on stops. Under
+    several processes all call `answer`, and the first one, which has all answers, writes. Raises
     UserError if a line in `output` does not answer its document.
     """
     while window := list(itertools.islice(lines, documents_at_once)):
-        present = 0
-        for text, example in window:
-            line = output.next_line()
-            if line is None:
-                break
-            if not _answers(line, text):
-                raise _changed(f"the answer to document {example.id!r} is to another text")
-            present += 1
+        present = exchange.of_first(functools.partial(_count_present, window, output))
         counts.documents += present
         counts.documents_before += present
         if present < len(window):
             answers = answer([example for _, example in window])
+            if not service.is_first():
+                continue
             pairs = zip(window[present:], answers[present:], strict=True)
             output.append(b"".join(_line(text, row) for (text, _), row in pairs))
             counts.documents += len(window) - present
         counts.prompts += sum(len(example.subtasks) for _, example in window)
     if output.next_line() is not None:
         raise _changed(f"there are answers to more than {counts.documents} documents")
+
+
+def _count_present(window: Sequence[tuple[str, Example]], output: Output) -> int:
+    """The number of documents, from the first on, that the output has answers to."""
+    for number, (text, example) in enumerate(window):
+        line = output.next_line()
+        if line is None:
+            return number
+        if not _answers(line, text):
+            raise _changed(f"the answer to document {example.id!r} is to another text")
+    return len(window)
 
 
 def _line(text: str, answers: Sequence[Generation]) -> bytes:

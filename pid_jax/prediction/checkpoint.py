@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 
 from pid_jax.checkpoints import contents
+from pid_jax.checkpoints.agreed import agreed
 from pid_jax.data.examples import Example
 from pid_jax.decoding.report import DecodingReport
+from pid_jax.distributed import service
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Generation, NotComputable
@@ -28,7 +30,7 @@ class Checkpoint:
 
     @functools.cached_property
     def _model(self) -> PidModel:
-        path, settings = self._settings.checkpoint, self._settings
+        path, settings = agreed(self._settings.checkpoint), self._settings
         model = PidModel.from_pretrained(
             path, dtype=settings.dtype, weights=settings.weights, mesh=settings.mesh
         )
@@ -68,6 +70,7 @@ class Checkpoint:
                 progress=False,
                 after_batch=self._progress.after_batch,
                 report=self.report,
+                processes=service.count() > 1,
                 **self._settings.batches,
                 **self._settings.generation,
             )
@@ -78,6 +81,10 @@ class Checkpoint:
             raise UserError(f"{where}: {error}") from error
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                if service.count() > 1:  # the others wait for this one
+                    raise UserError(
+                        f"{where}: the memory does not suffice: pass a smaller --batch-tokens"
+                    ) from error
                 if len(examples) > 1:  # one of them may be too long for any batch: which?
                     return [self([example])[0] for example in examples]
                 raise UserError(

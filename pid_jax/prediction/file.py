@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from pid_jax.data.examples import Example
+from pid_jax.distributed import service
 from pid_jax.errors import UserError
 from pid_jax.prediction.answering import Counts, Output, answer_lines
 from pid_jax.prediction.checkpoint import Checkpoint
 from pid_jax.prediction.progress import PredictionProgress
 from pid_jax.prediction.reading import line_check
 from pid_jax.prediction.settings import STANDARD, Settings
-from pid_jax.prediction.streams import StandardOutput, opened_input, opened_output
+from pid_jax.prediction.streams import NoOutput, StandardOutput, opened_input, opened_output
 from pid_jax.prediction.summary import Summary
 from pid_jax.tasks import jsonl
 
@@ -23,10 +24,13 @@ def predict_file(settings: Settings) -> Summary:
     The same call goes on with what a stopped one has answered. Raises UserError for what the user
     can mend, and KeyboardInterrupt after Ctrl-C; both say what is answered.
     """
+    if service.count() > 1 and settings.input == STANDARD:
+        raise UserError("--input=-: several processes need a file that all of them can read")
+    documents_at_once = settings.write_every * service.count()
     counts, started = Counts(), time.perf_counter()
     with (
         opened_input(settings.input) as (file, stream, name),
-        PredictionProgress(counts, file, name) as progress,
+        PredictionProgress(counts, file, name, shown=service.is_first()) as progress,
     ):
 
         def report_bad_line(error: UserError) -> None:
@@ -42,13 +46,13 @@ def predict_file(settings: Settings) -> Summary:
         )
         lines = _counted(lines, counts)
         # Mistakes in the first lines show before the checkpoint is read as a whole.
-        first = list(itertools.islice(lines, settings.write_every))
+        first = list(itertools.islice(lines, documents_at_once))
         with _output(settings, counts, checkpoint) as output:
             answer_lines(
                 itertools.chain(first, lines),
                 output,
                 checkpoint,
-                documents_at_once=settings.write_every,
+                documents_at_once=documents_at_once,
                 counts=counts,
             )
     seconds = time.perf_counter() - started
@@ -64,6 +68,8 @@ def _counted(lines: Iterator[tuple[str, Example]], counts: Counts) -> Iterator[t
 def _output(
     settings: Settings, counts: Counts, checkpoint: Checkpoint
 ) -> AbstractContextManager[Output]:
+    if not service.is_first():
+        return nullcontext(NoOutput())
     if settings.output == STANDARD:
         return nullcontext(StandardOutput())
     from pid_jax.checkpoints import identity  # imports Orbax

@@ -15,7 +15,9 @@ SECONDS_BETWEEN_REPORTS = 5.0
 class PredictionProgress:
     """Shows a bar on a terminal, and prints a line every few seconds elsewhere."""
 
-    def __init__(self, counts: Counts, stream: BinaryIO, name: str) -> None:
+    def __init__(self, counts: Counts, stream: BinaryIO, name: str, *, shown: bool = True) -> None:
+        """shown: False shows nothing."""
+        self._shown = shown
         self._counts = counts
         self._stream = stream
         self._name = name
@@ -33,10 +35,13 @@ class PredictionProgress:
 
     def print(self, text: str) -> None:
         """Prints a line without spoiling the bar."""
-        tqdm.write(text, file=sys.stderr)
+        if self._shown:
+            tqdm.write(text, file=sys.stderr)
 
     def after_batch(self, documents: float, seconds: float) -> None:
         """Counts a batch."""
+        if not self._shown:
+            return
         self._documents += documents
         self._seconds += seconds
         # The window in which an earlier run was stopped is answered again, as a whole.

@@ -87,6 +87,17 @@ def _difference(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "had " + " and ".join(different)
 
 
+class NoOutput:
+    """The output of a process that writes nothing."""
+
+    def next_line(self) -> None:
+        """There is no line of an earlier run."""
+        return None
+
+    def append(self, lines: bytes) -> None:
+        """Ignores the lines."""
+
+
 class StandardOutput:
     """Standard output, which nothing can resume."""
 

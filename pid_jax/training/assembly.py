@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -250,9 +251,16 @@ def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
 
 
 def training_batches(
-    config: ConfigDict, source: TokenizedExamples, model: EncoderDecoder, tokenizer: Tokenizer
+    config: ConfigDict,
+    source: TokenizedExamples,
+    model: EncoderDecoder,
+    tokenizer: Tokenizer,
+    own_rows: pipeline.OwnRows = np.arange,
 ) -> Any:
-    """The endless Grain iterator of a run's batches."""
+    """The endless Grain iterator of a run's batches.
+
+    own_rows: the rows that this process has of a batch.
+    """
     negative = task_of(config).negative_target
     return pipeline.training_batches(
         source,
@@ -265,17 +273,25 @@ def training_batches(
             else encode_target(tokenizer, negative, model.config.eos_token_id)
         ),
         negative_rate=config.data.negative_rate,
+        own_rows=own_rows,
         **_batch_options(config, model, source),
     )
 
 
 def evaluation_batches(
-    config: ConfigDict, source: TokenizedExamples, model: EncoderDecoder
+    config: ConfigDict,
+    source: TokenizedExamples,
+    model: EncoderDecoder,
+    own_rows: pipeline.OwnRows = np.arange,
 ) -> Iterator[Batch]:
-    """Every example once, in order, with all of its subtasks."""
+    """Every example once, in order, with all of its subtasks.
+
+    own_rows: the rows that this process has of a batch.
+    """
     return pipeline.evaluation_batches(
         source,
         batch_size=_evaluation_batch_size(config),
+        own_rows=own_rows,
         **_batch_options(config, model, source),
     )
 

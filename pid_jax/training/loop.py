@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -17,25 +18,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax import directory_lock, models, sharding
+from pid_jax import models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
+from pid_jax.distributed import exchange, service
+from pid_jax.distributed import rows as of_processes
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder, Params
-from pid_jax.training import assembly, compiled, fingerprints, memory, messages, step
+from pid_jax.training import (
+    assembly,
+    compiled,
+    fingerprints,
+    memory,
+    messages,
+    shared_workdir,
+    step,
+)
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
-from pid_jax.training.metrics_writer import MetricsWriter
+from pid_jax.training.agreed_stop import stop_signals
+from pid_jax.training.metrics_writer import writer_of_process
 from pid_jax.training.progress import Progress
-from pid_jax.training.stop_signals import Interrupted, StopSignals
+from pid_jax.training.stop_signals import Interrupted
 from pid_jax.training.validation import evaluate
 
 log = logging.getLogger(__name__)
@@ -57,6 +70,8 @@ def train(
     other_data: continue a run although its data, or a file in model/, has changed. optimizer:
     replaces that of `config.optimizer`, including clipping, weight decay and schedule. The metrics
     then have no learning rate, and the run can resume only with an optimizer of the same state.
+    Under several processes, all must call this with the same arguments, after
+    `jax.distributed.initialize`. The first one writes all files but checkpoints.
     Returns the last step. Raises UserError for errors that the user can correct, including a full
     disk, another process that trains in `workdir` and damage to all checkpoints, Diverged if the
     loss is not finite, and Interrupted (after saving) on SIGTERM or Ctrl-C.
@@ -65,12 +80,14 @@ def train(
         optimizers.check_given(optimizer)
         config = configuration.with_optimizer_from_python(config)
     workdir = Path(workdir)
-    with in_one_sentence(workdir, lambda: messages.state_of(workdir)):
-        workdir.mkdir(parents=True, exist_ok=True)
-        with directory_lock.writing(
+    service.check_initialized()
+    with (
+        in_one_sentence(workdir, lambda: messages.state_of(workdir)),
+        shared_workdir.locked(
             workdir, "another train.py uses it: wait for it, or use another --workdir"
-        ):
-            return _train(config, workdir, other_data, optimizer)
+        ),
+    ):
+        return _train(config, workdir, other_data, optimizer)
 
 
 def _train(
@@ -86,12 +103,12 @@ def _train(
         )
     mesh = sharding.make_mesh(**config.mesh.to_dict())
     _check_divisible(config, mesh)
-    start = last_step(workdir)
+    start = exchange.of_first(lambda: last_step(workdir))
     if start:
         _check_same_run(workdir, config)
         _check_model_files(workdir, start, accept=other_data)
     if start >= config.train.steps:
-        if start and other_data:
+        if start and other_data and service.is_first():
             _write_config(workdir, config)
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
@@ -108,11 +125,14 @@ def _train(
     read = {**materials.read, fingerprints.OPTIMIZER: about}
     shardings = step.state_shardings(mesh, model, update)
     rows = sharding.batch_sharding(mesh)
+    own_rows = functools.partial(of_processes.own_rows, rows)
+    own_share = of_processes.share_of_rows(rows)
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
     )
     abstract = compiled.abstract_state(model, update, shardings)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
+    exchange.wait_for_all()  # so that an error until here ends all processes at once
     with RunCheckpoints(
         workdir,
         recent=config.checkpoint.keep_last,
@@ -130,7 +150,7 @@ def _train(
         number, saved, last = start, start, config.train.steps
         progress = Progress(start, last)
         pending: tuple[Batch, Any] | None = None
-        with StopSignals() as stop, MetricsWriter(workdir, resume_after=start) as writer:
+        with stop_signals(mesh) as stop, writer_of_process(workdir, resume_after=start) as writer:
 
             def report(finished: int, batch: Batch, on_device: Any) -> None:
                 """Fetches and writes the metrics of a step. Blocks until they are computed."""
@@ -139,7 +159,8 @@ def _train(
                     raise Diverged(messages.divergence(finished, metrics, saved, workdir))
                 shown = finished % config.train.log_every_steps == 0 or finished == last
                 writer.write(finished, "train", metrics, events=shown)
-                progress.add(documents=config.data.batch_size, tokens=_tokens(batch))
+                tokens = round(_tokens(batch) / own_share)
+                progress.add(documents=config.data.batch_size, tokens=tokens)
                 if shown:
                     rates = progress.rates(finished)
                     writer.write_events(finished, rates)
@@ -147,14 +168,15 @@ def _train(
 
             while number < last and not stop.requested:
                 batch = next(batches)
+                inputs = of_processes.placed(batch, rows)
                 with progress.paused():  # while a new shape is compiled
-                    run_step = train_step.compile(state, batch, label=batch.shape)
-                if number == start:
+                    run_step = train_step.compile(state, inputs, label=inputs.shape)
+                if number == start and service.is_first():
                     _describe_run(workdir, config, read)
                 # The explicit transfer of the batch is the only one. An implicit transfer would
                 # stall the device.
                 with jax.transfer_guard("disallow"):
-                    state, on_device = run_step(state, jax.device_put(batch, rows))
+                    state, on_device = run_step(state, inputs)
                 number += 1
                 if pending is not None:
                     # Fetches the metrics of the preceding step while this one runs.
@@ -171,7 +193,7 @@ def _train(
                         if evaluating:
                             metrics = evaluate(
                                 state.params,
-                                assembly.evaluation_batches(config, validation, model),
+                                assembly.evaluation_batches(config, validation, model, own_rows),
                                 validation.subtask_counts,
                                 evaluation_step,
                                 rows,
@@ -190,10 +212,10 @@ def _train(
                 checkpoints.save(number, vars(state), batches)
                 saved = number
             checkpoints.wait()
-            if stop.received is not None and number < last:
+            if stop.agreed is not None and number < last:
                 done = f"after step {number}, saved in {workdir}" if number else "before step 1"
                 raise Interrupted(
-                    stop.received, f"stopped {done}: run the same command again to continue"
+                    stop.agreed, f"stopped {done}: run the same command again to continue"
                 )
         log.info(
             "trained %d steps; best by %s: step %s",
@@ -232,12 +254,14 @@ def _prepare(
     """
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
-    if resuming:
-        model, tokenizer = assembly.saved_model(config, workdir / MODEL)
-    else:
+    if not resuming and (service.is_first() or config.model.init):
         model, params, tokenizer = assembly.new_model(config, examples, mesh)
-        generation = assembly.generation_of(config)
-        assembly.save_model(workdir / MODEL, model, tokenizer, generation)
+    if not resuming:
+        if service.is_first():
+            assembly.save_model(workdir / MODEL, model, tokenizer, assembly.generation_of(config))
+        exchange.wait_for_all()
+    if resuming or not service.is_first():
+        model, tokenizer = assembly.saved_model(config, workdir / MODEL)
 
     evaluated = assembly.evenly_spaced(
         assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
@@ -260,7 +284,10 @@ def _prepare(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
             "an evaluation needs one for every subtask"
         )
-    batches = assembly.training_batches(config, source, model, tokenizer)
+    own_rows: Any = np.arange
+    if mesh is not None:
+        own_rows = functools.partial(of_processes.own_rows, sharding.batch_sharding(mesh))
+    batches = assembly.training_batches(config, source, model, tokenizer, own_rows)
     largest = assembly.largest_batches(config, source, validation, model)
     return _Materials(model, params, batches, validation, largest, read)
 

@@ -11,9 +11,28 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from pid_jax.atomic_file import replacing
+from pid_jax.distributed import service
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_FLUSHES = 10.0
+
+
+class NoMetrics:
+    """A `MetricsWriter` that writes nothing, for all processes but the first."""
+
+    def write(
+        self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
+    ) -> None:
+        """Ignores the metrics."""
+
+    def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Ignores the scalars."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 class MetricsWriter:
@@ -63,6 +82,11 @@ class MetricsWriter:
             self._lines.close()
         finally:
             self._events.close()
+
+
+def writer_of_process(workdir: str | Path, *, resume_after: int) -> MetricsWriter | NoMetrics:
+    """The writer of a run. Only the first process writes metrics."""
+    return MetricsWriter(workdir, resume_after=resume_after) if service.is_first() else NoMetrics()
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -29,7 +29,13 @@ class StopSignals:
 
     @property
     def requested(self) -> bool:
-        return self.received is not None
+        """Whether the run has to stop."""
+        return self.agreed is not None
+
+    @property
+    def agreed(self) -> int | None:
+        """The signal for which the run stops."""
+        return self.received
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):

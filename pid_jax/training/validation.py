@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from pid_jax.data.batching import Batch
+from pid_jax.distributed.rows import placed
 from pid_jax.programs import CompiledFunction
 from pid_jax.training.stop_signals import StopSignals
 
@@ -24,15 +25,16 @@ def evaluate(
     The metrics are loss (nats per target token), token_accuracy, exact_match (share of targets
     that greedy decoding yields) and joint_exact_match (share of documents with all targets
     correct). subtask_counts: number of subtasks per document, in the order of the batches. rows:
-    the sharding of a batch. stop: checked before each batch, None to ignore signals.
+    the sharding of a batch. The batches have the rows of this process. stop: checked before each
+    batch, None to ignore signals.
     """
     loss = correct_tokens = target_tokens = 0.0
     correct = []
     for batch in batches:
         if stop is not None and stop.requested:
             return None
-        on_device = jax.device_put(batch, rows)
-        figures = jax.device_get(evaluation_step(params, on_device, label=batch.shape))
+        on_device = placed(batch, rows)
+        figures = jax.device_get(evaluation_step(params, on_device, label=on_device.shape))
         loss += float(figures.loss)
         correct_tokens += float(figures.correct_tokens)
         target_tokens += float(figures.target_tokens)

@@ -254,3 +254,53 @@ def test_no_examples_are_a_user_error():
         training(source)
     with pytest.raises(UserError, match="no examples"):
         next(evaluation(source))
+
+
+class Reading:
+    """A source that counts the examples that are read."""
+
+    def __init__(self, source):
+        self.source, self.read = source, []
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def select(self, index, subtasks):
+        self.read.append(index)
+        return self.source.select(index, subtasks)
+
+
+def of_second(count):
+    """The rows of the second of two processes."""
+    return np.arange(count // 2, count)
+
+
+def test_a_process_reads_and_has_its_own_rows_of_the_same_batches():
+    lengths = lengths_of(24)
+    whole = take(training(source_of(lengths, 6), max_prompts=2), 12)
+    source = Reading(source_of(lengths, 6))
+    own = take(training(source, max_prompts=2, own_rows=of_second), 12)
+    for ours, all_rows in zip(own, whole, strict=True):
+        assert same(ours, [array[2:] for array in all_rows])
+    assert source.read == [n for batch in whole for n in numbers(batch)[2:]]
+
+
+def test_rows_of_an_arrangement_are_those_of_the_same_batches():
+    source = source_of(lengths_of(9), 3)
+    options = {"arrange": prompt_before_document, "max_prompts": 3}
+    whole = take(training(source, **options), 4)
+    own = take(training(source, **options, own_rows=of_second), 4)
+    for ours, all_rows in zip(own, whole, strict=True):
+        assert same(ours, [array[6:] for array in all_rows])
+
+
+def test_own_rows_of_an_evaluation_are_those_of_the_same_batches():
+    source = source_of(lengths_of(10), 3)
+    # The last batch has two documents: the second process has absent ones only.
+    for ours, all_rows in zip(
+        evaluation(source, own_rows=of_second), evaluation(source), strict=True
+    ):
+        assert same(ours, [array[2:] for array in all_rows])

@@ -1,0 +1,1 @@
+"""Several processes that run one command: how they start, share work, agree and end."""
