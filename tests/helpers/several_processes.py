@@ -39,13 +39,9 @@ def started(
     count: int = 2,
     devices: int = 1,
     extra: Sequence[Sequence[str]] = (),
-    wrappers: Sequence[Sequence[str]] = (),
     **environment: str,
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """`count` processes of a Python command.
-
-    extra: further arguments of each process. wrappers: words before the command of each process.
-    """
+    """`count` processes of a Python command. extra: further arguments of each process."""
     variables = os.environ | {
         "XLA_FLAGS": xla_flags(f"--xla_force_host_platform_device_count={devices}"),
         "JAX_PLATFORMS": "cpu",
@@ -60,11 +56,7 @@ def started(
             own = {"JAX_PROCESS_ID": str(number)} if count > 1 else {}
             processes.append(
                 subprocess.Popen(
-                    [
-                        *(wrappers[number] if wrappers else ()),
-                        *(sys.executable, *command),
-                        *(extra[number] if extra else ()),
-                    ],
+                    [sys.executable, *command, *(extra[number] if extra else ())],
                     cwd=ROOT,
                     env=variables | own,
                     stdout=subprocess.PIPE,

@@ -143,22 +143,6 @@ def test_an_error_of_one_process_ends_both(cache, tmp_path, mistaken):
     assert other == f"error: process {mistaken} of 2 stopped: {own.removeprefix('error: ')}"
 
 
-@pytest.mark.parametrize("full", [0, 1])
-def test_a_full_disk_of_one_process_ends_both(cache, tmp_path, full):
-    """No file of one process may grow to the size of the first checkpoint."""
-    wrappers = [[], []]
-    wrappers[full] = ["bash", "-c", 'ulimit -f 58 && exec "$@"', "bash"]  # in units of 1,024 bytes
-    without_cache = {"JAX_COMPILATION_CACHE_DIR": ""}
-    with several_processes.started(
-        command(tmp_path / "run", steps=10_000), wrappers=wrappers, **without_cache
-    ) as processes:
-        ends = several_processes.ended(processes)
-    assert [one.status for one in ends] == [2, 2], ends
-    own, other = ends[full].errors, ends[1 - full].errors
-    assert "File too large" in own
-    assert f"process {full} of 2 stopped: cannot write" in other
-
-
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_end_of_a_process_ends_the_other(cache, one, tmp_path, killed):
     workdir = tmp_path / "run"
