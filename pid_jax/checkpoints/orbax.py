@@ -83,6 +83,7 @@ class RunCheckpoints:
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finishing: Future[None] | None = None
+        self._latest: Future[None] | None = None
 
     def _clear(self, resume_after: int | None) -> None:
         """Removes partially written and partially deleted checkpoints of a killed run.
@@ -125,7 +126,7 @@ class RunCheckpoints:
             metrics=None if metrics is None else dict(metrics),
             custom_metadata=verification.MARKER,
         )
-        self._finishing = self._thread.submit(self._finish, step, response)
+        self._finishing = self._latest = self._thread.submit(self._finish, step, response)
 
     def _finish(self, step: int, response: Any) -> None:
         """Waits for Orbax, writes the manifest, then makes the checkpoint visible."""
@@ -177,10 +178,15 @@ class RunCheckpoints:
                     self._finishing.result()
             finally:
                 self._close()
-        else:
-            # Another error is being raised, and may be that of the save.
+        elif service.count() == 1 or not self._save_failed:
+            # Another error is being raised, and may be that of the save. Orbax would wait for
+            # other processes, which wait for the share of this one.
             with suppress(Exception):
                 self._close()
+
+    @property
+    def _save_failed(self) -> bool:
+        return self._latest is not None and self._latest.exception() is not None
 
     def _close(self) -> None:
         try:
