@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,18 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
+
+
+def add_engines(to: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Adds --engines, those of `names` that are timed."""
+    to.add_argument(
+        "--engines",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help=f"default: {' '.join(names)}",
+    )
 
 
 def add_repeats(to: argparse.ArgumentParser, default: int) -> None:

@@ -79,14 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"default: {' '.join(usual)}",
     )
-    parser.add_argument(
-        "--engines",
-        nargs="+",
-        choices=ENGINE_NAMES,
-        default=ENGINE_NAMES,
-        metavar="NAME",
-        help=f"default: {' '.join(ENGINE_NAMES)}",
-    )
+    command.add_engines(parser, ENGINE_NAMES)
     command.add_repeats(parser, default=5)
     parser.add_argument(
         "--budget",

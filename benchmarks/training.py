@@ -76,14 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("training", DESCRIPTION, EPILOG)
-    parser.add_argument(
-        "--engines",
-        nargs="+",
-        choices=ENGINE_NAMES,
-        default=ENGINE_NAMES,
-        metavar="NAME",
-        help=f"default: {' '.join(ENGINE_NAMES)}",
-    )
+    command.add_engines(parser, ENGINE_NAMES)
     parser.add_argument("--workload", choices=WORKLOADS, help="default: T5-small, see --documents")
     for field, value in dataclasses.asdict(DEFAULT).items():
         if field != "model":

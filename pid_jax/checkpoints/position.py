@@ -42,7 +42,7 @@ class SavedPosition:
         return write()
 
     async def load(self, directory: Any) -> Awaitable[None]:
-        """Not used: `restore` needs no Orbax."""
+        """Part of Orbax's protocol, which `restore` does not use: it reads the file itself."""
         raise NotImplementedError
 
 

@@ -28,6 +28,7 @@ from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.pipeline import OwnRows
 from pid_jax.data.tokenizing import TokenizedExamples
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.distributed import exchange, service
@@ -113,7 +114,16 @@ def _train(
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
         return start
 
-    materials = _prepare(config, workdir, resuming=start > 0, other_data=other_data, mesh=mesh)
+    rows = sharding.batch_sharding(mesh)
+    own_rows = functools.partial(of_processes.own_rows, rows)
+    materials = _prepare(
+        config,
+        workdir,
+        resuming=start > 0,
+        other_data=other_data,
+        mesh=mesh,
+        own_rows=own_rows,
+    )
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
@@ -124,8 +134,6 @@ def _train(
         fingerprints.check_optimizer(workdir, about)
     read = {**materials.read, fingerprints.OPTIMIZER: about}
     shardings = step.state_shardings(mesh, model, update)
-    rows = sharding.batch_sharding(mesh)
-    own_rows = functools.partial(of_processes.own_rows, rows)
     own_share = of_processes.share_of_rows(rows)
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
@@ -247,10 +255,12 @@ def _prepare(
     resuming: bool,
     other_data: bool,
     mesh: Mesh | None = None,
+    own_rows: OwnRows = np.arange,
 ) -> _Materials:
     """Reads the data. Creates model and tokenizer in the workdir, or reads them when resuming.
 
-    mesh: pretrained parameters are sharded over its devices. None for the first device.
+    mesh: pretrained parameters are sharded over its devices. None for the first device. own_rows:
+    the rows of a batch that this process has.
     """
     examples = assembly.read_examples(config, config.data.train_split)
     params = None
@@ -284,9 +294,6 @@ def _prepare(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
             "an evaluation needs one for every subtask"
         )
-    own_rows: Any = np.arange
-    if mesh is not None:
-        own_rows = functools.partial(of_processes.own_rows, sharding.batch_sharding(mesh))
     batches = assembly.training_batches(config, source, model, tokenizer, own_rows)
     largest = assembly.largest_batches(config, source, validation, model)
     return _Materials(model, params, batches, validation, largest, read)

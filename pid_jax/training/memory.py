@@ -104,21 +104,14 @@ def remedies(
     """
     result = []
     state_fits = parameter_bytes + optimizer_bytes < STATE_SHARE * memory_bytes
-    if state_fits:
-        micro_batches = 2 * config.train.micro_batches
-        shares = mesh["data"] * mesh["fsdp"]
-        half = config.data.batch_size // 2
-        if config.data.batch_size % (micro_batches * shares) == 0:
-            result.append(
-                "parts of a batch one after another: "
-                f"--config.train.micro_batches={micro_batches}, the same step with the "
-                "activations of a smaller batch"
-            )
-        elif half and half % (config.train.micro_batches * shares) == 0:
-            result.append(
-                f"half the documents: --config.data.batch_size={half} with twice the "
-                "config.train.steps"
-            )
+    of_device = config.data.batch_size // (mesh["data"] * mesh["fsdp"])
+    counts = range(config.train.micro_batches + 1, of_device + 1)
+    more = next((count for count in counts if of_device % count == 0), None)
+    if state_fits and more is not None:
+        result.append(
+            f"parts of a batch one after another: --config.train.micro_batches={more}, the same "
+            "step with the activations of a smaller batch"
+        )
     if config.method == "pie":
         result.append("--config.method=pid, which encodes each document once for all its prompts")
     if config.optimizer.name != "adafactor" and optimizer_bytes > parameter_bytes / 2:

@@ -212,7 +212,7 @@ def test_damage_to_the_description_never_reaches_training(misdescribed):
     try:
         assert loop.train(config(), copy) == LAST
     except UserError as error:
-        assert file in str(error)  # noqa: PT017
+        assert file in str(error)  # noqa: PT017 - training may also succeed
         return
     assert file == "config.json"
     loop.train(config(), copy, other_data=True)  # writes config.json again
