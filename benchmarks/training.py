@@ -96,6 +96,10 @@ def run(options: argparse.Namespace) -> int:
     from benchmarks import timing
 
     task = _task(options)
+    # First, while this process has no model: two at a time may not fit the machine.
+    peaks = (
+        {} if options.no_memory else {name: _peak_bytes(name, options) for name in options.engines}
+    )
     timed: dict[str, Any] = {}
     losses: dict[str, float] = {}
     for name in options.engines:
@@ -111,8 +115,8 @@ def run(options: argparse.Namespace) -> int:
         one["documents_per_second"] = task.workload.documents / one["median"]
         if REFERENCE in engines:
             one["ratio"] = one["median"] / engines[REFERENCE]["median"]
-        if not options.no_memory:
-            one["peak_bytes"] = _peak_bytes(name, options)
+        if name in peaks:
+            one["peak_bytes"] = peaks[name]
     result = {
         **command.origin(),
         "dtype": "float32",
