@@ -4,12 +4,12 @@
 <workdir>/data.json         fingerprints of the data and of the files in model/
 <workdir>/manifest.json     digests of config.json and of the files in model/
 <workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
+<workdir>/frozen/           the parameters that training does not change, if any
 <workdir>/checkpoints/STEP/ the state and the position of the data after a step
 <workdir>/metrics.jsonl     the metrics of every step and every evaluation
 <workdir>/events/           the same metrics and the speed, for TensorBoard
 """
 
-import dataclasses
 import functools
 import json
 import logging
@@ -23,9 +23,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax import models, sharding
+from pid_jax import sharding
 from pid_jax.atomic_file import replacing
-from pid_jax.checkpoints import contents, manifest, verification
+from pid_jax.checkpoints import contents, frozen, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.pipeline import OwnRows
@@ -39,6 +39,7 @@ from pid_jax.training import (
     assembly,
     compiled,
     fingerprints,
+    first_state,
     memory,
     messages,
     shared_workdir,
@@ -127,18 +128,19 @@ def _train(
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
+    parts = assembly.parts_of_state(config, model)
     about = optimizers.fingerprint(
-        update, models.abstract_params(model), of_update=given is not None
+        update, first_state.trained_shapes(model, **parts), of_update=given is not None
     )
     if start:
         fingerprints.check_optimizer(workdir, about)
     read = {**materials.read, fingerprints.OPTIMIZER: about}
-    shardings = step.state_shardings(mesh, model, update)
+    shardings = step.state_shardings(mesh, model, update, **parts)
     own_share = of_processes.share_of_rows(rows)
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
     )
-    abstract = compiled.abstract_state(model, update, shardings)
+    abstract = compiled.abstract_state(model, update, shardings, **parts)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
     exchange.wait_for_all()  # so that an error until here ends all processes at once
     with RunCheckpoints(
@@ -148,10 +150,13 @@ def _train(
         resume_after=start,
     ) as checkpoints:
         if start:
-            state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
+            state = first_state.restored(checkpoints, start, abstract, batches)
             log.info("resumed after step %d", start)
         else:
-            state = _first_state(config, model, materials.params, update, shardings)
+            state = first_state.new(
+                config.seed, model, materials.params, update, shardings, **parts
+            )
+            frozen.save(workdir, state.frozen)
         del materials  # frees the pretrained parameters
         log.info("%s, %s", messages.of_model(model, state), messages.of_mesh(mesh))
 
@@ -200,7 +205,7 @@ def _train(
                     with progress.paused():
                         if evaluating:
                             metrics = evaluate(
-                                state.params,
+                                state.evaluated,
                                 assembly.evaluation_batches(config, validation, model, own_rows),
                                 validation.subtask_counts,
                                 evaluation_step,
@@ -212,12 +217,12 @@ def _train(
                         if metrics is not None:
                             writer.write(number, "validation", metrics)
                             log.info("step %d  validation: %s", number, messages.listed(metrics))
-                        checkpoints.save(number, vars(state), batches, metrics)
+                        checkpoints.save(number, state.saved, batches, metrics)
                     saved = number
 
             if pending is not None:
                 report(number, *pending)
-                checkpoints.save(number, vars(state), batches)
+                checkpoints.save(number, state.saved, batches)
                 saved = number
             checkpoints.wait()
             if stop.agreed is not None and number < last:
@@ -384,31 +389,6 @@ def _check_same_run(workdir: Path, config: ConfigDict) -> None:
         )
     for sentence in changed.values():
         log.warning("%s: the run continues with the new value", sentence)
-
-
-def _first_state(
-    config: ConfigDict,
-    model: EncoderDecoder,
-    params: Params | None,
-    update: Any,
-    shardings: step.TrainState,
-) -> step.TrainState:
-    """The state before step 1, with `params` as they are, or with new parameters for None."""
-    seed = config.seed
-    if params is None:
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        make = jax.jit(
-            lambda key: step.initial_state(models.init_params(model, key), update, seed),
-            out_shardings=shardings,
-        )
-        return make(key)
-
-    def others(params: Params) -> step.TrainState:
-        return dataclasses.replace(step.initial_state(params, update, seed), params=None)
-
-    # The program returns no parameters, because it would copy them.
-    state = jax.jit(others, out_shardings=dataclasses.replace(shardings, params=None))(params)
-    return dataclasses.replace(state, params=params)
 
 
 def _tokens(batch: Batch) -> int:
