@@ -89,7 +89,7 @@ def test_the_loss_falls_and_the_base_stays_as_it_is(run, base):
     curve = losses(run)
     assert np.mean(curve[-3:]) < 0.97 * np.mean(curve[:3])
     before = flatten_dict(PidModel.from_pretrained(base).params)
-    saved = flatten_dict(ocp.load(run / "frozen"))
+    saved = flatten_dict(ocp.load(run / "checkpoints/frozen"))
     assert saved.keys() == before.keys()
     for path, leaf in saved.items():
         np.testing.assert_array_equal(leaf, before[path])
@@ -103,8 +103,9 @@ def test_checkpoints_have_the_adapter_alone_and_are_small(run, base):
     of_state = sum(leaf.size for leaf in jax.tree.leaves(content))
     assert of_state == 4 * entries + 5  # two moments, the average, the counters and the key
     one = bytes_of(run / "checkpoints" / str(STEPS))
-    print(f"a checkpoint {one:,} bytes, the base {bytes_of(run / 'frozen'):,}")
-    assert one < 0.1 * bytes_of(run / "frozen")
+    whole = bytes_of(run / "checkpoints/frozen")
+    print(f"a checkpoint has {one:,} bytes, the frozen parameters {whole:,}")
+    assert one < 0.1 * whole
 
 
 def test_the_model_of_the_run_has_the_merged_average(run, base):
@@ -209,18 +210,18 @@ def flip(path):
 
 
 DAMAGE = {
-    "a byte of a frozen parameter": lambda workdir: flip(largest(workdir / "frozen")),
-    "a truncated file": lambda workdir: largest(workdir / "frozen").write_bytes(b"x"),
-    "a missing file": lambda workdir: largest(workdir / "frozen").unlink(),
-    "no manifest": lambda workdir: (workdir / "frozen/manifest.json").unlink(),
-    "nothing": lambda workdir: shutil.rmtree(workdir / "frozen"),
+    "a byte of a frozen parameter": lambda workdir: flip(largest(workdir / "checkpoints/frozen")),
+    "a truncated file": lambda workdir: largest(workdir / "checkpoints/frozen").write_bytes(b"x"),
+    "a missing file": lambda workdir: largest(workdir / "checkpoints/frozen").unlink(),
+    "no manifest": lambda workdir: (workdir / "checkpoints/frozen/manifest.json").unlink(),
+    "nothing": lambda workdir: shutil.rmtree(workdir / "checkpoints/frozen"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_to_frozen_parameters_is_named_and_never_used(damage, copy, base):
     DAMAGE[damage](copy)
-    where = str(copy / "frozen")
+    where = str(copy / "checkpoints/frozen")
     for use in (
         lambda: PidModel.from_pretrained(copy),
         lambda: loop.train(config(base, 2 * STEPS), copy),
@@ -241,7 +242,7 @@ def test_damage_to_an_adapter_is_named_and_the_run_goes_on_before_it(copy, base)
 
 
 def test_frozen_parameters_of_another_run_are_not_those_of_a_checkpoint(copy, run, base):
-    other = jax.tree.map(lambda leaf: leaf + 1, ocp.load(run / "frozen"))
+    other = jax.tree.map(lambda leaf: leaf + 1, ocp.load(run / "checkpoints/frozen"))
     frozen.save(copy, other)
     with pytest.raises(UserError, match="not the frozen parameters that the checkpoint"):
         PidModel.from_pretrained(copy)
@@ -249,17 +250,17 @@ def test_frozen_parameters_of_another_run_are_not_those_of_a_checkpoint(copy, ru
 
 def test_the_identity_of_a_run_covers_its_frozen_parameters(copy, run):
     assert identity.digest(copy) == identity.digest(run)
-    flip(largest(copy / "frozen"))
+    flip(largest(copy / "checkpoints/frozen"))
     assert identity.digest(copy) != identity.digest(run)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(run, base, tmp_path):
     """What a kill leaves: frozen parameters, complete or not, and no checkpoint."""
-    shutil.copytree(run / "frozen", tmp_path / "frozen")
-    flip(largest(tmp_path / "frozen"))
-    (tmp_path / ".saving-frozen").mkdir()
+    shutil.copytree(run / "checkpoints/frozen", tmp_path / "checkpoints/frozen")
+    flip(largest(tmp_path / "checkpoints/frozen"))
+    (tmp_path / "checkpoints/.saving-frozen").mkdir()
     loop.train(config(base, 1), tmp_path)
-    assert not (tmp_path / ".saving-frozen").exists()
+    assert not (tmp_path / "checkpoints/.saving-frozen").exists()
     PidModel.from_pretrained(tmp_path)
 
 

@@ -132,7 +132,9 @@ def test_two_processes_save_the_frozen_parameters_once_and_one_goes_on(tmp_path)
     train(two, "--config.mesh.data=1", "--config.mesh.fsdp=2", steps=2, count=2, **cache)
     train(two, steps=4, count=1, **cache)
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
-    for name, leaf in ocp.load(one / "frozen")["encoder"]["final_norm"].items():
-        np.testing.assert_array_equal(leaf, ocp.load(two / "frozen")["encoder"]["final_norm"][name])
+    for name, leaf in ocp.load(one / "checkpoints/frozen")["encoder"]["final_norm"].items():
+        np.testing.assert_array_equal(
+            leaf, ocp.load(two / "checkpoints/frozen")["encoder"]["final_norm"][name]
+        )
     for params in (PidModel.from_pretrained(workdir).params for workdir in (one, two)):
         assert np.isfinite(params["decoder"]["final_norm"]["scale"]).all()
