@@ -117,6 +117,7 @@ def save(
     modules = {
         place.path[:-1]: family.module_name(name.removesuffix(".weight"))
         for name, place in family.tensors(config).items()
+        if place.path[-1] == KERNEL
     }
     tensors = {
         f"{_PREFIX}{modules[path[:-1]]}.lora_{'A' if path[-1] == A else 'B'}.weight": (
