@@ -289,7 +289,7 @@ def _prepare(
         log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
         if (targets := tokenized.target_report()).changed:
             log.warning("%s: %s", split, targets)
-    if validation.without_target().any():
+    if validation.statistics.without_target.count:
         raise UserError(
             f"the split {config.data.validation_split!r} has subtasks without a target: "
             "an evaluation needs one for every subtask"
