@@ -12,7 +12,7 @@ T = TypeVar("T")
 _UNIT = 2**40
 
 
-class Turn(NamedTuple):
+class StreamTurn(NamedTuple):
     """Which stream has a step, and the number of its earlier steps."""
 
     stream: int
@@ -44,11 +44,11 @@ class Turns:
             steps -= counts[-1]
         return counts
 
-    def of(self, step: int) -> Turn:
+    def of(self, step: int) -> StreamTurn:
         """The turn at a step."""
         before, after = self.counts(step), self.counts(step + 1)
         [stream] = [i for i, (b, a) in enumerate(zip(before, after, strict=True)) if a > b]
-        return Turn(stream, before[stream])
+        return StreamTurn(stream, before[stream])
 
 
 def mixed(streams: Sequence[Callable[[int], T]], turns: Turns) -> Callable[[int], T]:

@@ -46,7 +46,7 @@ _PLACE = struct.Struct("<qiii")
 _ENTRIES_AT_ONCE = 4096
 
 
-class Damaged(UserError):
+class DamagedTokens(UserError):
     """A file of token ids is not as it was written."""
 
 
@@ -55,7 +55,7 @@ class StoredTokens:
 
     Start-up time and memory do not depend on the number of examples. Several threads may read. The
     constructor checks `tokens.json` and the sizes of the other files, every read checks what it
-    reads. Raises Damaged, from all methods.
+    reads. Raises DamagedTokens, from all methods.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -271,7 +271,7 @@ class _Bytes:
 
 
 def read_about(directory: Path) -> dict[str, Any]:
-    """The content of tokens.json. Raises Damaged for another format, and for wrong sizes."""
+    """The content of tokens.json. Raises DamagedTokens for another format, and for wrong sizes."""
     try:
         content: dict[str, Any] = json.loads((directory / ABOUT).read_bytes())
         digest, files = content.pop("self"), content["files"]
@@ -281,7 +281,7 @@ def read_about(directory: Path) -> dict[str, Any]:
             size = (directory / name).stat().st_size
             if size != files[name]["bytes"]:
                 raise damaged(directory, f"{name} has {size:,} bytes, not {files[name]['bytes']:,}")
-    except Damaged:
+    except DamagedTokens:
         raise
     except OSError as error:
         raise damaged(directory, f"{Path(error.filename).name}: {error.strerror}") from error
@@ -297,16 +297,18 @@ def write_about(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def verify(directory: Path) -> None:
-    """Raises Damaged unless all files have the digests that they were written with."""
+    """Raises DamagedTokens unless all files have the digests that they were written with."""
     for name, file in read_about(directory)["files"].items():
         with (directory / name).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
                 raise damaged(directory, f"{name} has changed")
 
 
-def damaged(directory: Path, reason: str) -> Damaged:
+def damaged(directory: Path, reason: str) -> DamagedTokens:
     """The error for a directory whose files are not as they were written."""
-    return Damaged(f"{directory}: damaged ({reason}): delete it, and run the same command again")
+    return DamagedTokens(
+        f"{directory}: damaged ({reason}): delete it, and run the same command again"
+    )
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
