@@ -282,16 +282,19 @@ class _TrainingPlan:
 
     def subtasks(self, step: int, row: int, index: int) -> Int[np.ndarray, " chosen"]:
         """The indices of the subtasks of an example in a row of a batch, ascending."""
-        random = np.random.default_rng([self._seed, 1, step, row])
         count = int(self._source.subtask_counts[index])
         included = np.arange(count)
+        most = count if self._max_prompts is None else self._max_prompts
+        if self._negative is None and count <= most:
+            return included
+        random = np.random.default_rng([self._seed, 1, step, row])
         if self._negative is not None:
             sampled = random.random(count) < self._negative_rate
             included = np.flatnonzero(~self._source.targets_equal(index, self._negative) | sampled)
             if not len(included):
                 included = random.integers(count, size=1)
-        if self._max_prompts is not None and len(included) > self._max_prompts:
-            drawn = np.argsort(random.random(len(included)))[: self._max_prompts]
+        if len(included) > most:
+            drawn = np.argsort(random.random(len(included)))[:most]
             included = included[np.sort(drawn)]
         return included
 
