@@ -80,7 +80,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="the config file of the training run, or a name such as multiwoz:21,t5_base",
     )
     parser.add_argument(
-        "--task", metavar="NAME", help="a task of pid_jax.tasks, or your own as module:Class"
+        "--task",
+        metavar="NAME",
+        help="a task of pid_jax.tasks, your own as module:Class, or a part of config.data.mixture",
     )
     parser.add_argument(
         "--path", metavar="PATH", help="the files as they were downloaded, or a prepared data set"
@@ -159,6 +161,7 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
     from pid_jax.checkpoints import contents
     from pid_jax.errors import UserError
     from pid_jax.training import config as configuration
+    from pid_jax.training import mixture
 
     if options.config is not None:
         config = configuration.load(options.config, overrides)
@@ -173,8 +176,12 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
         config = configuration.with_overrides(configuration.default(), overrides, "the defaults")
     else:
         raise UserError("--predictions needs --task=NAME or --config=FILE: what do they answer?")
+    if config.data.mixture and (options.task is None or options.task in config.data.mixture):
+        config = mixture.part(config, options.task).config
+        options.task = None
     task_args = {**config.data.options.to_dict(), **task_options(options.option)}
     with config.unlocked():
+        config.data.mixture = ConfigDict()
         config.data.task = options.task or config.data.task
         config.data.path = options.path or config.data.path
         config.data.options = ConfigDict(task_args)

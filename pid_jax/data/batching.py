@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.data.token_source import TokenizedExample
 
 Arr = np.ndarray | jax.Array
 

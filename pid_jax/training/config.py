@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from pid_jax.checkpoints import manifest
 from pid_jax.errors import UserError
 from pid_jax.models import rematerialisation
-from pid_jax.training import config_files, optimizer
+from pid_jax.training import config_files, mixture, optimizer
 from pid_jax.training.config_files import read_argument
 from pid_jax.training.defaults import default
 
@@ -40,6 +41,7 @@ OPEN_SECTIONS = (
     "model.architecture",
     "model.init_architecture",
     "data.options",
+    "data.mixture",
     "optimizer.args",
 )
 
@@ -59,11 +61,24 @@ FIXED_BY_CHECKPOINT = (
 WITHOUT_EFFECT_ON_TRAINING = (
     "data.path",
     "data.validation_split",
+    "data.mixture.*.path",
+    "data.mixture.*.validation_split",
+    "data.tokens",
+    "data.cache",
     "train.log_every_steps",
     "train.remat",
     "train.check_memory",
     "evaluation",
     "checkpoint",
+)
+
+
+_COUNTS_OF_DATA = (
+    "max_prompts",
+    "document_tokens",
+    "prompt_tokens",
+    "target_tokens",
+    "document_multiple",
 )
 
 
@@ -139,7 +154,11 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "train.remat", rematerialisation.NAMES)
     optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
-    _one_of(config, "data.truncation_side", ("left", "right"))
+    mixture.check(config)
+    own = mixture.own_keys(config)
+    _one_of(config, "data.tokens", ("auto", "memory", "disk"))
+    for key in ("data.truncation_side", *own["truncation_side"]):
+        _one_of(config, key, ("left", "right"))
     _one_of(
         config,
         "checkpoint.best_metric",
@@ -147,11 +166,7 @@ def check(config: ConfigDict) -> None:
     )
     for key in (
         "data.batch_size",
-        "data.max_prompts",
-        "data.document_tokens",
-        "data.prompt_tokens",
-        "data.target_tokens",
-        "data.document_multiple",
+        *(key for name in _COUNTS_OF_DATA for key in (f"data.{name}", *own[name])),
         "train.steps",
         "train.micro_batches",
         "train.log_every_steps",
@@ -170,7 +185,7 @@ def check(config: ConfigDict) -> None:
         "evaluation.batch_size",
     ):
         _at_least(config, key, 0)
-    for key in ("data.negative_rate", "optimizer.final_fraction"):
+    for key in ("data.negative_rate", *own["negative_rate"], "optimizer.final_fraction"):
         if not 0 <= get(config, key) <= 1:
             raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to 1")
     for key in ("train.dropout_rate", "train.label_smoothing"):
@@ -216,8 +231,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def under(key: str, sections: Sequence[str]) -> bool:
-    """Whether a dotted key is one of `sections` or lies within one."""
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
+    """Whether a dotted key is one of `sections` or lies within one. "*" stands for any name."""
+    return any(
+        fnmatchcase(key, section) or fnmatchcase(key, f"{section}.*") for section in sections
+    )
 
 
 def to_json(config: ConfigDict) -> str:
@@ -236,6 +253,7 @@ def read_saved(file: Path) -> dict[str, Any]:
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
         "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
+        "data": {"mixture": {}, "tokens": "memory", "cache": ""},
         "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
     }
     for name, added in later.items():

@@ -63,6 +63,17 @@ def default() -> ConfigDict:
     config.data.options = ConfigDict()
     config.data.train_split = "train"
     config.data.validation_split = "validation"
+    # Several tasks in one run, by names of your choice, each with a weight and its own data:
+    # ConfigDict({"dst": {"task": "multiwoz21", "path": "MULTIWOZ2.1.zip", "weight": 2.0}, ...}).
+    # A part may also have its own options, splits, max_prompts, negative_rate, limits and
+    # document_multiple. Otherwise it has those of this section. Empty: the one task above.
+    config.data.mixture = ConfigDict()
+    # Where token ids are: in "memory", made at every start, or on "disk", made once and read at
+    # random, for data of any size. "auto": on disk for sources of 256 MiB and more.
+    config.data.tokens = "auto"
+    # The directory of token ids on disk, which runs may share. "": tokens/ in the working directory
+    # of the run.
+    config.data.cache = ""
     # Documents per step, over all devices.
     config.data.batch_size = 16
     # At most this many of a document's prompts are drawn in one step.

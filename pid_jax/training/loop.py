@@ -29,7 +29,7 @@ from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.pipeline import OwnRows
-from pid_jax.data.tokenizing import TokenizedExamples
+from pid_jax.data.token_source import TokenSource
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.distributed import exchange, service
 from pid_jax.distributed import rows as of_processes
@@ -41,7 +41,9 @@ from pid_jax.training import (
     fingerprints,
     memory,
     messages,
+    mixed_batches,
     shared_workdir,
+    splits,
     step,
 )
 from pid_jax.training import config as configuration
@@ -50,7 +52,7 @@ from pid_jax.training.agreed_stop import stop_signals
 from pid_jax.training.metrics_writer import writer_of_process
 from pid_jax.training.progress import Progress
 from pid_jax.training.stop_signals import Interrupted
-from pid_jax.training.validation import evaluate
+from pid_jax.training.validation import evaluate_parts
 
 log = logging.getLogger(__name__)
 
@@ -199,10 +201,11 @@ def _train(
                     metrics = None
                     with progress.paused():
                         if evaluating:
-                            metrics = evaluate(
+                            metrics = evaluate_parts(
                                 state.params,
-                                assembly.evaluation_batches(config, validation, model, own_rows),
-                                validation.subtask_counts,
+                                mixed_batches.evaluation_batches(
+                                    config, validation, model, own_rows
+                                ),
                                 evaluation_step,
                                 rows,
                                 # A signal interrupts all evaluations but the last, which a
@@ -241,7 +244,8 @@ class _Materials(NamedTuple):
     params: Params | None
     """Pretrained parameters. None for new ones and for a resumed run."""
     batches: Any
-    validation: TokenizedExamples
+    validation: Mapping[str, TokenSource]
+    """By the names of the parts of the mixture."""
     largest: tuple[BatchShape, BatchShape]
     """The shapes of the largest batches of training and validation."""
     read: Mapping[str, Mapping[str, Any]]
@@ -262,10 +266,11 @@ def _prepare(
     mesh: pretrained parameters are sharded over its devices. None for the first device. own_rows:
     the rows of a batch that this process has.
     """
-    examples = assembly.read_examples(config, config.data.train_split)
+    data = splits.of_run(config, workdir)
     params = None
     if not resuming and (service.is_first() or config.model.init):
-        model, params, tokenizer = assembly.new_model(config, examples, mesh)
+        texts = splits.tokenizer_texts(data)
+        model, params, tokenizer = assembly.new_model(config, texts, mesh)
     if not resuming:
         if service.is_first():
             assembly.save_model(workdir / MODEL, model, tokenizer, assembly.generation_of(config))
@@ -273,29 +278,29 @@ def _prepare(
     if resuming or not service.is_first():
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
 
-    evaluated = assembly.evenly_spaced(
-        assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
-    )
-    train_texts, texts = fingerprints.Examples(examples), fingerprints.Examples(evaluated)
-    source = assembly.tokenize(config, train_texts, model, tokenizer)
-    validation = assembly.tokenize(config, texts, model, tokenizer)
-    read = fingerprints.of_run(config, train_texts, texts, workdir / MODEL)
+    train: list[TokenSource] = []
+    validation: dict[str, TokenSource] = {}
+    read: dict[str, Mapping[str, Any]] = {}
+    for part, train_split, validation_split in data:
+        tokens = train_split.tokens(model, tokenizer)
+        evaluated = validation_split.tokens(model, tokenizer)
+        name = part.name if len(data) > 1 else ""
+        read |= fingerprints.of_data(part.config, tokens, evaluated, name)
+        train.append(tokens.source)
+        validation[part.name] = evaluated.source
+    read |= fingerprints.of_model(workdir / MODEL)
     if resuming:
         fingerprints.check(workdir, read, other_data=other_data)
-    for split, tokenized in (
-        (config.data.train_split, source),
-        (config.data.validation_split, validation),
-    ):
-        log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
-        if (targets := tokenized.target_report()).changed:
-            log.warning("%s: %s", split, targets)
-    if validation.without_target().any():
-        raise UserError(
-            f"the split {config.data.validation_split!r} has subtasks without a target: "
-            "an evaluation needs one for every subtask"
-        )
-    batches = assembly.training_batches(config, source, model, tokenizer, own_rows)
-    largest = assembly.largest_batches(config, source, validation, model)
+    for (part, train_split, validation_split), source in zip(data, train, strict=True):
+        splits.report(train_split, source.statistics)
+        splits.report(validation_split, validation[part.name].statistics)
+        if validation[part.name].statistics.without_target.count:
+            raise UserError(
+                f"the split {validation_split.name!r} of {part.name} has subtasks without a "
+                "target: an evaluation needs one for every subtask"
+            )
+    batches = mixed_batches.training_batches(config, train, model, tokenizer, own_rows)
+    largest = mixed_batches.largest_batches(config, train, list(validation.values()), model)
     return _Materials(model, params, batches, validation, largest, read)
 
 
