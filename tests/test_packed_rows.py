@@ -10,11 +10,9 @@ import pytest
 from pid_jax import models, prompt_in_decoder
 from pid_jax.backends.settings import BY_PLATFORM, compiling_for
 from pid_jax.data.batching import collate, shape_of
-from pid_jax.data.packing import PackedBatch, PackedShape, collate_packed
+from pid_jax.data.packing import PackedShape, collate_packed
 from pid_jax.data.tokenizing import TokenizedExample
-from tests.helpers.compiled_programs import array_sizes
 from tests.helpers.tiny_families import VARIANTS
-from tests.helpers.tiny_t5 import TINY
 
 DROPOUT = ("dropout_rate", "dropout", "attention_dropout", "activation_dropout")
 SPECIAL = {"pad_token_id": 0, "decoder_start_token_id": 2}
@@ -66,9 +64,7 @@ def test_packing_changes_neither_the_loss_nor_the_gradient(variant):
     assert metrics.correct_tokens == of_packed.correct_tokens
     assert metrics.exact_matches == of_packed.exact_matches
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 1e-3
-    for one, other in zip(
-        jax.tree.leaves(gradient), jax.tree.leaves(packed_gradient), strict=True
-    ):
+    for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(packed_gradient), strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-5)
 
 
@@ -81,15 +77,15 @@ def test_the_settings_of_accelerators_give_the_loss_and_gradient_of_a_cpu(
     if platform == "gpu":  # this machine may lack cuDNN
         blocks = dataclasses.replace(BY_PLATFORM["gpu"], document_kernel="xla")
         monkeypatch.setitem(BY_PLATFORM, "gpu", blocks)
-    model = models.build(
-        VARIANTS[variant] | dict.fromkeys(DROPOUT, 0.0), scan_layers=scan_layers
-    )
+    model = models.build(VARIANTS[variant] | dict.fromkeys(DROPOUT, 0.0), scan_layers=scan_layers)
     params = models.init_params(model, jax.random.key(0))
     (expected, _), gradient = loss_and_gradient(model, params, PACKED)
 
     def loss(params):
         with compiling_for(platform):
-            return prompt_in_decoder.loss(model, params, PACKED, label_smoothing=0.1, z_loss=1e-2)[0]
+            return prompt_in_decoder.loss(model, params, PACKED, label_smoothing=0.1, z_loss=1e-2)[
+                0
+            ]
 
     value, other = jax.value_and_grad(loss)(params)
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)

@@ -41,7 +41,9 @@ class PackedBatch(NamedTuple):
     @property
     def shape(self) -> "PackedShape":
         """The sizes of the arrays, including padding."""
-        return PackedShape(*self.documents.shape, *self.tokens.shape[1:], self.targets.shape[1])
+        documents, document_tokens = self.documents.shape
+        _, rows, row_tokens = self.tokens.shape
+        return PackedShape(documents, document_tokens, rows, row_tokens, self.targets.shape[1])
 
     @property
     def real_tokens(self) -> RealTokens:
@@ -170,8 +172,6 @@ def _placed(rows: list[list[int]], lengths: SubtaskLengths) -> Iterator[tuple[in
     placed = []
     for row, subtasks in enumerate(rows):
         starts = np.cumsum([0, *segments[subtasks]]).tolist()
-        placed += [
-            (subtask, row, start) for subtask, start in zip(subtasks, starts, strict=False)
-        ]
+        placed += [(subtask, row, start) for subtask, start in zip(subtasks, starts, strict=False)]
     for subtask, row, start in sorted(placed):
         yield row, subtask, start

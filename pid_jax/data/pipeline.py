@@ -7,13 +7,15 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from pid_jax.data import packed_batches
 from pid_jax.data.batching import Batch, BatchShape, bucket, collate, shape_of
+from pid_jax.data.packed_batches import Drawn, OwnRows
+from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.tokenizing import TokenizedExample, TokenizedExamples
 from pid_jax.errors import UserError
 
 Arrange = Callable[[Sequence[TokenizedExample]], Sequence[TokenizedExample]]
-OwnRows = Callable[[int], Int[np.ndarray, " own"]]
-"""The rows that this process has of a batch with so many rows, ascending."""
 
 
 def as_they_are(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
@@ -32,16 +34,17 @@ def training_batches(
     negative_rate: float = 1.0,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
     window: int = 16,
     threads: int = 1,
     prefetch: int = 4,
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[Batch | PackedBatch]:
     """An endless, shuffled stream of batches whose position can be saved and restored.
 
     An epoch visits every example once. Other examples of the epoch fill its last batch. To form
-    batches of similar length, every `window` batches are sorted by document length, split, and
-    shuffled.
+    batches with little padding, every `window` batches are sorted by the padded length of their
+    documents, then by the decoder tokens that an example is expected to have, split, and shuffled.
 
     A subtask whose target is `negative_target` (token ids, with the end token) is included with
     probability `negative_rate`. At most `max_prompts` of the included subtasks are drawn, and at
@@ -52,6 +55,9 @@ def training_batches(
 
     `own_rows` are the rows that a batch has in this process. The shape is that of the whole batch.
     Without an arrangement the process reads the documents of its rows only.
+
+    packing: several prompts of a document share a decoder row (`pid_jax.data.packing`). The
+    examples and subtasks of batch n are the same. Not with an arrangement.
 
     Batch n depends on the source, the options and n only, not on `threads` and `prefetch`.
     `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
@@ -74,15 +80,20 @@ def training_batches(
         negative_target=negative_target,
         negative_rate=negative_rate,
         window=window,
+        document_multiple=document_multiple,
     )
+    rows = None
+    if packing:
+        rows = packed_batches.row_shapes_of(source, plan.sampled(), max_prompts)
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> Batch | PackedBatch:
         return _collated(
             source,
             plan.drawn(step),
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -99,26 +110,37 @@ def evaluation_batches(
     decoder_start_token_id: int,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
-    unless `arrange` changes the rows. own_rows: as in `training_batches`. Raises UserError for an
-    empty source.
+    unless `arrange` changes the rows. own_rows, packing: as in `training_batches`. Raises UserError
+    for an empty source.
     """
     shapes = batch_shapes(
         source, batch_size=batch_size, arrange=arrange, document_multiple=document_multiple
     )
     counts = source.subtask_counts
-    for start in range(0, len(source), batch_size):
+    starts = range(0, len(source), batch_size)
+
+    def drawn(start: int) -> list[Drawn]:
         indices = range(len(source))[start : start + batch_size]
+        return [(index, np.arange(counts[index])) for index in indices]
+
+    rows = None
+    if packing:
+        sampled = starts[:: -(-len(starts) // packed_batches.SAMPLED)]
+        rows = packed_batches.row_shapes_of(source, map(drawn, sampled), None)
+    for start in starts:
         yield _collated(
             source,
-            [(index, np.arange(counts[index])) for index in indices],
+            drawn(start),
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -165,10 +187,28 @@ def batch_shapes(
     return tuple(replace(shape, document_tokens=length) for length in lengths)
 
 
-_ENDLESS = 2**40  # batches, because Grain needs a length
+def largest_packed_shape(
+    source: TokenizedExamples,
+    *,
+    batch_size: int,
+    max_prompts: int | None = None,
+    document_multiple: int = 64,
+) -> PackedShape:
+    """The shape that every packed batch of this source fits.
 
-Drawn = tuple[int, Int[np.ndarray, " chosen"]]
-"""An example of a batch, by its index, and the indices of its subtasks."""
+    The arguments and errors are those of `batch_shapes`.
+    """
+    largest = batch_shapes(
+        source,
+        batch_size=batch_size,
+        max_prompts=max_prompts,
+        document_multiple=document_multiple,
+    )[-1]
+    rows = packed_batches.largest_row_shape(source, max_prompts)
+    return packed_batches.packed_shapes([largest], [rows])[0]
+
+
+_ENDLESS = 2**40  # batches, because Grain needs a length
 
 
 def _collated(
@@ -177,14 +217,28 @@ def _collated(
     shapes: Sequence[BatchShape],
     arrange: Arrange,
     own_rows: OwnRows,
+    row_shapes: Sequence[RowShape] | None,
     *,
     pad_token_id: int,
     decoder_start_token_id: int,
-) -> Batch:
-    """The own rows of a batch, with the sizes that the whole batch needs."""
+) -> Batch | PackedBatch:
+    """The own rows of a batch, with the sizes that the whole batch needs.
+
+    row_shapes: those of packed batches, None to pack nothing.
+    """
     rows = own_rows(shapes[0].documents).tolist()
     if arrange is as_they_are:
         longest = max((int(source.document_lengths[index]) for index, _ in drawn), default=0)
+        if row_shapes is not None:
+            return packed_batches.collated(
+                source,
+                drawn,
+                _fitting(shapes, longest).document_tokens,
+                row_shapes,
+                rows,
+                pad_token_id=pad_token_id,
+                decoder_start_token_id=decoder_start_token_id,
+            )
         examples = [source.select(*drawn[row]) for row in rows if row < len(drawn)]
     else:
         arranged = arrange([source.select(*one) for one in drawn])
@@ -211,6 +265,7 @@ class _TrainingPlan:
         negative_target: Sequence[int] | None,
         negative_rate: float,
         window: int,
+        document_multiple: int,
     ) -> None:
         _check_trainable(source)
         if not 0 <= negative_rate <= 1:
@@ -226,6 +281,7 @@ class _TrainingPlan:
         self._negative_rate = negative_rate
         self._negative = None if negative_target is None else source.targets_equal(negative_target)
         self._window = window
+        self._document_multiple = document_multiple
         self._steps_per_epoch = -(-len(source) // batch_size)
         self._latest = (-1, np.zeros((0, batch_size), np.int64))
 
@@ -241,6 +297,13 @@ class _TrainingPlan:
             (index, self._subtasks(index, random)) for index in latest[1][step_of_epoch].tolist()
         ]
 
+    def sampled(self) -> "Iterator[list[Drawn]]":
+        """Evenly spaced batches of the first epoch, or of the first few if it is short."""
+        steps = np.linspace(
+            0, max(self._steps_per_epoch, packed_batches.SAMPLED) - 1, packed_batches.SAMPLED
+        )
+        return map(self.drawn, steps.astype(int).tolist())
+
     def _order(self, epoch: int) -> Int[np.ndarray, "steps documents"]:
         """The indices of the examples of each batch of an epoch."""
         random = np.random.default_rng([self._seed, 0, epoch])
@@ -250,9 +313,24 @@ class _TrainingPlan:
         batches = []
         for start in range(0, len(order), self._window * self._batch_size):
             window = order[start : start + self._window * self._batch_size]
-            by_length = np.argsort(self._source.document_lengths[window], kind="stable")
+            lengths = self._source.document_lengths[window].tolist()
+            padded = [bucket(length, multiple=self._document_multiple) for length in lengths]
+            expected = [self._expected_tokens(index) for index in window.tolist()]
+            by_length = np.lexsort((expected, padded))
             batches.append(random.permutation(window[by_length].reshape(-1, self._batch_size)))
         return np.concatenate(batches)
+
+    def _expected_tokens(self, index: int) -> float:
+        """The decoder tokens that an example has in a batch on average."""
+        subtasks = self._source.subtask_range(index)
+        count = subtasks.stop - subtasks.start
+        tokens = np.sum(self._source.subtask_lengths(index, np.arange(count)), axis=0)
+        included = np.ones(count)
+        if self._negative is not None:
+            included[self._negative[subtasks]] = self._negative_rate
+        drawn = included.sum()
+        most = drawn if self._max_prompts is None else min(drawn, self._max_prompts)
+        return float(tokens @ included * most / max(drawn, 1))
 
     def _subtasks(self, index: int, random: np.random.Generator) -> Int[np.ndarray, " chosen"]:
         """The indices of an example's subtasks in this batch, ascending."""

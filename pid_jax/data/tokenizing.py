@@ -163,6 +163,22 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             ],
         )
 
+    def subtask_lengths(
+        self, index: int, subtasks: Int[np.ndarray, " chosen"]
+    ) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " chosen"]]:
+        """The tokens of the prompt and of the target of these subtasks of an example.
+
+        Targets count with their end token, and 0 for no target.
+        """
+        rows = self._starts[index] + subtasks
+        targets = self._target_rows[rows]
+        if not len(self._targets):
+            return self._prompts.lengths[self._prompt_rows[rows]], np.zeros(len(rows), np.int64)
+        return (
+            self._prompts.lengths[self._prompt_rows[rows]],
+            np.where(targets == _NO_TARGET, 0, self._targets.lengths[targets]),
+        )
+
     @property
     def tokens(self) -> Int[np.ndarray, " distinct"]:
         """Every distinct token id in the data set, sorted."""

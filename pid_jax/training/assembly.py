@@ -21,6 +21,7 @@ from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.data.tokenizing import (
     Limits,
     TokenizedExample,
@@ -274,8 +275,17 @@ def training_batches(
         ),
         negative_rate=config.data.negative_rate,
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
+
+
+def packs(config: ConfigDict) -> bool:
+    """Whether several prompts of a document share a decoder row.
+
+    Not under "pie": there each document has one prompt.
+    """
+    return bool(config.data.packing) and config.method == "pid"
 
 
 def evaluation_batches(
@@ -283,7 +293,7 @@ def evaluation_batches(
     source: TokenizedExamples,
     model: EncoderDecoder,
     own_rows: pipeline.OwnRows = np.arange,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     own_rows: the rows that this process has of a batch.
@@ -292,6 +302,7 @@ def evaluation_batches(
         source,
         batch_size=_evaluation_batch_size(config),
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
 
@@ -301,13 +312,20 @@ def largest_batches(
     source: TokenizedExamples,
     validation: TokenizedExamples,
     model: EncoderDecoder,
-) -> tuple[BatchShape, BatchShape]:
+) -> tuple[BatchShape | PackedShape, BatchShape | PackedShape]:
     """The largest shapes of `training_batches` and of `evaluation_batches`."""
     options = {"arrange", "document_multiple"}
 
     def largest(
         examples: TokenizedExamples, batch_size: int, max_prompts: int | None
-    ) -> BatchShape:
+    ) -> BatchShape | PackedShape:
+        if packs(config):
+            return pipeline.largest_packed_shape(
+                examples,
+                batch_size=batch_size,
+                max_prompts=max_prompts,
+                document_multiple=config.data.document_multiple,
+            )
         of_batch = _batch_options(config, model, examples)
         return pipeline.batch_shapes(
             examples,

@@ -235,6 +235,7 @@ def read_saved(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a JSON object: name a config file with --config")
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
+        "data": {"packing": False},
         "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
         "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
     }

@@ -184,7 +184,9 @@ def _accumulated(
         tokens = metrics.target_tokens.astype(jnp.float32)
         return _Gradient(value * tokens, metrics, jax.tree.map(lambda x: x * tokens, of_params))
 
-    def add(so_far: _Gradient, inputs: tuple[Batch | PackedBatch, Key[Array, ""]]) -> tuple[_Gradient, None]:
+    def add(
+        so_far: _Gradient, inputs: tuple[Batch | PackedBatch, Key[Array, ""]]
+    ) -> tuple[_Gradient, None]:
         return jax.tree.map(jnp.add, so_far, weighted(*inputs)), None
 
     inputs = jax.tree.map(part, batch), jax.random.split(key, count)
@@ -198,7 +200,9 @@ def _accumulated(
     return _Gradient(sums.value / tokens, sums.metrics, of_params)
 
 
-def evaluation_step(params: Any, batch: Batch | PackedBatch, *, model: EncoderDecoder) -> BatchEvaluation:
+def evaluation_step(
+    params: Any, batch: Batch | PackedBatch, *, model: EncoderDecoder
+) -> BatchEvaluation:
     """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
     scores = prompt_in_decoder.target_scores(model, params, batch)
     correct, present = prompt_in_decoder.correct_subtasks(batch, scores.is_highest)

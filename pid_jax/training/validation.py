@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.distributed.rows import placed
 from pid_jax.programs import CompiledFunction
 from pid_jax.training.stop_signals import StopSignals
@@ -14,7 +15,7 @@ from pid_jax.training.stop_signals import StopSignals
 
 def evaluate(
     params: Any,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | PackedBatch],
     subtask_counts: np.ndarray,
     evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,
@@ -38,7 +39,7 @@ def evaluate(
         loss += float(figures.loss)
         correct_tokens += float(figures.correct_tokens)
         target_tokens += float(figures.target_tokens)
-        # Row by row, this is the order of the examples and their subtasks, also under PiE.
+        # Row by row, this is the order of the examples, each with all its subtasks, also under PiE.
         correct.append(figures.correct[figures.present])
     every = np.concatenate(correct)
     ends = np.cumsum(subtask_counts)
