@@ -1,5 +1,6 @@
 """Batch streams for training and evaluation: sampling, order and shapes."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,16 +9,18 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
+from pid_jax.data import packed_batches
 from pid_jax.data.batching import Batch, BatchShape, bucket, collate, shape_of
+from pid_jax.data.packed_batches import Drawn, OwnRows
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.data.permutation import permuted
+from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.token_source import TokenizedExample, TokenSource
 from pid_jax.errors import UserError
 
 Arrange = Callable[[Sequence[TokenizedExample]], Sequence[TokenizedExample]]
-OwnRows = Callable[[int], Int[np.ndarray, " own"]]
-"""The rows that this process has of a batch with so many rows, ascending."""
 
-Stream = Callable[[int], Batch]
+Stream = Callable[[int], Batch | PackedBatch]
 """Batch n of an endless stream, from n."""
 
 
@@ -31,14 +34,14 @@ def training_batches(
     threads: int = 1,
     prefetch: int = 4,
     **options: Any,
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[Batch | PackedBatch]:
     """The batches of `training_stream`, which has the options, as an iterator. See `iterated`."""
     return iterated(training_stream(source, **options), threads=threads, prefetch=prefetch)
 
 
 def iterated(
     stream: Stream, *, threads: int = 1, prefetch: int = 4
-) -> grain.DatasetIterator[Batch]:
+) -> grain.DatasetIterator[Batch | PackedBatch]:
     """An endless iterator over batch 0, 1, ..., whose position can be saved and restored.
 
     `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
@@ -60,14 +63,16 @@ def training_stream(
     negative_rate: float = 1.0,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
     window: int = 16,
 ) -> Stream:
     """A function from n to batch n of an endless, shuffled stream.
 
     An epoch visits every example once. Other examples of the epoch fill its last batch. To form
-    batches of similar length, every `window` batches are sorted by document length, split, and
-    shuffled. Start-up time and memory do not depend on the number of examples.
+    batches with little padding, every `window` batches are sorted by the padded length of their
+    documents, then by the decoder tokens that an example is expected to have, split, and shuffled.
+    Start-up time and memory do not depend on the number of examples.
 
     A subtask whose target is `negative_target` (token ids, with the end token) is included with
     probability `negative_rate`. At most `max_prompts` of the included subtasks are drawn, and at
@@ -78,6 +83,9 @@ def training_stream(
 
     `own_rows` are the rows that a batch has in this process. The shape is that of the whole batch.
     Without an arrangement the process reads the documents of its rows only.
+
+    packing: several prompts of a document share a decoder row (`pid_jax.data.packing`). The
+    examples and subtasks of batch n are the same. Not with an arrangement.
 
     Batch n depends on the source, the options and n only.
 
@@ -99,9 +107,13 @@ def training_stream(
         negative_target=negative_target,
         negative_rate=negative_rate,
         window=window,
+        document_multiple=document_multiple,
     )
+    rows = None
+    if packing:
+        rows = packed_batches.row_shapes_of(source, plan.sampled(), max_prompts)
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> Batch | PackedBatch:
         return _collated(
             source,
             plan.examples(step),
@@ -109,6 +121,7 @@ def training_stream(
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -124,25 +137,40 @@ def evaluation_batches(
     decoder_start_token_id: int,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
-    unless `arrange` changes the rows. own_rows: as in `training_batches`. Raises UserError for an
-    empty source.
+    unless `arrange` changes the rows. own_rows, packing: as in `training_batches`. Raises UserError
+    for an empty source.
     """
     shapes = batch_shapes(
         source, batch_size=batch_size, arrange=arrange, document_multiple=document_multiple
     )
-    for start in range(0, len(source), batch_size):
+    starts = range(0, len(source), batch_size)
+
+    def indices(start: int) -> Int[np.ndarray, " documents"]:
+        return np.arange(start, min(start + batch_size, len(source)))
+
+    def every_subtask(_: int, index: int) -> Int[np.ndarray, " chosen"]:
+        return np.arange(source.subtask_counts[index])
+
+    rows = None
+    if packing:
+        sampled = starts[:: -(-len(starts) // packed_batches.SAMPLED)]
+        drawn = (_drawn(indices(start), every_subtask) for start in sampled)
+        rows = packed_batches.row_shapes_of(source, drawn, None)
+    for start in starts:
         yield _collated(
             source,
-            np.arange(start, min(start + batch_size, len(source))),
-            lambda _, index: np.arange(source.subtask_counts[index]),
+            indices(start),
+            every_subtask,
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
@@ -188,10 +216,36 @@ def batch_shapes(
     return tuple(replace(shape, document_tokens=length) for length in lengths)
 
 
+def largest_packed_shape(
+    source: TokenSource,
+    *,
+    batch_size: int,
+    max_prompts: int | None = None,
+    document_multiple: int = 64,
+) -> PackedShape:
+    """The shape that every packed batch of this source fits.
+
+    The arguments and errors are those of `batch_shapes`.
+    """
+    largest = batch_shapes(
+        source,
+        batch_size=batch_size,
+        max_prompts=max_prompts,
+        document_multiple=document_multiple,
+    )[-1]
+    rows = packed_batches.largest_row_shape(source.statistics, max_prompts)
+    return packed_batches.packed_shapes([largest], [rows])[0]
+
+
 _ENDLESS = 2**40  # batches, because Grain needs a length
 
 SubtasksOf = Callable[[int, int], Int[np.ndarray, " chosen"]]
 """The subtasks of a row of a batch, from the number of the row and the index of its example."""
+
+
+def _drawn(indices: Int[np.ndarray, " documents"], subtasks_of: SubtasksOf) -> list[Drawn]:
+    """The examples of a batch, each with its subtasks."""
+    return [(index, subtasks_of(row, index)) for row, index in enumerate(indices.tolist())]
 
 
 def _collated(
@@ -201,11 +255,15 @@ def _collated(
     shapes: Sequence[BatchShape],
     arrange: Arrange,
     own_rows: OwnRows,
+    row_shapes: Sequence[RowShape] | None,
     *,
     pad_token_id: int,
     decoder_start_token_id: int,
-) -> Batch:
-    """The own rows of a batch of these examples, with the sizes that the whole batch needs."""
+) -> Batch | PackedBatch:
+    """The own rows of a batch of these examples, with the sizes that the whole batch needs.
+
+    row_shapes: those of packed batches, None to pack nothing.
+    """
 
     def selected(row: int) -> TokenizedExample:
         index = int(indices[row])
@@ -214,6 +272,16 @@ def _collated(
     rows = own_rows(shapes[0].documents).tolist()
     if arrange is as_they_are:
         longest = int(source.document_lengths[indices].max(initial=0))
+        if row_shapes is not None:
+            return packed_batches.collated(
+                source,
+                _drawn(indices, subtasks_of),
+                _fitting(shapes, longest).document_tokens,
+                row_shapes,
+                rows,
+                pad_token_id=pad_token_id,
+                decoder_start_token_id=decoder_start_token_id,
+            )
         examples = [selected(row) for row in rows if row < len(indices)]
     else:
         arranged = arrange([selected(row) for row in range(len(indices))])
@@ -240,6 +308,7 @@ class _TrainingPlan:
         negative_target: Sequence[int] | None,
         negative_rate: float,
         window: int,
+        document_multiple: int,
     ) -> None:
         _check_trainable(source)
         if not 0 <= negative_rate <= 1:
@@ -256,6 +325,7 @@ class _TrainingPlan:
         # At a rate of 1 nothing is left out, and no target need be read.
         self._negative = negative_target if negative_rate < 1 else None
         self._window = window
+        self._document_multiple = document_multiple
         self._steps_per_epoch = -(-len(source) // batch_size)
         self._latest = ((-1, -1), np.zeros((0, batch_size), np.int64))
 
@@ -270,15 +340,37 @@ class _TrainingPlan:
             latest = self._latest = ((epoch, window), self._order(epoch, window))
         return latest[1][step_of_window]
 
+    def sampled(self) -> Iterator[list[Drawn]]:
+        """Evenly spaced batches of the first epoch, or of the first few if it is short."""
+        steps = np.linspace(
+            0, max(self._steps_per_epoch, packed_batches.SAMPLED) - 1, packed_batches.SAMPLED
+        )
+        for step in steps.astype(int).tolist():
+            yield _drawn(self.examples(step), functools.partial(self.subtasks, step))
+
     def _order(self, epoch: int, window: int) -> Int[np.ndarray, "steps documents"]:
         """The indices of the examples of each batch of a window."""
         first = window * self._window
         last = min(first + self._window, self._steps_per_epoch)
         positions = np.arange(first * self._batch_size, last * self._batch_size) % len(self._source)
         order = permuted(positions, len(self._source), [self._seed, 0, epoch])
-        by_length = np.argsort(self._source.document_lengths[order], kind="stable")
+        lengths = self._source.document_lengths[order].tolist()
+        padded = [bucket(length, multiple=self._document_multiple) for length in lengths]
+        expected = [self._expected_tokens(index) for index in order.tolist()]
+        by_length = np.lexsort((expected, padded))
         random = np.random.default_rng([self._seed, 0, epoch, window])
         return random.permutation(order[by_length].reshape(-1, self._batch_size))
+
+    def _expected_tokens(self, index: int) -> float:
+        """The decoder tokens that an example has in a batch on average."""
+        count = int(self._source.subtask_counts[index])
+        tokens = np.sum(self._source.subtask_lengths(index, np.arange(count)), axis=0)
+        included = np.ones(count)
+        if self._negative is not None:
+            included[self._source.targets_equal(index, self._negative)] = self._negative_rate
+        drawn = included.sum()
+        most = drawn if self._max_prompts is None else min(drawn, self._max_prompts)
+        return float(tokens @ included * most / max(drawn, 1))
 
     def subtasks(self, step: int, row: int, index: int) -> Int[np.ndarray, " chosen"]:
         """The indices of the subtasks of an example in a row of a batch, ascending."""

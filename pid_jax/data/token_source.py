@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +52,11 @@ class Statistics:
     most_subtasks: int
     longest_prompt: int
     longest_target: int
+    segment_tokens: tuple[int, ...]
+    """Entry k - 1: the decoder tokens of the k longest subtasks with a target of an example, the
+    most of all examples."""
+    target_tokens: tuple[int, ...]
+    """The same of targets."""
     without_subtask: Lacking
     """Examples."""
     without_target: Lacking
@@ -77,11 +83,40 @@ class Statistics:
                 **content,
                 "without_subtask": Lacking(**content["without_subtask"]),
                 "without_target": Lacking(**content["without_target"]),
-                "tokens": tuple(content["tokens"]),
+                **{name: tuple(content[name]) for name in _TUPLES},
                 "truncation": TruncationReport(**truncation),
                 "targets": TargetReport(**targets),
             }
         )
+
+
+_TUPLES = ("tokens", "segment_tokens", "target_tokens")
+
+
+class LongestSubtasks:
+    """Collects `segment_tokens` and `target_tokens` of `Statistics`."""
+
+    def __init__(self) -> None:
+        self.segment_tokens: tuple[int, ...] = ()
+        self.target_tokens: tuple[int, ...] = ()
+
+    def add(self, prompts: Sequence[int], targets: Sequence[int]) -> None:
+        """Adds an example: the tokens of its prompts and of its targets (0 for none)."""
+        segments = [
+            prompt + target if target else 0
+            for prompt, target in zip(prompts, targets, strict=True)
+        ]
+        self.segment_tokens = _most(self.segment_tokens, segments)
+        self.target_tokens = _most(self.target_tokens, targets)
+
+
+def _most(known: tuple[int, ...], lengths: Sequence[int]) -> tuple[int, ...]:
+    """The sums of the 1, 2, ... largest lengths, where they exceed those that are known."""
+    sums = tuple(accumulate(sorted(lengths, reverse=True)))
+    shorter, longer = sorted((known, sums), key=len)
+    last = shorter[-1:] or (0,)
+    padded = shorter + last * (len(longer) - len(shorter))
+    return tuple(map(max, longer, padded))
 
 
 class Column(Protocol):

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.limits import Limits, TargetReport, TruncationReport, cut_document, cut_target
 from pid_jax.data.token_files import FORMAT, INDEX, RECORDS, encoded, entry, write_about
-from pid_jax.data.token_source import Lacking, Statistics
+from pid_jax.data.token_source import Lacking, LongestSubtasks, Statistics
 from pid_jax.data.tokenizer import Tokenizer, encode_texts, leading_tokens
 from pid_jax.data.tokenizing import checked_edges
 
@@ -175,6 +175,7 @@ class _Totals:
         self._longest_before: Counter[str] = Counter()
         self._shortest_document: int | None = None
         self._most_subtasks = 0
+        self._subtasks = LongestSubtasks()
         self._without_subtask = self._without_target = Lacking()
         self._free = self._changed = 0
         self._first_changed: tuple[str, str] | None = None
@@ -191,6 +192,10 @@ class _Totals:
         if self._shortest_document is None or document.length < self._shortest_document:
             self._shortest_document = document.length
         self._most_subtasks = max(self._most_subtasks, len(example.subtasks))
+        self._subtasks.add(
+            [prompt.length for prompt in prompts],
+            [0 if target is None else target.length for target in targets],
+        )
         if not example.subtasks:
             self._without_subtask = _one_more(self._without_subtask, example)
         for subtask, prompt, target in zip(example.subtasks, prompts, targets, strict=True):
@@ -229,6 +234,8 @@ class _Totals:
             most_subtasks=self._most_subtasks,
             longest_prompt=self._longest["prompts"],
             longest_target=self._longest["targets"],
+            segment_tokens=self._subtasks.segment_tokens,
+            target_tokens=self._subtasks.target_tokens,
             without_subtask=self._without_subtask,
             without_target=self._without_target,
             tokens=tuple(np.flatnonzero(seen).tolist()),

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from pid_jax.data.examples import Example
 from pid_jax.data.limits import Limits, TargetReport, TruncationReport, cut_document, cut_target
-from pid_jax.data.token_source import Lacking, Statistics, TokenizedExample
+from pid_jax.data.token_source import Lacking, LongestSubtasks, Statistics, TokenizedExample
 from pid_jax.data.tokenizer import (
     Tokenizer,
     encode_document,
@@ -185,6 +185,10 @@ class TokenizedExamples(Sequence[TokenizedExample]):
         (without_subtask,) = np.nonzero(counts == 0)
         (without_target,) = np.nonzero(self._target_rows == _NO_TARGET)
         first = np.searchsorted(self._starts[1:], without_target[:1], side="right")
+        subtasks = LongestSubtasks()
+        for index, count in enumerate(counts.tolist()):
+            prompts, targets = self.subtask_lengths(index, np.arange(count))
+            subtasks.add(prompts.tolist(), targets.tolist())
         return Statistics(
             examples=len(self),
             subtasks=len(self._prompt_rows),
@@ -193,6 +197,8 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             most_subtasks=int(counts.max(initial=0)),
             longest_prompt=int(self._prompts.lengths.max(initial=0)),
             longest_target=int(self._targets.lengths.max(initial=0)),
+            segment_tokens=subtasks.segment_tokens,
+            target_tokens=subtasks.target_tokens,
             without_subtask=self._lacking(len(without_subtask), without_subtask),
             without_target=self._lacking(len(without_target), first),
             tokens=tuple(self.tokens.tolist()),

@@ -21,6 +21,7 @@ from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.data.token_source import Statistics, TokenSource
 from pid_jax.data.tokenizing import (
     Limits,
@@ -285,8 +286,17 @@ def training_stream(
         ),
         negative_rate=config.data.negative_rate,
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
+
+
+def packs(config: ConfigDict) -> bool:
+    """Whether several prompts of a document share a decoder row.
+
+    Not under "pie": there each document has one prompt.
+    """
+    return bool(config.data.packing) and config.method == "pid"
 
 
 def evaluation_batches(
@@ -294,7 +304,7 @@ def evaluation_batches(
     source: TokenSource,
     model: EncoderDecoder,
     own_rows: pipeline.OwnRows = np.arange,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     own_rows: the rows that this process has of a batch.
@@ -303,21 +313,24 @@ def evaluation_batches(
         source,
         batch_size=_evaluation_batch_size(config),
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
 
 
 def largest_batch(
     config: ConfigDict, source: TokenSource, model: EncoderDecoder, *, evaluation: bool
-) -> BatchShape:
+) -> BatchShape | PackedShape:
     """The largest shape of `training_stream` or of `evaluation_batches`."""
     of_batch = _batch_options(config, model, source)
-    return pipeline.batch_shapes(
-        source,
-        batch_size=_evaluation_batch_size(config) if evaluation else config.data.batch_size,
-        max_prompts=None if evaluation else config.data.max_prompts,
+    sizes: dict[str, Any] = {
+        "batch_size": _evaluation_batch_size(config) if evaluation else config.data.batch_size,
+        "max_prompts": None if evaluation else config.data.max_prompts,
         **{name: of_batch[name] for name in ("arrange", "document_multiple") if name in of_batch},
-    )[-1]
+    }
+    if packs(config):
+        return pipeline.largest_packed_shape(source, **sizes)
+    return pipeline.batch_shapes(source, **sizes)[-1]
 
 
 def _evaluation_batch_size(config: ConfigDict) -> int:

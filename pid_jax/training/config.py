@@ -253,7 +253,7 @@ def read_saved(file: Path) -> dict[str, Any]:
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
         "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
-        "data": {"mixture": {}, "tokens": "memory", "cache": ""},
+        "data": {"mixture": {}, "tokens": "memory", "cache": "", "packing": False},
         "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
     }
     for name, added in later.items():

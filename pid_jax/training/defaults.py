@@ -90,6 +90,11 @@ def default() -> ConfigDict:
     # Batches are padded to multiples of this many document tokens (a power of two): larger
     # means more padding, but fewer programs to compile.
     config.data.document_multiple = 64
+    # Several prompts of a document, each with its target, share a row of the decoder. Loss and
+    # gradients are the same, and most of the decoder's padding is gone. Each length of documents
+    # has a few sizes of rows, each one more program to compile. "pie" has one prompt for each
+    # document and never packs.
+    config.data.packing = True
 
     config.optimizer = ConfigDict()
     # An optimizer of optax by its name: "adamw" (Loshchilov & Hutter, arXiv 1711.05101),

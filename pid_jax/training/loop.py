@@ -27,7 +27,8 @@ from pid_jax import models, sharding
 from pid_jax.atomic_file import replacing
 from pid_jax.checkpoints import contents, manifest, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
-from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.data.pipeline import OwnRows
 from pid_jax.data.token_source import TokenSource
 from pid_jax.disk_errors import in_one_sentence
@@ -159,17 +160,17 @@ def _train(
 
         number, saved, last = start, start, config.train.steps
         progress = Progress(start, last)
-        pending: tuple[Batch, Any] | None = None
+        pending: tuple[Batch | PackedBatch, Any] | None = None
         with stop_signals(mesh) as stop, writer_of_process(workdir, resume_after=start) as writer:
 
-            def report(finished: int, batch: Batch, on_device: Any) -> None:
+            def report(finished: int, batch: Batch | PackedBatch, on_device: Any) -> None:
                 """Fetches and writes the metrics of a step. Blocks until they are computed."""
                 metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
                 if not metrics.pop("finite"):
                     raise Diverged(messages.divergence(finished, metrics, saved, workdir))
                 shown = finished % config.train.log_every_steps == 0 or finished == last
                 writer.write(finished, "train", metrics, events=shown)
-                tokens = round(_tokens(batch) / own_share)
+                tokens = round(sum(batch.real_tokens) / own_share)
                 progress.add(documents=config.data.batch_size, tokens=tokens)
                 if shown:
                     rates = progress.rates(finished)
@@ -246,7 +247,7 @@ class _Materials(NamedTuple):
     batches: Any
     validation: Mapping[str, TokenSource]
     """By the names of the parts of the mixture."""
-    largest: tuple[BatchShape, BatchShape]
+    largest: tuple[memory.Shape, memory.Shape]
     """The shapes of the largest batches of training and validation."""
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
@@ -414,8 +415,3 @@ def _first_state(
     # The program returns no parameters, because it would copy them.
     state = jax.jit(others, out_shardings=dataclasses.replace(shardings, params=None))(params)
     return dataclasses.replace(state, params=params)
-
-
-def _tokens(batch: Batch) -> int:
-    """The number of tokens in a batch without padding: documents, prompts and targets."""
-    return int(batch.document_mask.sum() + batch.prompt_mask.sum() + batch.target_mask.sum())

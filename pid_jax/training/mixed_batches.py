@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from pid_jax.data import pipeline
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.mixing import Turns, mixed
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.data.token_source import TokenSource
 from pid_jax.data.tokenizing import Tokenizer
 from pid_jax.models.protocol import EncoderDecoder
@@ -19,7 +20,7 @@ class PartEvaluation(NamedTuple):
     """The validation data of a part of the mixture."""
 
     name: str
-    batches: Iterator[Batch]
+    batches: Iterator[Batch | PackedBatch]
     subtask_counts: Iterable[int]
     """Of each document, in the order of the batches."""
 
@@ -66,11 +67,11 @@ def largest_batches(
     train: Sequence[TokenSource],
     validation: Sequence[TokenSource],
     model: EncoderDecoder,
-) -> tuple[BatchShape, BatchShape]:
+) -> tuple[BatchShape | PackedShape, BatchShape | PackedShape]:
     """The shapes with most tokens, padding included, of training and of validation batches."""
     configs = [part.config for part in mixture.parts(config)]
 
-    def largest(sources: Sequence[TokenSource], *, evaluation: bool) -> BatchShape:
+    def largest(sources: Sequence[TokenSource], *, evaluation: bool) -> BatchShape | PackedShape:
         shapes = [
             assembly.largest_batch(of_part, source, model, evaluation=evaluation)
             for of_part, source in zip(configs, sources, strict=True)
@@ -80,6 +81,5 @@ def largest_batches(
     return largest(train, evaluation=False), largest(validation, evaluation=True)
 
 
-def _tokens(shape: BatchShape) -> int:
-    of_prompts = shape.prompts * (shape.prompt_tokens + shape.target_tokens)
-    return shape.documents * (shape.document_tokens + of_prompts)
+def _tokens(shape: BatchShape | PackedShape) -> int:
+    return shape.documents * shape.document_tokens + shape.decoder_tokens

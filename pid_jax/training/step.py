@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.training.leaf_groups import global_norm
 from pid_jax.training.optimizer import Schedule
@@ -40,10 +41,10 @@ class BatchEvaluation(NamedTuple):
     """Summed over target tokens, in nats."""
     correct_tokens: Float[Array, ""]
     target_tokens: Float[Array, ""]
-    correct: Bool[Array, "B P"]
+    correct: Bool[Array, "B subtasks"]
     """True if every target token has the highest logit, so that greedy decoding yields it."""
-    present: Bool[Array, "B P"]
-    """False for absent prompts and documents."""
+    present: Bool[Array, "B subtasks"]
+    """False for entries that are no subtask with a target, see `correct_subtasks`."""
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -92,7 +93,7 @@ def state_shardings(
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     *,
     model: EncoderDecoder,
     optimizer: optax.GradientTransformation,
@@ -111,7 +112,7 @@ def train_step(
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def loss(
-        params: Any, batch: Batch, key: Key[Array, ""]
+        params: Any, batch: Batch | PackedBatch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
         return prompt_in_decoder.loss(
             model,
@@ -122,7 +123,7 @@ def train_step(
             dropout_key=key,
         )
 
-    def gradient(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+    def gradient(batch: Batch | PackedBatch, key: Key[Array, ""]) -> _Gradient:
         (value, metrics), of_params = jax.value_and_grad(loss, has_aux=True)(
             state.params, batch, key
         )
@@ -163,8 +164,8 @@ class _Gradient(NamedTuple):
 
 
 def _accumulated(
-    gradient: Callable[[Batch, Key[Array, ""]], _Gradient],
-    batch: Batch,
+    gradient: Callable[[Batch | PackedBatch, Key[Array, ""]], _Gradient],
+    batch: Batch | PackedBatch,
     key: Key[Array, ""],
     count: int,
 ) -> _Gradient:
@@ -175,7 +176,7 @@ def _accumulated(
         x = jnp.asarray(x)
         return jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
 
-    def weighted(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+    def weighted(batch: Batch | PackedBatch, key: Key[Array, ""]) -> _Gradient:
         batch = jax.tree.map(
             lambda x: sharding.constrain(x, "batch", *[None] * (x.ndim - 1)), batch
         )
@@ -183,7 +184,9 @@ def _accumulated(
         tokens = metrics.target_tokens.astype(jnp.float32)
         return _Gradient(value * tokens, metrics, jax.tree.map(lambda x: x * tokens, of_params))
 
-    def add(so_far: _Gradient, inputs: tuple[Batch, Key[Array, ""]]) -> tuple[_Gradient, None]:
+    def add(
+        so_far: _Gradient, inputs: tuple[Batch | PackedBatch, Key[Array, ""]]
+    ) -> tuple[_Gradient, None]:
         return jax.tree.map(jnp.add, so_far, weighted(*inputs)), None
 
     inputs = jax.tree.map(part, batch), jax.random.split(key, count)
@@ -197,15 +200,16 @@ def _accumulated(
     return _Gradient(sums.value / tokens, sums.metrics, of_params)
 
 
-def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
+def evaluation_step(
+    params: Any, batch: Batch | PackedBatch, *, model: EncoderDecoder
+) -> BatchEvaluation:
     """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
     scores = prompt_in_decoder.target_scores(model, params, batch)
-    right = scores.is_highest
-    mask = batch.target_mask
+    correct, present = prompt_in_decoder.correct_subtasks(batch, scores.is_highest)
     return BatchEvaluation(
         loss=-jnp.sum(scores.log_probability),
-        correct_tokens=jnp.sum(right.astype(jnp.float32)),
-        target_tokens=jnp.sum(mask.astype(jnp.float32)),
-        correct=jnp.all(right | ~mask, axis=-1),
-        present=jnp.any(mask, axis=-1),
+        correct_tokens=jnp.sum(scores.is_highest.astype(jnp.float32)),
+        target_tokens=jnp.sum(batch.target_mask.astype(jnp.float32)),
+        correct=correct,
+        present=present,
     )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.distributed.rows import placed
 from pid_jax.programs import CompiledFunction
 from pid_jax.training.mixed_batches import PartEvaluation
@@ -40,7 +41,7 @@ class Totals(NamedTuple):
 
 def evaluate(
     params: Any,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | PackedBatch],
     subtask_counts: Iterable[int],
     evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,
@@ -82,7 +83,7 @@ def evaluate_parts(
 
 def _totals(
     params: Any,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | PackedBatch],
     subtask_counts: Iterable[int],
     evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,
