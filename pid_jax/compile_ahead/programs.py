@@ -21,12 +21,14 @@ from pid_jax.compile_ahead import targets
 from pid_jax.compile_ahead.targets import Target
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.packed_batches import bounding_row_shape
-from pid_jax.data.packing import PackedShape
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.data.row_shapes import RowShape
+from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.device_memory import bytes_per_device
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
+from pid_jax.inference.batch_planning import BatchLimits, scored_size
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.programs import Executable, Programs
@@ -177,10 +179,11 @@ def _inference(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]
     params = _decoding_params(model, request, devices)
     decoder = BatchDecoder(model, params, Programs())
     shape = request.unpacked
-    batch = _full_batch(shape)
     if request.program == "score":
-        executables = decoder.scoring_executables(batch, shape)
+        packed = scoring_shape(shape)
+        executables = decoder.scoring_executables(_full_packed_batch(packed), packed)
     else:
+        batch = _full_batch(shape)
         prompts = shape.documents, shape.prompts
         decoding = DecodingBatch(
             batch,
@@ -236,6 +239,31 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(sharded, params)
+
+
+def scoring_shape(shape: BatchShape) -> PackedShape:
+    """The packed rows in which `PidModel.score` scores such prompts and targets."""
+    prompts = [[0] * (shape.prompt_tokens - 1)] * shape.prompts
+    targets = [[0] * shape.target_tokens] * shape.prompts
+    example = TokenizedExample("", [0] * shape.document_tokens, prompts, targets)
+    return PackedShape(shape.documents, *scored_size(example, BatchLimits.by_default()))
+
+
+def _full_packed_batch(shape: PackedShape) -> PackedBatch:
+    """A packed batch. Only its shapes and dtypes matter."""
+    documents = shape.documents, shape.document_tokens
+    rows = shape.documents, shape.rows, shape.row_tokens
+    targets = shape.documents, shape.target_tokens
+    return PackedBatch(
+        documents=np.zeros(documents, np.int32),
+        document_mask=np.ones(documents, bool),
+        tokens=np.zeros(rows, np.int32),
+        segments=np.ones(rows, np.int32),
+        positions=np.zeros(rows, np.int32),
+        predicting=np.zeros(targets, np.int32),
+        targets=np.zeros(targets, np.int32),
+        target_mask=np.ones(targets, bool),
+    )
 
 
 def _full_batch(shape: BatchShape) -> Batch:
