@@ -231,6 +231,19 @@ def target_log_probabilities(
     return target_scores(model, params, batch, encoded=encoded).log_probability.sum(axis=-1)
 
 
+def packed_log_probabilities(
+    model: EncoderDecoder,
+    params: Params,
+    batch: PackedBatch,
+    encoded: EncodedDocuments | None = None,
+) -> Float[Array, "B T"]:
+    """The log-probability of each target token in nats. 0 for padding.
+
+    The arguments are those of `target_scores`.
+    """
+    return target_scores(model, params, batch, encoded=encoded).log_probability
+
+
 def correct_subtasks(
     batch: Batch | PackedBatch, is_highest: Bool[Array, "B *P T"]
 ) -> tuple[Bool[Array, "B subtasks"], Bool[Array, "B subtasks"]]:

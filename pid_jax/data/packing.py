@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from pid_jax.data.batching import Arr, RealTokens, collate_documents
 from pid_jax.data.tokenizing import TokenizedExample
@@ -73,6 +73,35 @@ class PackedShape:
         )
 
 
+def part_of(batch: PackedBatch, rows: slice) -> PackedBatch:
+    """Some rows of a batch on the host, with the target tokens that they predict."""
+    row_tokens = batch.tokens.shape[2]
+    first, end, _ = rows.indices(batch.tokens.shape[1])
+    predicting = batch.predicting - first * row_tokens
+    inside = (predicting >= 0) & (predicting < (end - first) * row_tokens)
+    return batch._replace(
+        tokens=batch.tokens[:, rows],
+        segments=batch.segments[:, rows],
+        positions=batch.positions[:, rows],
+        predicting=np.where(inside, predicting, 0),
+        target_mask=batch.target_mask & inside,
+    )
+
+
+def sums_by_subtask(
+    batch: PackedBatch, values: Float[np.ndarray, "B T"], subtasks: int
+) -> Float[np.ndarray, "B {subtasks}"]:
+    """The sum of the values of each subtask's target tokens, for a batch on the host.
+
+    subtasks: the most of an example.
+    """
+    segments = np.asarray(batch.segments).reshape(len(batch.targets), -1)
+    own = np.take_along_axis(segments, np.asarray(batch.predicting), axis=1) * batch.target_mask
+    sums = np.zeros((len(own), 1 + subtasks))
+    np.add.at(sums, (np.arange(len(own))[:, None], own), np.where(own > 0, values, 0.0))
+    return sums[:, 1:]
+
+
 class SubtaskLengths(NamedTuple):
     """The lengths of some subtasks of one document, in tokens."""
 
@@ -124,12 +153,14 @@ def collate_packed(
     *,
     pad_token_id: int,
     decoder_start_token_id: int,
-    row_tokens: int | None = None,
+    row_tokens: Sequence[int] | None = None,
 ) -> PackedBatch:
     """Packs and pads the examples to one batch of exactly this shape.
 
     Document i is `examples[i]`. Further documents are absent. Never truncates: raises ValueError
-    for examples that do not fit. row_tokens: the tokens of a row that packing fills, None for all.
+    for examples that do not fit. row_tokens: for each example a length of rows with which it fits,
+    where it may not fit the longer rows of the shape: first-fit decreasing has no guarantee that
+    longer rows are not more.
     """
     documents, document_mask = collate_documents(
         examples, shape.documents, shape.document_tokens, pad_token_id
@@ -141,14 +172,17 @@ def collate_packed(
     targets = np.full(predicting.shape, pad_token_id, np.int32)
     target_mask = np.zeros(predicting.shape, bool)
     for document, example in enumerate(examples):
-        rows = pack(lengths_of(example).segments.tolist(), row_tokens or shape.row_tokens)
+        lengths = lengths_of(example)
+        rows = pack(lengths.segments.tolist(), shape.row_tokens)
+        if len(rows) > shape.rows and row_tokens is not None:
+            rows = pack(lengths.segments.tolist(), row_tokens[document])
         if len(rows) > shape.rows or sum(map(len, example.targets)) > shape.target_tokens:
             raise ValueError(
                 f"example {example.id!r} does not fit into {shape}: it has {len(rows)} rows of "
                 f"segments and {sum(map(len, example.targets))} target tokens"
             )
         done = 0
-        for row, subtask, start in _placed(rows, lengths_of(example)):
+        for row, subtask, start in _placed(rows, lengths):
             prompt, target = example.prompts[subtask], example.targets[subtask]
             segment = [decoder_start_token_id, *prompt, *target[:-1]]
             here = document, row, slice(start, start + len(segment))

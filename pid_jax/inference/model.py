@@ -26,7 +26,14 @@ from pid_jax.inference.division import Division
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.loading import load
-from pid_jax.inference.plan import Arrangement, Plan, Planner, compaction
+from pid_jax.inference.plan import (
+    Arrangement,
+    Plan,
+    Planner,
+    compaction,
+    packed_shape,
+    planned_shape,
+)
 from pid_jax.inference.progress_bar import progress_bar
 from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
 from pid_jax.inference.results import (
@@ -344,7 +351,8 @@ class PidModel:
         results = [[0.0] * len(example.prompts) for example in request.examples]
 
         def score(decoder: BatchDecoder, batch: PlannedBatch) -> np.ndarray:
-            return decoder.score(plan.collate(batch)[0], batch.shape)
+            subtasks = max(len(plan.arrangement.subtasks[index]) for index in batch.examples)
+            return decoder.score(plan.packed(batch), packed_shape(batch.shape), subtasks)
 
         with closing(self._executor.run(score, plan.batches)) as completed:
             for batch, scores, _ in completed:
@@ -405,7 +413,7 @@ class PidModel:
         if divided:
             compiled = self._division.compiled(arrangement.options.signature())
         elif scored:
-            compiled = decoder.scored_shapes()
+            compiled = [planned_shape(shape) for shape in decoder.scored_shapes()]
         else:
             compiled = decoder.shapes(arrangement.options)
         return self._planner.plan(

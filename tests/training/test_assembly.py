@@ -127,6 +127,7 @@ def test_negative_targets_are_drawn_at_their_rate(config):
     examples = assembly.read_examples(config, "train")
     model, _, tokenizer = assembly.new_model(config, examples)
     config.data.max_prompts = 11
+    config.data.packing = False
     source = assembly.tokenize(config, examples, model, tokenizer)
     none = tokenizer("none", add_special_tokens=False)["input_ids"] + [1]
 
