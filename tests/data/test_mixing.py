@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pid_jax.data.mixing import Turns, mixed
@@ -13,6 +13,7 @@ from pid_jax.errors import UserError
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**32), steps=st.integers(0, 2**40))
 def test_shares_of_any_number_of_steps_are_those_of_the_weights(weights, seed, steps):
     counts = Turns(weights, seed).counts(steps)
@@ -22,6 +23,7 @@ def test_shares_of_any_number_of_steps_are_those_of_the_weights(weights, seed, s
         assert abs(count - steps * weight / sum(weights)) <= len(weights) + steps * 2**-38
 
 
+@settings(deadline=None)
 @given(weights=WEIGHTS, seed=st.integers(0, 2**32), first=st.integers(0, 2**40))
 def test_each_step_is_the_next_of_one_stream(weights, seed, first):
     turns = Turns(weights, seed)

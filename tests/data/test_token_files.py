@@ -107,16 +107,7 @@ def test_columns_are_read_as_arrays_are(tmp_path):
 
 @given(
     st.lists(
-        st.tuples(
-            st.text(),
-            st.lists(st.integers(0, 99)),
-            st.lists(
-                st.tuples(
-                    st.text("0123456789 "),
-                )
-                * 2
-            ),
-        ),
+        st.tuples(st.text(), st.lists(st.integers(0, 99)), st.lists(st.tuples(NUMBERS, NUMBERS))),
         max_size=8,
     )
 )
@@ -194,7 +185,7 @@ def test_every_flipped_byte_is_noticed_where_it_is_read(stored, name):
     """Bytes of one example: no other token is ever read, and no other example is affected."""
     file = stored.directory / name
     content = bytearray(file.read_bytes())
-    entry = stored.entries([7])[0]
+    entry = stored.index.entries([7])[0]
     start, size = (7 * 24, 24) if name == "index" else (int(entry["start"]), int(entry["bytes"]))
     for place in range(start, start + size):
         content[place] ^= 0x10
