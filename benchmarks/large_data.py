@@ -115,11 +115,12 @@ def measure(examples: int, tokens: str, root: Path, batches: int) -> dict[str, f
     run = Run(config_of(examples, tokens, cache), root, like=small)
     seconds, at_start = time.perf_counter() - started, memory()
     collections.deque(itertools.islice(run.batches, batches // 10), maxlen=0)
-    rates = []
-    for _ in range(3):
+    rates, cpu_started = [], time.process_time()
+    for _ in range(5):
         started = time.perf_counter()
         collections.deque(itertools.islice(run.batches, batches), maxlen=0)
         rates.append(batches / (time.perf_counter() - started))
+    cpu_seconds = time.process_time() - cpu_started
     after = memory()
     assert len(run.train) == examples
     return {
@@ -129,7 +130,8 @@ def measure(examples: int, tokens: str, root: Path, batches: int) -> dict[str, f
         "start_mib": round(at_start["resident"] - before["resident"], 1),
         "after_reading_mib": round(after["resident"] - before["resident"], 1),
         "after_reading_private_mib": round(after["private"] - before["private"], 1),
-        "batches_read": 3 * batches + batches // 10,
+        "batches_read": 5 * batches + batches // 10,
+        "cpu_ms_per_batch": round(1000 * cpu_seconds / (5 * batches), 3),
         "batches_per_second": round(statistics.median(rates), 1),
         "batches_per_second_least": round(min(rates), 1),
         "batches_per_second_most": round(max(rates), 1),

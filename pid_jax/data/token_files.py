@@ -67,10 +67,10 @@ class StoredTokens:
         self.digest: str = self.about["digest"]
         """Digest of the texts that were tokenized."""
         self._dtype = np.dtype(self.about["dtype"])
-        self._index = _Bytes(self.directory / INDEX)
+        self.index = TokenIndex(self.directory, self.count)
         self._records = _Bytes(self.directory / RECORDS)
-        self.document_lengths = StoredColumn(self, "document")
-        self.subtask_counts = StoredColumn(self, "subtasks")
+        self.document_lengths = StoredColumn(self.index, "document")
+        self.subtask_counts = StoredColumn(self.index, "subtasks")
         self._latest = (-1, _Record("", [], [], []))
 
     def __len__(self) -> int:
@@ -105,26 +105,6 @@ class StoredTokens:
         wanted = list(target)
         return np.array([target == wanted for target in self._record(index).targets], bool)
 
-    def entries(self, numbers: Sequence[int]) -> np.ndarray:
-        """The entries of the index for these examples, of dtype `ENTRY`."""
-        content = b"".join(self._index.read(n * ENTRY.itemsize, ENTRY.itemsize) for n in numbers)
-        return self._checked(content, numbers)
-
-    def entries_between(self, start: int, stop: int) -> np.ndarray:
-        """The entries of the index for a range of examples."""
-        size = ENTRY.itemsize
-        content = self._index.read(start * size, (stop - start) * size)
-        return self._checked(content, range(start, stop))
-
-    def _checked(self, content: bytes, numbers: Sequence[int]) -> np.ndarray:
-        for at, number in enumerate(numbers):
-            self._check(content[at * ENTRY.itemsize : (at + 1) * ENTRY.itemsize], number)
-        return np.frombuffer(content, ENTRY)
-
-    def _check(self, entry: bytes, number: int) -> None:
-        if _check_of(entry[:-4], number) != int.from_bytes(entry[-4:], "little"):
-            raise damaged(self.directory, f"{INDEX}: the entry of example {number} has changed")
-
     def _record(self, index: int) -> "_Record":
         # A training batch reads the targets of an example, and then its tokens. The assignment is
         # atomic.
@@ -135,9 +115,7 @@ class StoredTokens:
 
     def _read(self, index: int) -> "_Record":
         number = range(len(self))[index]
-        content = self._index.read(number * ENTRY.itemsize, ENTRY.itemsize)
-        self._check(content, number)
-        start, size, document, subtasks = _PLACE.unpack_from(content)
+        start, size, document, subtasks = self.index.place(number)
         content = self._records.read(start, size)
         if _check_of(content[4:], number) != int.from_bytes(content[:4], "little"):
             raise damaged(self.directory, f"{RECORDS}: example {number} has changed")
@@ -147,26 +125,61 @@ class StoredTokens:
         return f"StoredTokens({str(self.directory)!r})"
 
 
+class TokenIndex:
+    """The entries of all examples, read on access."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self.count = count
+        self._directory = directory
+        self._file = _Bytes(directory / INDEX)
+
+    def entries(self, numbers: Sequence[int]) -> np.ndarray:
+        """The entries of the index for these examples, of dtype `ENTRY`."""
+        content = b"".join(self._file.read(n * ENTRY.itemsize, ENTRY.itemsize) for n in numbers)
+        return self._checked(content, numbers)
+
+    def entries_between(self, start: int, stop: int) -> np.ndarray:
+        """The entries of the index for a range of examples."""
+        size = ENTRY.itemsize
+        content = self._file.read(start * size, (stop - start) * size)
+        return self._checked(content, range(start, stop))
+
+    def place(self, number: int) -> tuple[int, int, int, int]:
+        """Where the record of an example starts, its bytes, document tokens and subtasks."""
+        content = self._file.read(number * ENTRY.itemsize, ENTRY.itemsize)
+        self._check(content, number)
+        start, size, document, subtasks = _PLACE.unpack_from(content)
+        return start, size, document, subtasks
+
+    def _checked(self, content: bytes, numbers: Sequence[int]) -> np.ndarray:
+        for at, number in enumerate(numbers):
+            self._check(content[at * ENTRY.itemsize : (at + 1) * ENTRY.itemsize], number)
+        return np.frombuffer(content, ENTRY)
+
+    def _check(self, entry: bytes, number: int) -> None:
+        if _check_of(entry[:-4], number) != int.from_bytes(entry[-4:], "little"):
+            raise damaged(self._directory, f"{INDEX}: the entry of example {number} has changed")
+
+
 class StoredColumn:
     """A field of the entries of all examples, read on access."""
 
-    def __init__(self, tokens: StoredTokens, field: str) -> None:
-        self._tokens = weakref.ref(tokens)  # the column must not keep the files open
-        self._field = field
+    def __init__(self, index: TokenIndex, field: str) -> None:
+        self._index, self._field = index, field
 
     def __len__(self) -> int:
-        return len(self._of())
+        return self._index.count
 
     def __getitem__(self, index: Any) -> Any:
-        tokens = self._of()
+        entries = self._index.entries
         if isinstance(index, slice):
-            chosen = range(len(tokens))[index]
+            chosen = range(len(self))[index]
             if chosen.step == 1:
-                return self._values(tokens.entries_between(chosen.start, chosen.stop))
-            return self._values(tokens.entries(chosen))
+                return self._values(self._index.entries_between(chosen.start, chosen.stop))
+            return self._values(entries(chosen))
         if np.ndim(index) == 0:
-            return self._values(tokens.entries([range(len(tokens))[int(index)]]))[0]
-        return self._values(tokens.entries(np.asarray(index).tolist()))
+            return self._values(entries([range(len(self))[int(index)]]))[0]
+        return self._values(entries(np.asarray(index).tolist()))
 
     def __iter__(self) -> Iterator[int]:
         for start in range(0, len(self), _ENTRIES_AT_ONCE):
@@ -174,11 +187,6 @@ class StoredColumn:
 
     def _values(self, entries: np.ndarray) -> Int[np.ndarray, " some"]:
         return entries[self._field].astype(np.int64)
-
-    def _of(self) -> StoredTokens:
-        tokens = self._tokens()
-        assert tokens is not None
-        return tokens
 
 
 class _Record(NamedTuple):

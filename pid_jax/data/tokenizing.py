@@ -133,7 +133,7 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             document=self._documents[index],
             prompts=[self._prompts[row] for row in self._prompt_rows[rows].tolist()],
             targets=[
-                () if row == _NO_TARGET else self._targets[row]
+                [] if row == _NO_TARGET else self._targets[row]
                 for row in self._target_rows[rows].tolist()
             ],
         )

@@ -89,15 +89,17 @@ class Split:
             self.examples()
 
     def spaced(self, number: int) -> Iterable[Example]:
-        """At most `number` of the examples, evenly spaced. Says so if it is not all of them."""
-        examples = spaced(self.examples, number)
-        if examples is not self._examples:
+        """At most `number` of the examples, evenly spaced, for a tokenizer."""
+
+        def report(count: int) -> None:
             log.info(
-                "the tokenizer is trained on at most %s examples of %s, evenly spaced",
+                "the tokenizer is trained on %s of %s examples of %s, evenly spaced",
                 f"{number:,}",
+                f"{count:,}",
                 self.config.data.task,
             )
-        return examples
+
+        return spaced(self.examples, number, report)
 
     def tokens(self, model: EncoderDecoder, tokenizer: Tokenizer) -> Tokens:
         """The examples as token ids. Raises UserError as `assembly.tokenize` does."""
@@ -225,19 +227,26 @@ def tokenizer_texts(data: Sequence[Data]) -> Iterator[Example]:
         yield from one.train.spaced(number)
 
 
-def spaced(examples: Callable[[], Iterable[Example]], number: int) -> Iterable[Example]:
+def spaced(
+    examples: Callable[[], Iterable[Example]],
+    number: int,
+    report: Callable[[int], None] = lambda count: None,
+) -> Iterable[Example]:
     """`number` evenly spaced examples, or all of them for 0, without keeping any in memory.
 
-    examples: opens them. Those that are no sequence are read twice, first to count them.
+    examples: opens them. Those that are no sequence are read twice, first to count them. report:
+    called with the number of all examples if some are left out.
     """
     source = examples()
     if number == 0:
         return source
+    count = len(source) if isinstance(source, Sequence) else sum(1 for _ in source)
+    if number >= count:
+        return source if isinstance(source, Sequence) else examples()
+    report(count)
     if isinstance(source, Sequence):
-        count = len(source)
-        return source if number >= count else (source[i * count // number] for i in range(number))
-    count = sum(1 for _ in source)
-    return examples() if number >= count else _picked(examples(), count, number)
+        return (source[i * count // number] for i in range(number))
+    return _picked(examples(), count, number)
 
 
 def _picked(examples: Iterable[Example], count: int, number: int) -> Iterator[Example]:

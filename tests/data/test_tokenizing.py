@@ -109,7 +109,7 @@ def test_examples_are_tokenized_text_by_text(byt5):
     assert tokenized[0].targets == [bytes_of("x", END), [END]]
     assert tokenized[1].prompts == tokenized[1].targets == []
     assert tokenized[2].prompts == [bytes_of("p"), bytes_of("q")]
-    assert tokenized[2].targets == [(), bytes_of("x", END)]
+    assert tokenized[2].targets == [[], bytes_of("x", END)]
     assert tokenized[-1] == tokenized[2]
     assert tokenized[1:] == [tokenized[1], tokenized[2]]
     with pytest.raises(IndexError):
