@@ -136,9 +136,9 @@ def positions_of(mask: Bool[Arr, "*batch L"]) -> Int[Array, "*batch L"]:
 def teacher_forced_logits(
     model: EncoderDecoder,
     params: Params,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     dropout_key: Key[Array, ""] | None = None,
-) -> Float[Array, "B P T V"]:
+) -> Float[Array, "B *P T V"]:
     """Logits (float32) for each target token, given the document, the prompt and earlier targets.
 
     The decoder input is `[start ; prompt ; target]` without the last target token. The head

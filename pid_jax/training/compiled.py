@@ -39,6 +39,7 @@ def training_programs(
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
         micro_batches=config.train.micro_batches,
+        skip_nonfinite=config.train.max_nonfinite_steps > 0,
     )
     programs = Programs()
     step_program = CompiledFunction(

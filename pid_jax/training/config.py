@@ -13,9 +13,10 @@ from ml_collections import ConfigDict, config_flags
 from pid_jax.checkpoints import manifest
 from pid_jax.errors import UserError
 from pid_jax.models import rematerialisation
-from pid_jax.training import config_files, mixture, optimizer
+from pid_jax.training import config_files, loggers, mixture, optimizer, profiling
 from pid_jax.training.config_files import read_argument
 from pid_jax.training.defaults import default
+from pid_jax.training.patience import TASK
 
 __all__ = [
     "check",
@@ -68,6 +69,8 @@ WITHOUT_EFFECT_ON_TRAINING = (
     "train.log_every_steps",
     "train.remat",
     "train.check_memory",
+    "train.loggers",
+    "train.profile_steps",
     "evaluation",
     "checkpoint",
 )
@@ -159,11 +162,9 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "data.tokens", ("auto", "memory", "disk"))
     for key in ("data.truncation_side", *own["truncation_side"]):
         _one_of(config, key, ("left", "right"))
-    _one_of(
-        config,
-        "checkpoint.best_metric",
-        ("loss", "token_accuracy", "exact_match", "joint_exact_match"),
-    )
+    _check_best_metric(config)
+    loggers.check(config.train.loggers)
+    profiling.steps(config.train.profile_steps)
     for key in (
         "data.batch_size",
         *(key for name in _COUNTS_OF_DATA for key in (f"data.{name}", *own[name])),
@@ -181,6 +182,9 @@ def check(config: ConfigDict) -> None:
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "train.z_loss",
+        "train.max_nonfinite_steps",
+        "checkpoint.patience",
+        "evaluation.task_score_every_steps",
         "evaluation.documents",
         "evaluation.batch_size",
     ):
@@ -222,7 +226,11 @@ def get(config: ConfigDict, key: str) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys on which two configurations disagree, with both values (None: absent)."""
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = (
+        # JSON has no tuples.
+        {key: list(v) if isinstance(v, tuple) else v for key, v in leaves(of)}
+        for of in (old, new)
+    )
     return {
         key: (before.get(key), after.get(key))
         for key in dict.fromkeys([*before, *after])
@@ -254,7 +262,15 @@ def read_saved(file: Path) -> dict[str, Any]:
         "optimizer": {"args": {}},
         "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
         "data": {"mixture": {}, "tokens": "memory", "cache": "", "packing": False},
-        "train": {"remat": rematerialisation.NONE, "micro_batches": 1},
+        "train": {
+            "remat": rematerialisation.NONE,
+            "micro_batches": 1,
+            "max_nonfinite_steps": 0,
+            "loggers": ["tensorboard"],
+            "profile_steps": "",
+        },
+        "evaluation": {"task_score_every_steps": 0},
+        "checkpoint": {"patience": 0},
     }
     for name, added in later.items():
         section = content.setdefault(name, {})
@@ -304,6 +320,24 @@ def _hint(key: str, known: Mapping[str, Any]) -> str:
         names = ", ".join(other.rpartition(".")[2] for other in beside)
         return f": config.{section} has {names}"
     return ""
+
+
+def _check_best_metric(config: ConfigDict) -> None:
+    metric = config.checkpoint.best_metric
+    if metric.startswith(f"{TASK}/"):
+        if not config.evaluation.task_score_every_steps:
+            raise UserError(
+                f"config.checkpoint.best_metric={metric} needs "
+                "config.evaluation.task_score_every_steps"
+            )
+    elif metric not in _VALIDATION_METRICS:
+        raise UserError(
+            f"config.checkpoint.best_metric is {metric!r}: choose from "
+            f"{', '.join(_VALIDATION_METRICS)}, or {TASK}/NAME for a score of the task"
+        )
+
+
+_VALIDATION_METRICS = ("loss", "token_accuracy", "exact_match", "joint_exact_match")
 
 
 def _one_of(config: ConfigDict, key: str, choices: Sequence[str]) -> None:

@@ -141,10 +141,18 @@ def default() -> ConfigDict:
     # Parts of a batch whose gradients are computed one after another and summed, weighted by their
     # target tokens: the memory of a smaller batch, the loss of the whole one.
     config.train.micro_batches = 1
+    # Steps in a row whose loss, gradient or new parameters are not finite that are skipped: they
+    # leave parameters and optimizer as they were. One more ends the run; 0: the first one does.
+    config.train.max_nonfinite_steps = 0
     # Refuse before step 1 what needs more memory than a device has. False: warn, and try it.
     config.train.check_memory = True
-    # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
+    # Steps between progress lines and points of the loggers; metrics.jsonl has every step.
     config.train.log_every_steps = 20
+    # Where points go besides metrics.jsonl: "tensorboard", "wandb", or a class of one's own as
+    # "module:Class" (pid_jax.training.loggers.Logger).
+    config.train.loggers = ("tensorboard",)
+    # Steps whose profile goes to WORKDIR/profile: "10:13" for steps 10, 11 and 12. "": none.
+    config.train.profile_steps = ""
 
     config.evaluation = ConfigDict()
     # Steps between teacher-forced evaluations on validation data (and one at the end).
@@ -154,6 +162,9 @@ def default() -> ConfigDict:
     # Documents per evaluation batch, over all devices; 0: as in training. eval.py decodes so many
     # at most, fewer where their tokens exceed the budget of PidModel.generate.
     config.evaluation.batch_size = 0
+    # Steps between evaluations that generate an answer to every prompt of the same documents and
+    # score them with the task, as eval.py does (and one at the end). 0: none.
+    config.evaluation.task_score_every_steps = 0
 
     config.checkpoint = ConfigDict()
     # Steps between checkpoints; one is also written at every evaluation, and at the end.
@@ -162,8 +173,11 @@ def default() -> ConfigDict:
     config.checkpoint.keep_last = 2
     # The validation metric that ranks checkpoints: "loss" (lowest is best),
     # "token_accuracy", "exact_match" (of targets) or "joint_exact_match" (of documents whose every
-    # target is right; for dialogue states this is joint goal accuracy on tokens).
+    # target is right; for dialogue states this is joint goal accuracy on tokens). A score of the
+    # task as "task/NAME", such as "task/joint_goal_accuracy".
     config.checkpoint.best_metric = "joint_exact_match"
+    # Evaluations in a row without a better best_metric after which the run ends. 0: never.
+    config.checkpoint.patience = 0
 
     config.mesh = ConfigDict()
     # Devices along each axis of the mesh; -1 takes those that are left. Documents are split

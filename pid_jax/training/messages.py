@@ -36,6 +36,14 @@ def divergence(number: int, metrics: Mapping[str, float], saved: int, workdir: P
     )
 
 
+def skipped(number: int, metrics: Mapping[str, float]) -> str:
+    """The warning for a step that was skipped."""
+    return (
+        f"step {number} is skipped: the loss is {metrics['loss']}, the gradient's norm "
+        f"{metrics['gradient_norm']}, the norm of the new parameters {metrics['parameter_norm']}"
+    )
+
+
 def of_model(model: EncoderDecoder, state: step.TrainState) -> str:
     """The model type and its number of parameters."""
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))

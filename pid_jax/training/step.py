@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.data.batching import Batch
@@ -101,6 +101,7 @@ def train_step(
     label_smoothing: float,
     z_loss: float,
     micro_batches: int = 1,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
@@ -108,6 +109,7 @@ def train_step(
     are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
     `learning_rate`. micro_batches: parts of the batch whose gradients are computed one after
     another, and summed with the weight of their target tokens. Its documents must be a multiple.
+    skip_nonfinite: if `finite` is 0.0, the new state is the old one with the next `step`.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -139,6 +141,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     gradient_norm = global_norm(gradients)
     parameter_norm = global_norm(params)
+    finite = jnp.isfinite(value + gradient_norm + parameter_norm)
     report = {
         "loss": jnp.asarray(metrics.loss),
         "token_accuracy": jnp.asarray(metrics.token_accuracy),
@@ -147,12 +150,28 @@ def train_step(
         "subtasks": jnp.asarray(metrics.subtasks, jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
-        "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
+        "finite": finite.astype(jnp.float32),
     }
     if schedule is not None:
-        report["learning_rate"] = schedule(state.step)
-    state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-    return state, report
+        updates_so_far = _updates_so_far(state) if skip_nonfinite else state.step
+        report["learning_rate"] = schedule(updates_so_far)
+    new = dataclasses.replace(state, params=params, opt_state=opt_state)
+    if skip_nonfinite:
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return dataclasses.replace(new, step=state.step + 1), report
+
+
+def _updates_so_far(state: TrainState) -> Int[Array, ""]:
+    """The number of updates, without skipped steps, as the optimizer counts them.
+
+    The number of steps if the optimizer does not count.
+    """
+    counts = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if path and getattr(path[-1], "name", None) == "count"
+    ]
+    return jnp.asarray(counts[-1] if counts else state.step)
 
 
 class _Gradient(NamedTuple):

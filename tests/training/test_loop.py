@@ -14,7 +14,7 @@ from tensorboardX.record_writer import RecordWriter
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
-from pid_jax.training import loop, validation
+from pid_jax.training import loop, run_checks, validation
 from pid_jax.training.step import BatchEvaluation
 from tests.helpers import tiny_config
 
@@ -225,4 +225,4 @@ def test_a_batch_that_devices_cannot_share_is_an_error_that_names_the_key():
         shape = {"data": 2, "fsdp": 2, "tensor": 1}  # noqa: RUF012
 
     with pytest.raises(UserError, match=r"config\.data\.batch_size is 6.*multiple of 4"):
-        loop._check_divisible(tiny(data__batch_size=6), Mesh())
+        run_checks.check_divisible(tiny(data__batch_size=6), Mesh())
