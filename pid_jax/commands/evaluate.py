@@ -64,7 +64,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         program,
         DESCRIPTION,
         usage="(--checkpoint=PATH | --predictions=FILE) [--config=FILE | --task=NAME] [--path=PATH]"
-        "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT] [--limit=N]"
+        "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT]"
+        "\n    [--limit=N] [--evenly-spaced]"
         "\n    [--method=pid|pie] [--weights=int8] [--mesh=AXIS=N] [--config.KEY=VALUE ...]"
         + many_processes.USAGE,
         epilog=many_processes.EPILOG,
@@ -91,6 +92,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="score only the first N documents (dialogue turns)"
+    )
+    parser.add_argument(
+        "--evenly-spaced",
+        action="store_true",
+        help="with --limit: N documents evenly spaced over the split, as training validates on",
     )
     parser.add_argument(
         "--method",
@@ -131,7 +137,11 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--mesh needs --checkpoint: predictions have no parameters")
     config = _config(options, overrides)
     task = assembly.task_of(config)
-    examples = list(islice(assembly.examples_of(config, options.split), options.limit))
+    if options.evenly_spaced:
+        examples = assembly.read_examples(config, options.split)
+        examples = list(assembly.evenly_spaced(examples, options.limit or 0))
+    else:
+        examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     evaluation.check_any(examples, task)
     if options.output is not None and service.is_first():
         check_writable(options.output)  # before the work, not after it
