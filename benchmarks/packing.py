@@ -72,11 +72,13 @@ class Prepared(NamedTuple):
 
     def batches(self, packing: bool) -> Any:
         """The endless training batches."""
-        from pid_jax.training import assembly
+        from pid_jax.training import mixed_batches
 
         with self.config.unlocked():
             self.config.data.packing = packing
-        return assembly.training_batches(self.config, self.source, self.model, self.tokenizer)
+        return mixed_batches.training_batches(
+            self.config, [self.source], self.model, self.tokenizer
+        )
 
 
 def prepare(name: str, options: argparse.Namespace, *overrides: str) -> Prepared:
