@@ -57,15 +57,19 @@ def encode(
     documents = jnp.where(empty, model.config.pad_token_id, documents)
     document_mask = document_mask | (empty & (jnp.arange(documents.shape[1]) == 0))
     variables = {"params": params}
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
     encoder_output = model.apply(
         variables,
         documents,
         document_mask,
         deterministic=dropout_key is None,
-        rngs={} if dropout_key is None else {"dropout": dropout_key},
+        rngs=rngs,
         method="encode",
     )
-    cross_attention = model.apply(variables, encoder_output, method="project_cross_attention")
+    # Adapters have dropout before these projections, too.
+    cross_attention = model.apply(
+        variables, encoder_output, rngs=rngs, method="project_cross_attention"
+    )
     return EncodedDocuments(cross_attention, document_mask, documents)
 
 

@@ -33,6 +33,7 @@ LOGICAL_AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("buckets", None),
     ("positions", None),
     ("norm", None),
+    ("rank", None),
 )
 """Every logical axis of parameters, batches and activations, and the mesh axes that split it.
 

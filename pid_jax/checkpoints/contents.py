@@ -98,8 +98,6 @@ def why_no_config(directory: Path) -> str:
         return f"{directory}: a part of the training run {run}: name the run"
     if not names:
         return f"{directory}: the directory is empty"
-    if "adapter_config.json" in names:
-        return f"{directory}: {_adapter(directory)}"
     trained = sorted(
         (name for name in names if _is_step(directory, name)), key=lambda name: int(name[11:])
     )
@@ -144,8 +142,6 @@ def why_no_weights(where: str, names: Collection[str]) -> str:
                 ".save_pretrained(NEW_DIRECTORY) writes safetensors; AutoTokenizer does the same "
                 "for the tokenizer."
             )
-    if "adapter_config.json" in names and Path(where).is_dir():
-        return f"{where}: {_adapter(Path(where))}"
     if Path(where).name == "model" and is_run(Path(where).absolute().parent):
         run = Path(where).absolute().parent
         return f"{where}: a part of the training run {run}, without weights: name the run"
@@ -158,20 +154,6 @@ def why_no_weights(where: str, names: Collection[str]) -> str:
 def _is_step(directory: Path, name: str) -> bool:
     prefix, _, number = name.partition("-")
     return prefix == "checkpoint" and number.isdigit() and (directory / name).is_dir()
-
-
-def _adapter(directory: Path) -> str:
-    try:
-        about = json.loads((directory / "adapter_config.json").read_bytes())
-        base = str(about["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        base = "BASE_MODEL"
-    return (
-        f"a PEFT adapter of {base}, not a model. Merge the two once with peft, torch and "
-        f'transformers: PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained("{base}"), '
-        f'"{directory}").merge_and_unload().save_pretrained(NEW_DIRECTORY); also save the '
-        "tokenizer there"
-    )
 
 
 def _listed(names: Collection[str]) -> str:

@@ -1,12 +1,14 @@
 """Checkpoints of training runs, written with Orbax.
 
-`<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key), "data" (the
-position of the data: the number of the next batch, whatever the number of processes) and, after an
-evaluation, "metrics". Orbax writes it in `.saving`, all processes their shares of the state.
-The first process renames it to its final path when its manifest is complete, and renames it before
-it deletes it. So every visible checkpoint is complete, even after the run was killed. A reader
-locks a checkpoint, which defers its deletion. `pid_jax.checkpoints.verification` says what is
-verified.
+`<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key, and ema for
+an average of params), "data" (the position of the data: the number of the next batch, whatever the
+number of processes) and, after an evaluation, "metrics". Parameters that training does not change
+are in `<workdir>/frozen` (`pid_jax.checkpoints.frozen`).
+
+Orbax writes a checkpoint in `.saving`, all processes their shares of the state. The first process
+renames it to its final path when its manifest is complete, and renames it before it deletes it. So
+every visible checkpoint is complete, even after the run was killed. A reader locks a checkpoint,
+which defers its deletion. `pid_jax.checkpoints.verification` says what is verified.
 """
 
 import json
@@ -17,24 +19,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, Self, TypeVar
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
-from jax.typing import DTypeLike
 from orbax.checkpoint import v1 as ocp
 
-from pid_jax import directory_lock, models
+from pid_jax import directory_lock
 from pid_jax.checkpoints import (
     contents,
-    finite,
-    huggingface,
     manifest,
-    placement,
     position,
     ranking,
     verification,
@@ -42,7 +34,6 @@ from pid_jax.checkpoints import (
 from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
 from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
-from pid_jax.models.protocol import EncoderDecoder, Params
 
 T = TypeVar("T")
 
@@ -72,7 +63,8 @@ class RunCheckpoints:
         the highest of any other metric is best. resume_after: renames later checkpoints to
         `damaged-<step>`, out of the way of new ones.
         """
-        self._workdir = Path(workdir)
+        self.workdir = Path(workdir)
+        """That of the run."""
         self._recent = recent
         self._best_metric = best_metric
         self._directory = (Path(workdir) / CHECKPOINTS).absolute()
@@ -94,7 +86,7 @@ class RunCheckpoints:
             for unfinished in self._directory.glob(pattern):
                 shutil.rmtree(unfinished)
         if resume_after is not None:
-            for step in saved_steps(self._workdir):
+            for step in saved_steps(self.workdir):
                 if step > resume_after:
                     _set_aside(self._directory / str(step))
 
@@ -104,7 +96,7 @@ class RunCheckpoints:
 
         Does not consider checkpoints whose metrics are damaged.
         """
-        return ranking.ranked(self._workdir, self._best_metric).best
+        return ranking.ranked(self.workdir, self._best_metric).best
 
     def save(
         self,
@@ -136,7 +128,7 @@ class RunCheckpoints:
         if not service.is_first():
             return
         saved = self._directory / _SAVING / str(step)
-        verification.write_manifest(saved, self._workdir)
+        verification.write_manifest(saved, self.workdir)
         saved.rename(self._directory / str(step))
 
     def restore(
@@ -148,7 +140,7 @@ class RunCheckpoints:
         checkpoint has no manifest and cannot be read.
         """
         path = self._directory / str(step)
-        with _named(path):
+        with readable(path):
             restored = ocp.load_checkpointables(path, {"state": dict(abstract_state)})
             position.restore(path, data)
         return restored["state"]
@@ -163,9 +155,9 @@ class RunCheckpoints:
         exchange.of_first(self._remove_others)
 
     def _remove_others(self) -> None:
-        preserved = saved_steps(self._workdir)[-self._recent :]
-        ranked = ranking.ranked(self._workdir, self._best_metric)
-        for step in saved_steps(self._workdir):
+        preserved = saved_steps(self.workdir)[-self._recent :]
+        ranked = ranking.ranked(self.workdir, self._best_metric)
+        for step in saved_steps(self.workdir):
             if step not in (*preserved, ranked.best, *ranked.damaged):
                 _remove(self._directory / str(step))
 
@@ -228,93 +220,6 @@ def trained_method(checkpoint: str | Path) -> Literal["pid", "pie"]:
     """The method of a run, or "pid" if `checkpoint` is not that of a run."""
     run = contents.run_of(checkpoint)
     return "pid" if run is None else run_config(run.workdir)["method"]
-
-
-def load_model(
-    workdir: str | Path,
-    step: Literal["best", "last"] | int = "best",
-    dtype: DTypeLike | None = jnp.float32,
-    *,
-    on_host: bool = False,
-    mesh: Mesh | None = None,
-) -> tuple[EncoderDecoder, Params, Any | None, dict[str, Any]]:
-    """Loads a run's model, its parameters, its tokenizer and its generation configuration.
-
-    step, dtype, on_host: as in `load_params`, which also says what is raised. mesh: parameters are
-    sharded over its devices, whatever mesh the run had. Raises UserError for parameters that the
-    mesh does not divide.
-    """
-    checkpoint_path(workdir, step)  # the more helpful error if there is none
-    directory = Path(workdir) / MODEL
-    # Before it is read. The rest is verified when the parameters are loaded.
-    manifest.check_file(directory.parent, f"{MODEL}/config.json")
-    config = huggingface.read_config(directory)
-    shardings = placement.shardings(mesh, models.build(config))
-    params = load_params(workdir, step, dtype, on_host=on_host, shardings=shardings)
-    model = models.build(config, huggingface.activations_of(params))
-    tokenizer = huggingface.load_tokenizer(directory)
-    return model, params, tokenizer, huggingface.read_generation(directory)
-
-
-def load_params(
-    workdir: str | Path,
-    step: Literal["best", "last"] | int = "best",
-    dtype: DTypeLike | None = jnp.float32,
-    *,
-    on_host: bool = False,
-    shardings: Mapping[placement.Path, Sharding] = MappingProxyType({}),
-) -> Params:
-    """The parameters of a run's checkpoint in `dtype` (None: as saved), on the first device.
-
-    on_host: arrays of NumPy instead. shardings: of parameters on other devices, by path. Each
-    device then receives its share only.
-
-    "best" is the best checkpoint by the metric in the run's config (checkpoint.best_metric), or
-    the last before the first evaluation. Raises UserError if there is no such checkpoint, if it or
-    the run's description is damaged, and for parameters that are not finite.
-    """
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    if all(sharding.is_fully_addressable for sharding in shardings.values()):
-        # Each process loads a copy of its own, perhaps at another time than others.
-        context.multiprocessing.active_processes = {service.index()}
-        context.multiprocessing.primary_host = service.index()
-    first = SingleDeviceSharding(jax.local_devices()[0])
-
-    def wanted(path: placement.Path, leaf: Any) -> Any:
-        kind = jnp.dtype(dtype or leaf.dtype)
-        if on_host:
-            # Orbax reads into NumPy for an array of NumPy. This one has memory for one number.
-            return np.broadcast_to(np.zeros((), kind), leaf.shape)
-        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=shardings.get(path, first))
-
-    def read(path: Path) -> Params:
-        with _named(path), context:
-            saved = ocp.metadata(path).metadata["params"]
-            abstract = {names: wanted(names, leaf) for names, leaf in flatten_dict(saved).items()}
-            params = ocp.load(path, {"params": unflatten_dict(abstract)})["params"]
-        for names, leaf in flatten_dict(params).items():
-            problem = _why_unusable("/".join(names), leaf)
-            if problem is not None:
-                raise UserError(f"{path}: {problem}")
-        return params
-
-    return read_checkpoint(workdir, step, read)
-
-
-def _why_unusable(name: str, leaf: jax.Array | np.ndarray) -> str | None:
-    """`finite.why_unusable` of the shares that this process has, one at a time."""
-    if isinstance(leaf, np.ndarray):
-        return finite.why_unusable(name, leaf)
-    check = finite.FiniteCheck(name)
-    of_start = {}  # several devices may have the same share
-    for shard in leaf.addressable_shards:
-        bounds = zip(shard.index, leaf.shape, strict=True)
-        of_start[tuple(part.indices(size)[0] for part, size in bounds)] = shard.data
-    for start, share in of_start.items():
-        # Of a copy, because an array retains the NumPy array that is made of it.
-        check.add(np.asarray(jnp.copy(share)), start)
-    return check.problem()
 
 
 def read_checkpoint(
@@ -380,7 +285,7 @@ def _no_ranking(workdir: Path, damaged: Mapping[int, str]) -> manifest.Damaged:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turns errors of reading a checkpoint without a manifest into a UserError.
 
     Damage to others is detected before.

@@ -1,17 +1,19 @@
 """Verification of training runs: which files must be what they were when they were written.
 
-Two manifests cover a run. `<workdir>/checkpoints/<step>/manifest.json` has all files of a
-checkpoint, and is complete before the checkpoint becomes visible. `<workdir>/manifest.json` has the
-run's description: `config.json` and the files in `model/`. Checkpoints of earlier versions have no
-manifest, and are not verified. Later ones say in Orbax's metadata that they have one, so that a
-missing manifest is damage.
+`<workdir>/checkpoints/<step>/manifest.json` has all files of a checkpoint, and is complete before
+the checkpoint becomes visible. `<workdir>/frozen/manifest.json` has those of the parameters that
+all checkpoints share, if there are any. `<workdir>/manifest.json` has the run's description:
+`config.json` and the files in `model/`. Checkpoints of earlier versions have no manifest, and are
+not verified. Later ones say in Orbax's metadata that they have one, so that a missing manifest is
+damage.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pid_jax.checkpoints import manifest
 from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
@@ -22,20 +24,26 @@ MARKER = {"manifest": manifest.VERSION}
 """In Orbax's metadata of checkpoints that have a manifest."""
 _METADATA = "_CHECKPOINT_METADATA"
 _DESCRIBED = "description"
+FROZEN = "frozen"
+"""The folder of frozen parameters, see `pid_jax.checkpoints.frozen`. In the manifest of a
+checkpoint, the digest of their manifest."""
 _CONFIG, _MODEL = "config.json", "model"
 
 
 def write_manifest(checkpoint: Path, workdir: Path) -> None:
     """Writes the manifest of a checkpoint whose files are complete."""
-    described = (workdir / manifest.FILE).exists()
-    manifest.write(checkpoint, manifest.entries(checkpoint), about={_DESCRIBED: described})
+    about: dict[str, Any] = {_DESCRIBED: (workdir / manifest.FILE).exists()}
+    of_frozen = workdir / FROZEN / manifest.FILE
+    if of_frozen.exists():
+        about[FROZEN] = hashlib.sha256(of_frozen.read_bytes()).hexdigest()
+    manifest.write(checkpoint, manifest.entries(checkpoint), about=about)
 
 
 def problems(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint, a sentence for each file. Empty if it is intact.
 
-    Reads all of its files. Logs a warning for a checkpoint of an earlier version, which has no
-    manifest.
+    Reads all of its files, and those of the frozen parameters that belong to it. Logs a warning for
+    a checkpoint of an earlier version, which has no manifest.
     """
     try:
         written = _manifest(checkpoint)
@@ -46,7 +54,24 @@ def problems(checkpoint: Path) -> list[str]:
             "%s: not verified, because an earlier version wrote it without a manifest", checkpoint
         )
         return []
-    return manifest.problems(checkpoint, written)
+    wrong = manifest.problems(checkpoint, written)
+    if written.about.get(FROZEN):
+        wrong += _problems_of_frozen(checkpoint.parents[1] / FROZEN, written.about[FROZEN])
+    return wrong
+
+
+def _problems_of_frozen(directory: Path, digest: str) -> list[str]:
+    """What is wrong with frozen parameters, whose manifest must have this digest."""
+    path = directory / manifest.FILE
+    try:
+        written = manifest.read(directory)
+        if written is None:
+            return [f"{path}: missing"]
+        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            return [f"{path}: not the frozen parameters that the checkpoint was trained with"]
+    except manifest.Damaged as error:
+        return [str(error)]
+    return [f"{directory}/{problem}" for problem in manifest.problems(directory, written)]
 
 
 class Newest(NamedTuple):

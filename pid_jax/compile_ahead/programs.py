@@ -145,33 +145,34 @@ def traced(request: ProgramRequest) -> Iterator[TracedProgram]:
 
 
 def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
-    from pid_jax.training import assembly, compiled, optimizer, step
+    from pid_jax.training import assembly, compiled, memory, optimizer, step
 
     config = request.training
     mesh = sharding.make_mesh(**request.mesh, devices=devices)
     shape = request.arranged
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     factor = config.train.micro_batches if request.program == "train" else 1
-    if shape.documents % (parts * factor):
+    if shape.documents % (shares * factor):
         times = f", times config.train.micro_batches={factor}" if factor > 1 else ""
         raise UserError(
-            f"{shape.documents} documents: they must be a multiple of {parts * factor}, the number "
-            f"of devices along the mesh axes data and fsdp{times}"
+            f"{shape.documents} documents: they must be a multiple of {shares * factor}, the "
+            f"number of devices along the mesh axes data and fsdp{times}"
         )
     model = assembly.build_model(config, request.config)
     update = optimizer.build(config)
-    shardings = step.state_shardings(mesh, model, update)
+    parts = assembly.parts_of_state(config, model)
+    shardings = step.state_shardings(mesh, model, update, **parts)
     train_step, evaluation = compiled.training_programs(
         config, mesh, model, update, optimizer.learning_rate(config), shardings
     )
-    state = compiled.abstract_state(model, update, shardings)
+    state = compiled.abstract_state(model, update, shardings, **parts)
     batch = compiled.abstract_batch(shape, mesh)
-    parameters = bytes_per_device(state.params)
+    parameters, optimizer_state = memory.state_bytes(state)
     if request.program == "train":
         executable = train_step.trace(state, batch, label=shape)
-        yield TracedProgram(executable, parameters, bytes_per_device(state.opt_state))
+        yield TracedProgram(executable, parameters, optimizer_state)
     else:
-        yield TracedProgram(evaluation.trace(state.params, batch, label=shape), parameters, 0)
+        yield TracedProgram(evaluation.trace(state.evaluated, batch, label=shape), parameters, 0)
 
 
 def _inference(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from pid_jax import arguments, models, sharding
 from pid_jax.backends.settings import compiling_for, placement_of
-from pid_jax.checkpoints import contents, huggingface
+from pid_jax.checkpoints import contents, huggingface, peft
 from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.compilation_cache import enable_compilation_cache
 from pid_jax.errors import UserError
@@ -64,6 +64,11 @@ def _read(
     with contents.reading(path):
         run = contents.run_of(path)
         if run is None:
+            directory = huggingface.find(path)
+            if peft.is_adapter(directory):
+                return peft.load(
+                    directory, dtype, on_host=on_host, mesh=mesh, partial_init=partial_init
+                )
             return huggingface.load(
                 path, dtype, on_host=on_host, mesh=mesh, partial_init=partial_init
             )
@@ -72,9 +77,9 @@ def _read(
                 f"{path} is a training run, of which no part can be loaded: export it with "
                 "`python -m pid_jax.export` and name the exported directory"
             )
-        from pid_jax.checkpoints import orbax
+        from pid_jax.checkpoints import trained_model  # imports Orbax
 
-        return orbax.load_model(run.workdir, run.step, dtype, on_host=on_host, mesh=mesh)
+        return trained_model.load_model(run.workdir, run.step, dtype, on_host=on_host, mesh=mesh)
 
 
 def _mesh(mesh: Mapping[str, int] | Mesh | None) -> Mesh | None:

@@ -20,6 +20,7 @@ from pid_jax.backends.matmul import (
 from pid_jax.backends.projections import with_dtype, with_joined_projections
 from pid_jax.backends.settings import backend_settings
 from pid_jax.models.layers import Dense
+from pid_jax.models.lora import Lora, adapting
 from pid_jax.models.protocol import KeyValue, Params, Past
 from pid_jax.models.rematerialisation import NONE
 
@@ -37,11 +38,25 @@ class EncoderDecoderModel(nn.Module):
     """The policy of rematerialisation, see `pid_jax.models.rematerialisation`."""
     scan_layers: bool = False
     """Whether programs scan over layers, see `pid_jax.models.layer_stack`."""
+    lora: Lora | None = None
+    """The adapter of the kernels, see `pid_jax.models.lora`."""
 
     table: ClassVar[str] = "shared"
     """The attribute with the embeddings that a tied head multiplies with."""
     joins_projections: ClassVar[bool] = False
     """Whether the decoder's attention reads joined kernels (`backends.projections`)."""
+
+    @nn.nowrap
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """New variables, those of the adapter included."""
+        with adapting(self.lora):
+            return super().init(*args, **kwargs)
+
+    @nn.nowrap
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """What a method computes with the given variables, the products of the adapter included."""
+        with adapting(self.lora):
+            return super().apply(*args, **kwargs)
 
     def head(self, stddev: float) -> Dense:
         """A head of its own."""

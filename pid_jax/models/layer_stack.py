@@ -61,9 +61,13 @@ def _period(layers: Sequence[nn.Module]) -> int:
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
-    """The type and the fields of a layer, but for where it is in the model."""
+    """The type and the fields of a layer, but for where it is in the model, and its parameters.
+
+    Layers of one type have other parameters if only some have an adapter.
+    """
     fields = [field.name for field in dataclasses.fields(layer)]
-    return type(layer), *(getattr(layer, name) for name in fields if name not in ("parent", "name"))
+    own = [getattr(layer, name) for name in fields if name not in ("parent", "name")]
+    return type(layer), *own, jax.tree.structure(layer.variables.get("params", {}))
 
 
 def _scan(

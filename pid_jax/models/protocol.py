@@ -210,6 +210,8 @@ class Family:
     """Tensors of published checkpoints that no computation reads."""
     rename: Callable[[str], str | None] = lambda name: name
     """The name in `tensors` or `aliases` of a checkpoint's tensor. None where it is left out."""
+    module_name: Callable[[str], str] = lambda name: name
+    """The name of a module in transformers, from the first part of the names of its tensors."""
     unreadable_tokens: Callable[[Any], Mapping[int, str]] = lambda config: {}
     """For a configuration, token ids that stand for more than text, and why to refuse each."""
     defaults: Mapping[str, Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(

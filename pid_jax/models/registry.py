@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from pid_jax.errors import UserError
 from pid_jax.models import bart, led, longt5, pegasus, t5, t5gemma, t5gemma2
+from pid_jax.models.lora import Lora
 from pid_jax.models.protocol import Config, EncoderDecoder, Family, Params
 from pid_jax.models.rematerialisation import NONE
 
@@ -90,17 +91,19 @@ def build(
     *,
     remat: str = NONE,
     scan_layers: bool = False,
+    lora: Lora | None = None,
 ) -> EncoderDecoder:
     """The model of a configuration, with activations in `dtype`, without parameters.
 
     remat: the policy of rematerialisation in training, see `pid_jax.models.rematerialisation`.
     scan_layers: whether programs scan over layers, see `pid_jax.models.layer_stack`. Parameters
         have the same layout.
+    lora: the adapter that its parameters contain. None for a model without one.
     """
     if isinstance(config, Mapping):
         config = config_from_hf(config)
     model = family_of(config.model_type).module(config, jnp.dtype(dtype))
-    return model.clone(remat=remat, scan_layers=scan_layers)
+    return model.clone(remat=remat, scan_layers=scan_layers, lora=lora)
 
 
 def _everything(module: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -10,12 +11,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pid_jax import models, tasks
 from pid_jax.backends.settings import current_platform
-from pid_jax.checkpoints import contents, generation_config, huggingface, orbax
+from pid_jax.checkpoints import (
+    contents,
+    generation_config,
+    huggingface,
+    orbax,
+    peft,
+    trained_model,
+)
 from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch, BatchShape
@@ -34,8 +43,11 @@ from pid_jax.data.tokenizing import (
 from pid_jax.errors import UserError
 from pid_jax.inference.loading import load
 from pid_jax.inference.request import too_long
+from pid_jax.models import lora
+from pid_jax.models.partition import Partition
 from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
+from pid_jax.training import config as configuration
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +181,42 @@ def build_model(config: ConfigDict, architecture: Any) -> EncoderDecoder:
         activation_dtype(config),
         remat=config.train.remat,
         scan_layers=config.model.scan_layers,
+        lora=trained_model.adapter_of(config.to_dict()),
     )
+
+
+def frozen_of(config: ConfigDict, model: EncoderDecoder) -> Partition:
+    """The parameters that training does not change.
+
+    With an adapter these are all others, and also those of `config.train.freeze`. Raises UserError
+    if a pattern of the configuration matches no parameter, and if none is trained.
+    """
+    paths = {"/".join(path): path for path in flatten_dict(models.abstract_params(model))}
+    adapted = {path for path in paths.values() if lora.is_adapter(path)}
+    frozen = set(paths.values()) - adapted if config.adapter.rank else set()
+    pattern = config.train.freeze
+    matching = {path for name, path in paths.items() if pattern and re.search(pattern, name)}
+    for key, found in (("adapter.targets", adapted), ("train.freeze", matching)):
+        wanted = config.adapter.rank if key == "adapter.targets" else pattern
+        if wanted and not found:
+            kind = "kernel" if key == "adapter.targets" else "parameter"
+            examples = [name for name in paths if kind in name or kind == "parameter"]
+            raise UserError(
+                f"config.{key} is {configuration.get(config, key)!r}: it matches no {kind} of this "
+                f"{model.config.model_type}. The paths are such as {', '.join(examples[::40][:4])}"
+            )
+    frozen |= matching
+    if len(frozen) == len(paths):
+        raise UserError(f"config.train.freeze is {pattern!r}: no parameter would be trained")
+    return Partition(frozenset(frozen), _DTYPES[config.model.frozen_dtype])
+
+
+def parts_of_state(config: ConfigDict, model: EncoderDecoder) -> dict[str, Any]:
+    """What a training state has beside trained parameters, as arguments of `step.initial_state`."""
+    return {
+        "partition": frozen_of(config, model),
+        "averages": config.train.ema_decay > 0,
+    }
 
 
 def save_model(
@@ -195,6 +242,8 @@ def generation_of(config: ConfigDict) -> dict[str, Any]:
         directory = run.workdir / orbax.MODEL
     else:
         directory = huggingface.find(config.model.init)
+        if peft.is_adapter(directory):
+            directory = huggingface.find(peft.base_of(directory))
     content = huggingface.read_generation(directory)
     lengths = {key: value for key, value in content.items() if key in generation_config.LENGTHS}
     if lengths:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from pid_jax import models, sharding
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.models.partition import Partition
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.programs import CompiledFunction, Programs
 from pid_jax.training import optimizer as optimizers
@@ -40,6 +41,7 @@ def training_programs(
         z_loss=config.train.z_loss,
         micro_batches=config.train.micro_batches,
         skip_nonfinite=config.train.max_nonfinite_steps > 0,
+        ema_decay=config.train.ema_decay,
     )
     programs = Programs()
     step_program = CompiledFunction(
@@ -56,19 +58,30 @@ def training_programs(
         "evaluation",
         functools.partial(step.evaluation_step, model=model),
         constant_shapes=1,
-        in_shardings=(shardings.params, rows),
+        in_shardings=(shardings.evaluated, rows),
         out_shardings=whole,
     )
     return step_program, evaluation_program
 
 
 def abstract_state(
-    model: EncoderDecoder, update: optax.GradientTransformation, shardings: step.TrainState
+    model: EncoderDecoder,
+    update: optax.GradientTransformation,
+    shardings: step.TrainState,
+    *,
+    partition: Partition | None = None,
+    averages: bool = False,
 ) -> step.TrainState:
-    """The shapes, dtypes and shardings of the training state, as `jax.ShapeDtypeStruct`s."""
-    shapes = jax.eval_shape(
-        lambda: step.initial_state(models.init_params(model, jax.random.key(0)), update, 0)
-    )
+    """The shapes, dtypes and shardings of the training state, as `jax.ShapeDtypeStruct`s.
+
+    The other arguments are those of `step.initial_state`.
+    """
+
+    def first() -> step.TrainState:
+        params = models.init_params(model, jax.random.key(0))
+        return step.initial_state(params, update, 0, partition=partition, averages=averages)
+
+    shapes = jax.eval_shape(first)
     return jax.tree.map(
         lambda leaf, of_leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=of_leaf),
         shapes,

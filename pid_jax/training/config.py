@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -54,9 +55,13 @@ FIXED_BY_CHECKPOINT = (
     "model.init",
     "model.partial_init",
     "model.init_architecture",
+    "model.frozen_dtype",
+    "adapter",
     "tokenizer",
     "data",
     "optimizer.name",
+    "train.freeze",
+    "train.ema_decay",
 )
 # These name where things are or what is reported: another value changes no training step.
 WITHOUT_EFFECT_ON_TRAINING = (
@@ -150,10 +155,18 @@ def check(config: ConfigDict) -> None:
     """Raises UserError, naming the key, for a value outside its range."""
     _one_of(config, "method", ("pid", "pie"))
     _one_of(config, "model.dtype", ("auto", "float32", "bfloat16"))
+    _one_of(config, "model.frozen_dtype", ("float32", "bfloat16"))
     if config.model.partial_init and not config.model.init:
         raise UserError("config.model.partial_init needs a checkpoint in config.model.init")
     if config.model.init_architecture and not config.model.partial_init:
         raise UserError("config.model.init_architecture needs config.model.partial_init=True")
+    if config.adapter.rank and config.model.partial_init:
+        raise UserError(
+            "config.adapter.rank needs config.model.partial_init=False: new parameters would be "
+            "frozen before they are trained"
+        )
+    for key in ("adapter.targets", "train.freeze"):
+        _regular_expression(config, key)
     _one_of(config, "train.remat", rematerialisation.NAMES)
     optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
@@ -185,6 +198,8 @@ def check(config: ConfigDict) -> None:
         "train.max_nonfinite_steps",
         "checkpoint.patience",
         "evaluation.task_score_every_steps",
+        "adapter.rank",
+        "adapter.alpha",
         "evaluation.documents",
         "evaluation.batch_size",
     ):
@@ -192,7 +207,12 @@ def check(config: ConfigDict) -> None:
     for key in ("data.negative_rate", *own["negative_rate"], "optimizer.final_fraction"):
         if not 0 <= get(config, key) <= 1:
             raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to 1")
-    for key in ("train.dropout_rate", "train.label_smoothing"):
+    for key in (
+        "train.dropout_rate",
+        "train.label_smoothing",
+        "train.ema_decay",
+        "adapter.dropout",
+    ):
         if not 0 <= get(config, key) < 1:
             raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to below 1")
 
@@ -260,11 +280,19 @@ def read_saved(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a JSON object: name a config file with --config")
     later: dict[str, dict[str, Any]] = {
         "optimizer": {"args": {}},
-        "model": {"scan_layers": False, "partial_init": False, "init_architecture": {}},
+        "model": {
+            "scan_layers": False,
+            "partial_init": False,
+            "init_architecture": {},
+            "frozen_dtype": "float32",
+        },
+        "adapter": default().adapter.to_dict(),
         "data": {"mixture": {}, "tokens": "memory", "cache": "", "packing": False},
         "train": {
             "remat": rematerialisation.NONE,
             "micro_batches": 1,
+            "freeze": "",
+            "ema_decay": 0.0,
             "max_nonfinite_steps": 0,
             "loggers": ["tensorboard"],
             "profile_steps": "",
@@ -343,6 +371,15 @@ _VALIDATION_METRICS = ("loss", "token_accuracy", "exact_match", "joint_exact_mat
 def _one_of(config: ConfigDict, key: str, choices: Sequence[str]) -> None:
     if get(config, key) not in choices:
         raise UserError(f"config.{key} is {get(config, key)!r}: choose from {', '.join(choices)}")
+
+
+def _regular_expression(config: ConfigDict, key: str) -> None:
+    try:
+        re.compile(get(config, key))
+    except re.error as error:
+        raise UserError(
+            f"config.{key} is {get(config, key)!r}: not a regular expression ({error})"
+        ) from error
 
 
 def _at_least(config: ConfigDict, key: str, least: int) -> None:

@@ -30,6 +30,10 @@ def default() -> ConfigDict:
     # Training and evaluation scan over layers: the program has each kind of layer once, so that
     # deep models compile faster. Checkpoints are the same. Dropout draws other numbers.
     config.model.scan_layers = False
+    # Frozen kernels and embeddings in memory and on disk: "float32" or "bfloat16", which halves
+    # their memory. With activations in bfloat16, training computes the same numbers, because
+    # products round kernels in any case. All other parameters stay in float32.
+    config.model.frozen_dtype = "float32"
     # Used when model.init is "": keys and values of a Hugging Face config.json. The vocabulary
     # size and the special token ids come from the tokenizer.
     config.model.architecture = ConfigDict(
@@ -45,6 +49,19 @@ def default() -> ConfigDict:
             "tie_word_embeddings": True,
         }
     )
+
+    config.adapter = ConfigDict()
+    # LoRA (Hu et al., arXiv 2106.09685): beside each kernel of the targets, two matrices of this
+    # rank are trained, and all other parameters are frozen. 0: no adapter.
+    config.adapter.rank = 0
+    # The product of the two matrices is multiplied by alpha / rank.
+    config.adapter.alpha = 16.0
+    # In training, the rate at which features of the adapter's input are dropped.
+    config.adapter.dropout = 0.0
+    # A regular expression that is searched for in the paths of kernels, such as
+    # decoder/layers_0/cross_attention/query/kernel. The default: queries and values of all
+    # attention.
+    config.adapter.targets = r"attention/(query|value)/kernel$"
 
     config.tokenizer = ConfigDict()
     # A directory or hub id. "": the one beside model.init, or, from scratch, a new one trained
@@ -130,6 +147,13 @@ def default() -> ConfigDict:
     config.train.steps = 1000
     # In both stacks, whatever the checkpoint's config.json says.
     config.train.dropout_rate = 0.1
+    # A regular expression that is searched for in the paths of parameters, such as
+    # encoder/layers_0/feed_forward/wi/kernel. Those with a match are frozen: they do not change,
+    # have no optimizer state, and are saved once. "": none.
+    config.train.freeze = ""
+    # The decay of an exponential moving average of the trained parameters, such as 0.999.
+    # Validation, the best checkpoint and the trained model have the average. 0: no average.
+    config.train.ema_decay = 0.0
     # Probability mass spread evenly over the vocabulary.
     config.train.label_smoothing = 0.0
     # Weight of log(Z)^2, which holds the logits' normaliser near 1 (Mesh TensorFlow; T5 used 1e-4).

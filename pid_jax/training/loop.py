@@ -4,6 +4,7 @@
 <workdir>/data.json         fingerprints of the data and of the files in model/
 <workdir>/manifest.json     digests of config.json and of the files in model/
 <workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
+<workdir>/frozen/           the parameters that training does not change, if any
 <workdir>/checkpoints/STEP/ the state and the position of the data after a step
 <workdir>/metrics.jsonl     the metrics of every step and every evaluation
 <workdir>/events/           the same metrics and the speed, for TensorBoard
@@ -11,7 +12,6 @@
 <workdir>/profile/          a profile of chosen steps
 """
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax import models, sharding
+from pid_jax import sharding
 from pid_jax.atomic_file import replacing
-from pid_jax.checkpoints import contents, verification
+from pid_jax.checkpoints import contents, frozen, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
 from pid_jax.data.pipeline import OwnRows
 from pid_jax.data.token_source import TokenSource
@@ -40,6 +40,7 @@ from pid_jax.training import (
     compiled,
     environment,
     fingerprints,
+    first_state,
     loggers,
     memory,
     messages,
@@ -141,18 +142,19 @@ def _train(
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
+    parts = assembly.parts_of_state(config, model)
     about = optimizers.fingerprint(
-        update, models.abstract_params(model), of_update=given is not None
+        update, first_state.trained_shapes(model, **parts), of_update=given is not None
     )
     if start:
         fingerprints.check_optimizer(workdir, about)
     read = {**materials.read, fingerprints.OPTIMIZER: about}
-    shardings = step.state_shardings(mesh, model, update)
+    shardings = step.state_shardings(mesh, model, update, **parts)
     own_share = of_processes.share_of_rows(rows)
     train_step, evaluation_step = compiled.training_programs(
         config, mesh, model, update, schedule, shardings
     )
-    abstract = compiled.abstract_state(model, update, shardings)
+    abstract = compiled.abstract_state(model, update, shardings, **parts)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
     evaluations = Evaluations(
         config,
@@ -175,10 +177,13 @@ def _train(
         resume_after=start,
     ) as checkpoints:
         if start:
-            state = step.TrainState(**checkpoints.restore(start, vars(abstract), batches))
+            state = first_state.restored(checkpoints, start, abstract, batches)
             log.info("resumed after step %d", start)
         else:
-            state = _first_state(config, model, materials.params, update, shardings)
+            state = first_state.new(
+                config.seed, model, materials.params, update, shardings, **parts
+            )
+            frozen.save(workdir, state.frozen)
         del materials  # frees the pretrained parameters
         log.info("%s, %s", messages.of_model(model, state), messages.of_mesh(mesh))
 
@@ -189,7 +194,7 @@ def _train(
             writer_of_process(workdir, config, resume_after=start) as writer,
             StepProfiler(workdir, profiling.steps(config.train.profile_steps)) as profiler,
         ):
-            flops = ModelFlops(model, abstract.params)
+            flops = ModelFlops(model, abstract.evaluated)
             reports = StepReports(config, workdir, writer, progress, skipped, mesh, flops)
             reports.saved = start
             while number < last and not patience.exhausted and not stop.requested:
@@ -214,11 +219,11 @@ def _train(
                     # Saves only after all steps up to this one are known to be finite or skipped.
                     reports.flush()
                     with progress.paused():
-                        scores = evaluations.at(number, state.params, writer, stop)
+                        scores = evaluations.at(number, state.evaluated, writer, stop)
                         patience.add(*scores)
                         checkpoints.save(
                             number,
-                            vars(state),
+                            state.saved,
                             batches,
                             scores.metrics or None,
                             scores.lower_is_better,
@@ -226,7 +231,7 @@ def _train(
                     reports.saved = number
 
             if reports.flush():
-                checkpoints.save(number, vars(state), batches)
+                checkpoints.save(number, state.saved, batches)
                 reports.saved = number
             checkpoints.wait()
             if stop.agreed is not None and number < last and not patience.exhausted:
@@ -333,28 +338,3 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
     verification.describe(workdir, text)
     with replacing(workdir / CONFIG) as file:
         file.write_text(text, encoding="utf-8")
-
-
-def _first_state(
-    config: ConfigDict,
-    model: EncoderDecoder,
-    params: Params | None,
-    update: Any,
-    shardings: step.TrainState,
-) -> step.TrainState:
-    """The state before step 1, with `params` as they are, or with new parameters for None."""
-    seed = config.seed
-    if params is None:
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        make = jax.jit(
-            lambda key: step.initial_state(models.init_params(model, key), update, seed),
-            out_shardings=shardings,
-        )
-        return make(key)
-
-    def others(params: Params) -> step.TrainState:
-        return dataclasses.replace(step.initial_state(params, update, seed), params=None)
-
-    # The program returns no parameters, because it would copy them.
-    state = jax.jit(others, out_shardings=dataclasses.replace(shardings, params=None))(params)
-    return dataclasses.replace(state, params=params)

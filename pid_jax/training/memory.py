@@ -30,16 +30,26 @@ class RunMemory(NamedTuple):
     """Bytes on each device."""
 
     parameters: int
+    """Trained and frozen ones."""
     optimizer: int
+    """The optimizer's state, and the average of the parameters if there is one."""
     training: Memory
     """Of a step with the largest batch. Its arguments contain parameters and optimizer state."""
     evaluation: Memory
-    """Of the largest batch of validation data. Its arguments contain the parameters."""
+    """Of the largest batch of validation data. Its arguments are parameters, or their average."""
 
     @property
     def needed(self) -> int:
         """The most that the run needs at once. The optimizer state stays during an evaluation."""
         return max(self.training.total, self.evaluation.total + self.optimizer)
+
+
+def state_bytes(state: TrainState) -> tuple[int, int]:
+    """Bytes on each device: of the parameters, and of the optimizer's state and the average."""
+    return (
+        bytes_per_device((state.params, state.frozen)),
+        bytes_per_device((state.opt_state, state.ema)),
+    )
 
 
 def check(
@@ -62,12 +72,10 @@ def check(
         _compiled(config, mesh, program, first, state, shape)
         for program, first, shape in (
             (train_step, state, shapes[0]),
-            (evaluation_step, state.params, shapes[1]),
+            (evaluation_step, state.evaluated, shapes[1]),
         )
     )
-    needs = RunMemory(
-        bytes_per_device(state.params), bytes_per_device(state.opt_state), step, evaluation
-    )
+    needs = RunMemory(*state_bytes(state), step, evaluation)
     log.info("%s", table(needs, available, shapes))
     if available is None or needs.needed <= available:
         return
@@ -157,7 +165,7 @@ def _compiled(
 def _too_much(
     config: ConfigDict, mesh: Mesh, state: TrainState, needed: int, available: int
 ) -> str:
-    parameters, optimizer = map(bytes_per_device, (state.params, state.opt_state))
+    parameters, optimizer = state_bytes(state)
     advice = remedies(
         config,
         devices=mesh.size,

@@ -46,8 +46,12 @@ def skipped(number: int, metrics: Mapping[str, float]) -> str:
 
 def of_model(model: EncoderDecoder, state: step.TrainState) -> str:
     """The model type and its number of parameters."""
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
-    return f"{model.config.model_type} with {size:,} parameters"
+    trained, frozen = (
+        sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for part in (state.params, state.frozen)
+    )
+    of_all = f", {trained:,} of them trained" if frozen else ""
+    return f"{model.config.model_type} with {trained + frozen:,} parameters{of_all}"
 
 
 def of_mesh(mesh: Mesh) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from pid_jax.errors import UserError
+from pid_jax.models.partition import is_matrix
 from pid_jax.training.leaf_groups import (
     clip_by_global_norm,
     in_groups,
@@ -120,18 +121,11 @@ def build(config: ConfigDict) -> optax.GradientTransformation:
 def matrices(params: Any) -> Any:
     """True for the leaves that weight decay applies to: kernels and learned embeddings.
 
-    Norm scales have one dimension. A table of position biases is a bias all the same. Frozen
-    parameters receive no gradient, so weight decay would shrink them to zero.
+    Parameters without a gradient, such as sinusoids, would shrink to zero.
     """
-
-    def decays(path: Any, leaf: Any) -> bool:
-        name = jax.tree_util.keystr(path)
-        return jnp.ndim(leaf) >= 2 and not any(part in name for part in _NOT_DECAYED)
-
-    return jax.tree_util.tree_map_with_path(decays, params)
-
-
-_NOT_DECAYED = ("relative_position_bias", "sinusoids", "final_logits_bias")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: is_matrix(tuple(str(key) for key in path), jnp.ndim(leaf)), params
+    )
 
 
 def check_given(optimizer: Any) -> None:

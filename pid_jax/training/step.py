@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from pid_jax import models, prompt_in_decoder, sharding
+from pid_jax.checkpoints.frozen import AVERAGED
 from pid_jax.data.batching import Batch
 from pid_jax.data.packing import PackedBatch
+from pid_jax.models.partition import Partition, joined, of_paths_in
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.training.leaf_groups import global_norm
 from pid_jax.training.optimizer import Schedule
@@ -21,7 +23,7 @@ from pid_jax.training.optimizer import Schedule
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of training. A checkpoint has this state and the position of the data.
+    """The state of training.
 
     The fields are arrays, or shapes or shardings in a description of the state.
     """
@@ -29,9 +31,29 @@ class TrainState:
     step: Any
     """Number of completed updates, an int32 scalar."""
     params: Any
+    """The parameters that training changes."""
     opt_state: Any
     key: Any
     """Raw key data, uint32, constant. The dropout of a step uses `fold_in(key, step)`."""
+    frozen: Any = flax.struct.field(default_factory=dict)
+    """The other parameters. Empty if training changes all of them."""
+    ema: Any = None
+    """The exponential moving average of `params`. None without one."""
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint has beside the position of the data. Frozen parameters are elsewhere.
+
+        `pid_jax.checkpoints.frozen` says where.
+        """
+        fields = {"step": self.step, "params": self.params, "opt_state": self.opt_state}
+        averaged = {} if self.ema is None else {AVERAGED: self.ema}
+        return {**fields, "key": self.key, **averaged}
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters of validation and of the trained model: the average, if there is one."""
+        return joined(self.params if self.ema is None else self.ema, self.frozen)
 
 
 class BatchEvaluation(NamedTuple):
@@ -47,23 +69,48 @@ class BatchEvaluation(NamedTuple):
     """False for entries that are no subtask with a target, see `correct_subtasks`."""
 
 
-def initial_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
+def initial_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    partition: Partition | None = None,
+    averages: bool = False,
+) -> TrainState:
+    """The state before the first step.
+
+    params: those of the whole model. partition: which of them are frozen. averages: whether the
+    state has an average of the trained ones.
+    """
+    trained, frozen = (params, {}) if partition is None else partition.split_params(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
+        params=trained,
+        opt_state=optimizer.init(trained),
         key=jax.random.key_data(jax.random.key(seed)),
+        frozen=frozen,
+        ema=jax.tree.map(jnp.copy, trained) if averages else None,
     )
 
 
 def state_shardings(
-    mesh: Mesh, model: EncoderDecoder, optimizer: optax.GradientTransformation
+    mesh: Mesh,
+    model: EncoderDecoder,
+    optimizer: optax.GradientTransformation,
+    *,
+    partition: Partition | None = None,
+    averages: bool = False,
 ) -> TrainState:
-    """The sharding of each array of the state. Moments have the sharding of their parameter."""
+    """The sharding of each array of the state. Moments have the sharding of their parameter.
+
+    The arguments are those of `initial_state`.
+    """
     replicated = sharding.replicated(mesh)
-    params = models.abstract_params(model)
-    param_shardings = sharding.param_shardings(mesh, models.logical_axes(model))
+    partition = partition or Partition()
+    params, _ = partition.split(models.abstract_params(model))
+    param_shardings, of_frozen = partition.split(
+        sharding.param_shardings(mesh, models.logical_axes(model))
+    )
 
     def of_moment(leaf: Any, param: Any, of_param: NamedSharding) -> Any:
         if masked(leaf):  # muon has a state for some parameters only
@@ -88,7 +135,14 @@ def state_shardings(
     except ValueError:
         # One parameter has several arrays in the state, of other shapes: sm3 has one per axis.
         opt_state = jax.tree.map(lambda _: replicated, state)
-    return TrainState(step=replicated, params=param_shardings, opt_state=opt_state, key=replicated)
+    return TrainState(
+        step=replicated,
+        params=param_shardings,
+        opt_state=opt_state,
+        key=replicated,
+        frozen=of_frozen,
+        ema=param_shardings if averages else None,
+    )
 
 
 def train_step(
@@ -102,6 +156,7 @@ def train_step(
     z_loss: float,
     micro_batches: int = 1,
     skip_nonfinite: bool = False,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer update. Returns the new state, and metrics of the parameters before it.
 
@@ -110,6 +165,7 @@ def train_step(
     `learning_rate`. micro_batches: parts of the batch whose gradients are computed one after
     another, and summed with the weight of their target tokens. Its documents must be a multiple.
     skip_nonfinite: if `finite` is 0.0, the new state is the old one with the next `step`.
+    ema_decay: the weight of the earlier average in that of the state, if it has one.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
@@ -118,7 +174,7 @@ def train_step(
     ) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
         return prompt_in_decoder.loss(
             model,
-            params,
+            joined(params, state.frozen),
             batch,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
@@ -130,7 +186,8 @@ def train_step(
             state.params, batch, key
         )
         if sharding.current_mesh() is not None:
-            of_params = sharding.constrain_params(of_params, models.logical_axes(model))
+            axes = of_paths_in(models.logical_axes(model), of_params)
+            of_params = sharding.constrain_params(of_params, axes)
         return _Gradient(value, metrics, of_params)
 
     if micro_batches == 1:
@@ -155,10 +212,16 @@ def train_step(
     if schedule is not None:
         updates_so_far = _updates_so_far(state) if skip_nonfinite else state.step
         report["learning_rate"] = schedule(updates_so_far)
-    new = dataclasses.replace(state, params=params, opt_state=opt_state)
+    ema = None if state.ema is None else _averaged(state.ema, params, ema_decay)
+    old = state.params, state.opt_state, state.ema
+    new = params, opt_state, ema
     if skip_nonfinite:
-        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return dataclasses.replace(new, step=state.step + 1), report
+        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    params, opt_state, ema = new
+    state = dataclasses.replace(
+        state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+    )
+    return state, report
 
 
 def _updates_so_far(state: TrainState) -> Int[Array, ""]:
@@ -172,6 +235,11 @@ def _updates_so_far(state: TrainState) -> Int[Array, ""]:
         if path and getattr(path[-1], "name", None) == "count"
     ]
     return jnp.asarray(counts[-1] if counts else state.step)
+
+
+def _averaged(ema: Any, params: Any, decay: float) -> Any:
+    """The exponential moving average after one more update."""
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, params)
 
 
 class _Gradient(NamedTuple):

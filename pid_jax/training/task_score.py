@@ -10,13 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pid_jax import evaluation, models, sharding
-from pid_jax.checkpoints import huggingface
+from pid_jax.checkpoints import huggingface, trained_model
 from pid_jax.checkpoints.orbax import MODEL
 from pid_jax.data.examples import Example
 from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.inference.results import Stopped
+from pid_jax.models import lora
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.scoring import Answer, scored
 from pid_jax.tasks import Report, Task
@@ -61,6 +62,7 @@ class TaskScore:
         """
         self._parts = [_part(name, of_part) for name, _, of_part in mixture.parts(config)]
         self._mesh = mesh
+        self._adapter = trained_model.adapter_of(config.to_dict())
         self._dtype = assembly.activation_dtype(config)
         self._check_metric(config.checkpoint.best_metric)
         directory = workdir / MODEL
@@ -74,6 +76,8 @@ class TaskScore:
         params: of the running state, which stay where they are. stop: None to ignore signals.
         All processes must call this at the same step.
         """
+        if self._adapter is not None:
+            params = lora.merged(params, self._adapter.scale, self._dtype)
         model = self._model.with_params(own_params(self._model.model, params, self._mesh))
         stopped = None if stop is None else _seen_by_all(stop)
         try:

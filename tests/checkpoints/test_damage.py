@@ -12,7 +12,7 @@ import pytest
 
 from pid_jax.checkpoints import manifest
 from pid_jax.checkpoints.contents import saved_steps
-from pid_jax.checkpoints.orbax import load_params
+from pid_jax.checkpoints.trained_model import load_params
 from pid_jax.commands import evaluate, predict
 from pid_jax.commands import export as export_command
 from pid_jax.errors import UserError

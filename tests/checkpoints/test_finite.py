@@ -6,7 +6,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pid_jax.checkpoints.finite import why_unusable
-from pid_jax.checkpoints.orbax import RunCheckpoints, load_params
+from pid_jax.checkpoints.orbax import RunCheckpoints
+from pid_jax.checkpoints.trained_model import load_params
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from tests.helpers.training_checkpoints import numbers

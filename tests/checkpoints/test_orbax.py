@@ -16,10 +16,9 @@ from pid_jax.checkpoints.orbax import (
     CONFIG,
     MODEL,
     RunCheckpoints,
-    load_model,
-    load_params,
     saved_steps,
 )
+from pid_jax.checkpoints.trained_model import load_model, load_params
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from tests.helpers.training_checkpoints import abstract, numbers, state_of, write_run

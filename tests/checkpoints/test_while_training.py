@@ -17,10 +17,10 @@ from pid_jax.checkpoints.orbax import (
     CHECKPOINTS,
     CONFIG,
     RunCheckpoints,
-    load_params,
     read_checkpoint,
     saved_steps,
 )
+from pid_jax.checkpoints.trained_model import load_params
 from pid_jax.errors import UserError
 from tests.helpers.training_checkpoints import numbers, write_run
 

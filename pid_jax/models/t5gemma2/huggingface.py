@@ -34,6 +34,10 @@ def _rename(name: str) -> str | None:
     return name.replace("encoder.text_model.", "encoder.", 1)
 
 
+def _module_name(name: str) -> str:
+    return name.replace("encoder.", "encoder.text_model.", 1)
+
+
 def _unreadable_tokens(config: T5Gemma2Config) -> dict[int, str]:
     return {config.boi_token_index: _NO_IMAGES, config.image_token_index: _NO_IMAGES}
 
@@ -67,5 +71,6 @@ FAMILY = Family(
     ignored=frozenset(),
     prefix="model.",
     rename=_rename,
+    module_name=_module_name,
     unreadable_tokens=_unreadable_tokens,
 )
