@@ -158,3 +158,13 @@ def test_the_end_of_a_process_ends_the_other(cache, one, tmp_path, killed):
     train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1))
     shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
     np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
+
+
+def test_packed_batches_of_two_processes_give_the_losses_of_one(cache, tmp_path):
+    packing = "--config.data.packing=True"
+    for name, options in (("one", {"count": 1}), ("two", {})):
+        train(cache, tmp_path / name, packing, **options)
+    one, two = tmp_path / "one", tmp_path / "two"
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+    for ours, theirs in zip(lines(two, "validation"), lines(one, "validation"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
