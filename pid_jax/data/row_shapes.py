@@ -21,6 +21,9 @@ LEAST_SAVING = 0.02
 MOST_ROW_TOKENS = 2048
 """No longer rows, unless a single segment is. The scores of self-attention grow with the square."""
 
+LEAST_ROW_TOKENS = 64
+"""No shorter rows, unless all segments fit in one: a device computes few tokens as slowly."""
+
 DOUBLING = 8192
 """With so many tokens in its row, a token costs twice as much: attention reads the whole row.
 
@@ -100,7 +103,7 @@ def fitting_all(
 
 def row_lengths(longest: int, total: int) -> list[int]:
     """The lengths that rows may have, for segments of up to `longest` and `total` in all."""
-    lengths = [bucket(longest)]
+    lengths = [bucket(max(longest, min(total, LEAST_ROW_TOKENS)))]
     while lengths[-1] < min(total, MOST_ROW_TOKENS):
         lengths.append(bucket(lengths[-1] + 1))
     return lengths

@@ -198,3 +198,13 @@ def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path, s
     for one in ends:
         assert "Traceback" not in one.errors
     assert saved == lines(workdir, "train")[-1]["step"]
+
+
+def test_packed_batches_of_two_processes_give_the_losses_of_one(cache, tmp_path):
+    packing = "--config.data.packing=True"
+    for name, options in (("one", {"count": 1}), ("two", {})):
+        train(cache, tmp_path / name, packing, **options)
+    one, two = tmp_path / "one", tmp_path / "two"
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+    for ours, theirs in zip(lines(two, "validation"), lines(one, "validation"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
