@@ -74,12 +74,15 @@ def adapting(lora: Lora | None) -> Any:
 
 def _adapted(
     lora: Lora,
-    compute: Callable[..., Array],
+    compute: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    context: nn.module.InterceptorContext,
-) -> Array:
-    """The output of a method, with the product of its adapter if the module is a `Dense`."""
+    context: Any,
+) -> Any:
+    """What a method returns, with the product of its adapter if the module is a `Dense`.
+
+    The arguments are those of an interceptor of `nn.intercept_methods`.
+    """
     product = compute(*args, **kwargs)
     module = context.module
     if type(module) is not Dense or context.method_name != "__call__":

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from pid_jax.checkpoints import contents, huggingface, identity, orbax, tensors
 from pid_jax.errors import UserError
@@ -79,20 +80,18 @@ def test_a_trainers_folder_names_its_last_checkpoint(copy):
     PidModel.from_pretrained(parent / "checkpoint-1000")
 
 
-def test_an_adapter_names_its_base_model_and_how_to_merge(tmp_path):
-    about = {"peft_type": "LORA", "base_model_name_or_path": "google/flan-t5-base"}
+def test_an_adapter_without_its_base_names_both(tmp_path):
+    about = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path": "./absent"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(about))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    message = refusal(tmp_path)
-    assert "a PEFT adapter of google/flan-t5-base" in message
-    assert "merge_and_unload()" in message
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    assert f"{tmp_path}: an adapter of ./absent: ./absent: no such directory" in refusal(tmp_path)
 
 
 def test_an_adapter_beside_the_config_of_its_base_is_an_adapter_still(copy):
     (copy / "model.safetensors").unlink()
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "t5-small"}')
     (copy / "adapter_model.safetensors").write_bytes(b"")
-    assert "a PEFT adapter of t5-small" in refusal(copy)
+    assert f"{copy / 'adapter_config.json'}: " in refusal(copy)
 
 
 @pytest.mark.parametrize(
