@@ -159,6 +159,7 @@ def _train(
 
         number, saved, last = start, start, config.train.steps
         progress = Progress(start, last)
+        task_of = mixed_batches.task_of_steps(config)
         pending: tuple[Batch, Any] | None = None
         with stop_signals(mesh) as stop, writer_of_process(workdir, resume_after=start) as writer:
 
@@ -168,7 +169,7 @@ def _train(
                 if not metrics.pop("finite"):
                     raise Diverged(messages.divergence(finished, metrics, saved, workdir))
                 shown = finished % config.train.log_every_steps == 0 or finished == last
-                writer.write(finished, "train", metrics, events=shown)
+                writer.write(finished, "train", metrics, events=shown, task=task_of(finished))
                 tokens = round(_tokens(batch) / own_share)
                 progress.add(documents=config.data.batch_size, tokens=tokens)
                 if shown:

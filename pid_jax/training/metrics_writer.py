@@ -21,7 +21,13 @@ class NoMetrics:
     """A `MetricsWriter` that writes nothing, for all processes but the first."""
 
     def write(
-        self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
+        self,
+        step: int,
+        split: str,
+        metrics: Mapping[str, float],
+        *,
+        events: bool = True,
+        task: str | None = None,
     ) -> None:
         """Ignores the metrics."""
 
@@ -56,12 +62,23 @@ class MetricsWriter:
         self._add(resume_after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(
-        self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
+        self,
+        step: int,
+        split: str,
+        metrics: Mapping[str, float],
+        *,
+        events: bool = True,
+        task: str | None = None,
     ) -> None:
-        """Writes and flushes one line. events: also write TensorBoard scalars."""
-        self._lines.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        """Writes and flushes one line.
+
+        events: also write TensorBoard scalars. task: of a step of a mixture.
+        """
+        about = {"step": step, "split": split} | ({} if task is None else {"task": task})
+        self._lines.write(json.dumps({**about, **metrics}) + "\n")
         if events:
-            self.write_events(step, {f"{split}/{name}": value for name, value in metrics.items()})
+            group = split if task is None else f"{split}/{task}"
+            self.write_events(step, {f"{group}/{name}": value for name, value in metrics.items()})
 
     def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars for TensorBoard only, such as speed."""
