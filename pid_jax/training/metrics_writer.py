@@ -42,16 +42,22 @@ class MetricsWriter:
         *,
         events: bool = True,
         lower_is_better: Sequence[str] = (),
+        task: str | None = None,
     ) -> None:
         """Writes and flushes one line. events: also write to the loggers.
 
-        lower_is_better: metrics whose lowest value is best, by their names here.
+        lower_is_better: metrics whose lowest value is best, by their names here. task: of a step of
+        a mixture.
         """
-        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        about = {"lower_is_better": sorted(lower_is_better)} if lower_is_better else {}
-        self._lines.write(json.dumps({"step": step, "split": split, **line, **about}) + "\n")
+        line: dict[str, Any] = {"step": step, "split": split}
+        if task is not None:
+            line["task"] = task
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if lower_is_better:
+            line["lower_is_better"] = sorted(lower_is_better)
+        self._lines.write(json.dumps(line) + "\n")
         if events:
-            self.write_events(step, metrics, split)
+            self.write_events(step, metrics, split if task is None else f"{split}/{task}")
 
     def write_events(self, step: int, scalars: Mapping[str, float], prefix: str = "") -> None:
         """Writes to the loggers only, such as speed."""
@@ -77,6 +83,7 @@ class NoMetrics:
         *,
         events: bool = True,
         lower_is_better: Sequence[str] = (),
+        task: str | None = None,
     ) -> None:
         """Ignores the metrics."""
 

@@ -1,6 +1,6 @@
 """The batches of a run: those of each part of its mixture, every batch of one part."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,12 +37,23 @@ def training_batches(
     sources: of the parts of the mixture, in their order. own_rows: the rows that this process has
     of a batch.
     """
-    parts = mixture.parts(config)
     streams = [
         assembly.training_stream(part.config, source, model, tokenizer, own_rows)
-        for part, source in zip(parts, sources, strict=True)
+        for part, source in zip(mixture.parts(config), sources, strict=True)
     ]
-    return pipeline.iterated(mixed(streams, Turns([part.weight for part in parts], config.seed)))
+    return pipeline.iterated(mixed(streams, _turns(config)))
+
+
+def task_of_steps(config: ConfigDict) -> Callable[[int], str | None]:
+    """The name of the part that a training step has, from 1. None without a mixture."""
+    if not config.data.mixture:
+        return lambda step: None
+    names, turns = [part.name for part in mixture.parts(config)], _turns(config)
+    return lambda step: names[turns.of(step - 1).stream] if len(names) > 1 else None
+
+
+def _turns(config: ConfigDict) -> Turns:
+    return Turns([part.weight for part in mixture.parts(config)], config.seed)
 
 
 def evaluation_batches(

@@ -12,7 +12,7 @@ from pid_jax import chips, device_memory
 from pid_jax.data.batching import Batch
 from pid_jax.data.packing import PackedBatch
 from pid_jax.distributed import service
-from pid_jax.training import messages
+from pid_jax.training import messages, mixed_batches
 from pid_jax.training.metrics_writer import MetricsWriter, NoMetrics
 from pid_jax.training.model_flops import ModelFlops, utilisation
 from pid_jax.training.progress import Progress, TokenCounts
@@ -55,6 +55,7 @@ class StepReports:
         self._skipped = skipped
         self._mesh = mesh
         self._flops = flops
+        self._task_of = mixed_batches.task_of_steps(config)
         kind = mesh.devices.flat[0].device_kind
         self._counts_flops = service.is_first() and chips.peak_flops_per_second(kind) is not None
         self._pending: _Pending | None = None
@@ -95,7 +96,13 @@ class StepReports:
             log.warning("%s", messages.skipped(step.number, metrics))
         last = self._config.train.steps
         shown = step.number % self._config.train.log_every_steps == 0 or step.number == last
-        self._writer.write(step.number, "train", metrics | self._skipped.metrics, events=shown)
+        self._writer.write(
+            step.number,
+            "train",
+            metrics | self._skipped.metrics,
+            events=shown,
+            task=self._task_of(step.number),
+        )
         self._progress.add(
             documents=self._config.data.batch_size,
             counts=step.counts,
