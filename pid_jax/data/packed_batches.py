@@ -4,6 +4,7 @@ A process computes the size of a whole batch from the lengths of its subtasks an
 of its own documents only.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from pid_jax.data.batching import BatchShape
 from pid_jax.data.packing import PackedBatch, PackedShape, SubtaskLengths, collate_packed
 from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.tokenizing import TokenizedExamples
+
+log = logging.getLogger(__name__)
 
 OwnRows = Callable[[int], Int[np.ndarray, " own"]]
 """The rows that this process has of a batch with so many rows, ascending."""
@@ -37,7 +40,12 @@ def row_shapes_of(
     most_subtasks: the most subtasks of an example in a batch, None for all that it has.
     """
     sampled = [_lengths(source, drawn) for drawn in batches]
-    return row_shapes.chosen(sampled, largest_row_shape(source, most_subtasks))
+    shapes = row_shapes.chosen(sampled, largest_row_shape(source, most_subtasks))
+    log.info(
+        "packed rows of a document: %s tokens",
+        ", ".join(f"{shape.rows} x {shape.row_tokens}" for shape in shapes),
+    )
+    return shapes
 
 
 def largest_row_shape(source: TokenizedExamples, most_subtasks: int | None) -> RowShape:
