@@ -1,6 +1,7 @@
 """Batch streams for training and evaluation: sampling, order and shapes."""
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,8 @@ from pid_jax.data.permutation import permuted
 from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.token_source import TokenizedExample, TokenSource
 from pid_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Arrange = Callable[[Sequence[TokenizedExample]], Sequence[TokenizedExample]]
 
@@ -112,6 +115,8 @@ def training_stream(
     rows = None
     if packing:
         rows = packed_batches.row_shapes_of(source, plan.sampled(), max_prompts)
+        sizes = ", ".join(f"{one.rows} x {one.row_tokens}" for one in rows)
+        log.info("packed rows of a document: %s tokens", sizes)
 
     def batch(step: int) -> Batch | PackedBatch:
         return _collated(
