@@ -165,8 +165,9 @@ def default() -> ConfigDict:
     # Parts of a batch whose gradients are computed one after another and summed, weighted by their
     # target tokens: the memory of a smaller batch, the loss of the whole one.
     config.train.micro_batches = 1
-    # Steps in a row whose loss, gradient or new parameters are not finite that are skipped: they
-    # leave parameters and optimizer as they were. One more ends the run; 0: the first one does.
+    # Steps in a row whose loss or gradient is not finite that are skipped: they leave parameters
+    # and optimizer as they were. One more ends the run; 0: the first one does. Parameters that
+    # overflow after a finite gradient always do.
     config.train.max_nonfinite_steps = 0
     # Refuse before step 1 what needs more memory than a device has. False: warn, and try it.
     config.train.check_memory = True

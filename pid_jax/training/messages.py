@@ -40,7 +40,7 @@ def skipped(number: int, metrics: Mapping[str, float]) -> str:
     """The warning for a step that was skipped."""
     return (
         f"step {number} is skipped: the loss is {metrics['loss']}, the gradient's norm "
-        f"{metrics['gradient_norm']}, the norm of the new parameters {metrics['parameter_norm']}"
+        f"{metrics['gradient_norm']}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Steps that were skipped, because their loss, gradient or new parameters were not finite."""
+"""Steps that were skipped, because their loss or gradient was not finite."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +20,12 @@ class SkippedSteps:
         self.total = 0
         for line in lines:
             if line["split"] == "train":
-                skipped = int(line.get(NAME, 0)) > self.total
-                self.add(finite=not skipped)
+                self.add(skipped=int(line.get(NAME, 0)) > self.total)
 
-    def add(self, *, finite: bool) -> None:
+    def add(self, *, skipped: bool) -> None:
         """Counts one step."""
-        self.total += not finite
-        self._in_a_row = 0 if finite else self._in_a_row + 1
+        self.total += skipped
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
 
     @property
     def too_many(self) -> bool:

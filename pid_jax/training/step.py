@@ -164,7 +164,9 @@ def train_step(
     are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
     `learning_rate`. micro_batches: parts of the batch whose gradients are computed one after
     another, and summed with the weight of their target tokens. Its documents must be a multiple.
-    skip_nonfinite: if `finite` is 0.0, the new state is the old one with the next `step`.
+    skip_nonfinite: the metric `skipped` is 1.0 if the loss or the gradient norm is not finite. The
+    new state is then the old one with the next `step`, and `finite` is that of its parameters. The
+    parameters after an update do not decide: they would have to be computed twice.
     ema_decay: the weight of the earlier average in that of the state, if it has one.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -197,8 +199,14 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     gradient_norm = global_norm(gradients)
-    parameter_norm = global_norm(params)
-    finite = jnp.isfinite(value + gradient_norm + parameter_norm)
+    usable = jnp.isfinite(value + gradient_norm)
+    ema = None if state.ema is None else _averaged(state.ema, params, ema_decay)
+    new = params, opt_state, ema
+    if skip_nonfinite:
+        old = state.params, state.opt_state, state.ema
+        new = jax.tree.map(lambda new, old: jnp.where(usable, new, old), new, old)
+    parameter_norm = global_norm(new[0])
+    finite = jnp.isfinite(parameter_norm) & (usable | skip_nonfinite)
     report = {
         "loss": jnp.asarray(metrics.loss),
         "token_accuracy": jnp.asarray(metrics.token_accuracy),
@@ -209,14 +217,10 @@ def train_step(
         "parameter_norm": parameter_norm,
         "finite": finite.astype(jnp.float32),
     }
-    if schedule is not None:
-        updates_so_far = _updates_so_far(state) if skip_nonfinite else state.step
-        report["learning_rate"] = schedule(updates_so_far)
-    ema = None if state.ema is None else _averaged(state.ema, params, ema_decay)
-    old = state.params, state.opt_state, state.ema
-    new = params, opt_state, ema
     if skip_nonfinite:
-        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        report["skipped"] = (~usable).astype(jnp.float32)
+    if schedule is not None:
+        report["learning_rate"] = schedule(_updates_so_far(state) if skip_nonfinite else state.step)
     params, opt_state, ema = new
     state = dataclasses.replace(
         state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema

@@ -88,11 +88,11 @@ class StepReports:
         with self._progress.waiting("device"):
             fetched = jax.device_get(step.on_device)
         metrics = {name: float(value) for name, value in fetched.items()}
-        finite = bool(metrics.pop("finite"))
-        self._skipped.add(finite=finite)
-        if self._skipped.too_many:
+        finite, skipped = bool(metrics.pop("finite")), bool(metrics.pop("skipped", 0.0))
+        self._skipped.add(skipped=skipped)
+        if not finite or self._skipped.too_many:
             raise Diverged(messages.divergence(step.number, metrics, self.saved, self._workdir))
-        if not finite:
+        if skipped:
             log.warning("%s", messages.skipped(step.number, metrics))
         last = self._config.train.steps
         shown = step.number % self._config.train.log_every_steps == 0 or step.number == last
