@@ -57,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--document-tokens", type=command.positive, default=512, metavar="N", help="of timed steps"
     )
+    made.add_argument(
+        "--micro-batches",
+        type=command.positive,
+        default=4,
+        metavar="N",
+        help="of timed steps, so that one prompt a row fits into 8 GB (default: 4)",
+    )
     made.add_argument("--no-time", action="store_true", help="count tokens only")
     command.add_repeats(made, default=5)
     return made
@@ -143,7 +150,12 @@ def time_steps(options: argparse.Namespace) -> dict[str, Any]:
     """Whole training steps on the same documents and prompts, both layouts in turn."""
     import itertools
 
-    prepared = prepare(TIMED, options, f"--config.data.document_tokens={options.document_tokens}")
+    prepared = prepare(
+        TIMED,
+        options,
+        f"--config.data.document_tokens={options.document_tokens}",
+        f"--config.train.micro_batches={options.micro_batches}",
+    )
     steps = {name: stepping(prepared) for name in LAYOUTS}
     batches = {
         name: list(itertools.islice(prepared.batches(packing), options.repeats))
@@ -167,6 +179,7 @@ def time_steps(options: argparse.Namespace) -> dict[str, Any]:
         "architecture": options.architecture,
         "documents": prepared.config.data.batch_size,
         "document_tokens": options.document_tokens,
+        "micro_batches": options.micro_batches,
         "dropout": prepared.config.train.dropout_rate,
         "seconds": seconds,
         "losses": losses,
