@@ -32,9 +32,9 @@ def head_matmul(
     """`x @ kernel` in float32 from operands in `dtype`, with the kernel's gradient in its dtype.
 
     JAX computes the gradient of a kernel that was converted to bfloat16 in bfloat16. The sum over
-    chunks of rows would lose digits.
+    chunks of rows would lose digits. The gradient of x does not depend on the kernel's dtype.
     """
-    if jnp.dtype(dtype) == kernel.dtype:
+    if jnp.dtype(dtype) == kernel.dtype == jnp.float32:
         return matmul_reference(x.astype(dtype), kernel)
     return _rounded_matmul(x, kernel, dtype)
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 from pid_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+FROZEN = "frozen"
+"""The folder of frozen parameters in that of the checkpoints, see `pid_jax.checkpoints.frozen`."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NOT_WEIGHTS = ("optimizer", "scheduler", "scaler", "training_args", "rng_state")
 

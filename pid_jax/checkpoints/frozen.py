@@ -1,8 +1,8 @@
 """Frozen parameters of a run, which it saves once.
 
-`<workdir>/frozen/` has them, written with Orbax before the first checkpoint, with a manifest. The
-checkpoints have the other parameters only. Their manifests name the digest of that manifest, so
-that they are intact only with the parameters that they belong to.
+`<workdir>/checkpoints/frozen/` has them, written with Orbax before the first checkpoint, with a
+manifest. The checkpoints have the other parameters only. Their manifests name the digest of that
+manifest, so that they are intact only with the parameters that they belong to.
 """
 
 import shutil
@@ -12,8 +12,8 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from pid_jax.checkpoints import manifest
-from pid_jax.checkpoints.verification import FROZEN
+from pid_jax.checkpoints import manifest, verification
+from pid_jax.checkpoints.contents import CHECKPOINTS, FROZEN
 from pid_jax.distributed import exchange
 
 AVERAGED = "ema"
@@ -27,7 +27,7 @@ def save(workdir: Path, tree: Mapping[str, Any]) -> None:
     Replaces those of an earlier start. All processes must call it, each writes its shares. Returns
     when the files are complete.
     """
-    saving, final = (workdir.absolute() / name for name in (_SAVING, FROZEN))
+    saving, final = (workdir.absolute() / CHECKPOINTS / name for name in (_SAVING, FROZEN))
 
     def clear() -> None:
         for directory in (saving, final):
@@ -49,13 +49,12 @@ def restore(workdir: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
 
     abstract: a tree of `jax.ShapeDtypeStruct` with shardings. Empty for a run without them.
     """
-    return ocp.load(workdir.absolute() / FROZEN, dict(abstract)) if abstract else {}
+    return ocp.load(workdir.absolute() / CHECKPOINTS / FROZEN, dict(abstract)) if abstract else {}
 
 
 def metadata(checkpoint: Path) -> Mapping[str, Any] | None:
     """The shapes and dtypes of the frozen parameters of a checkpoint. None if it has none."""
-    written = manifest.read(checkpoint)
-    if written is None or not written.about.get(FROZEN):
+    if not verification.has_frozen(checkpoint):
         return None
-    content: Mapping[str, Any] = ocp.metadata(checkpoint.parents[1] / FROZEN).metadata
+    content: Mapping[str, Any] = ocp.metadata(checkpoint.with_name(FROZEN)).metadata
     return content

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pid_jax.checkpoints import contents, huggingface, orbax, peft
-from pid_jax.checkpoints.verification import FROZEN
+from pid_jax.checkpoints.contents import CHECKPOINTS, FROZEN
 from pid_jax.errors import UserError
 
 
@@ -20,7 +20,7 @@ def digest(checkpoint: str | Path) -> str:
     root = Path(checkpoint).absolute()
     run = contents.run_of(root)
     if run is not None:
-        shared = _within(run.workdir / orbax.MODEL) + _within(run.workdir / FROZEN)
+        shared = _within(run.workdir / orbax.MODEL) + _within(run.workdir / CHECKPOINTS / FROZEN)
         return orbax.read_checkpoint(
             run.workdir,
             run.step,

@@ -3,7 +3,7 @@
 `<workdir>/checkpoints/<step>/` has "state" (a dict of params, opt_state, step and key, and ema for
 an average of params), "data" (the position of the data: the number of the next batch, whatever the
 number of processes) and, after an evaluation, "metrics". Parameters that training does not change
-are in `<workdir>/frozen` (`pid_jax.checkpoints.frozen`).
+are in `<workdir>/checkpoints/frozen` (`pid_jax.checkpoints.frozen`).
 
 Orbax writes a checkpoint in `.saving`, all processes their shares of the state. The first process
 renames it to its final path when its manifest is complete, and renames it before it deletes it. So

@@ -19,6 +19,7 @@ from orbax.checkpoint import v1 as ocp
 
 from pid_jax import models
 from pid_jax.checkpoints import finite, frozen, huggingface, manifest, placement
+from pid_jax.checkpoints.contents import FROZEN
 from pid_jax.checkpoints.orbax import (
     CONFIG,
     MODEL,
@@ -27,7 +28,6 @@ from pid_jax.checkpoints.orbax import (
     readable,
     run_config,
 )
-from pid_jax.checkpoints.verification import FROZEN
 from pid_jax.distributed import service
 from pid_jax.errors import UserError
 from pid_jax.models import lora
@@ -167,7 +167,7 @@ def _read(
         parts = [chosen(saved[trained]), chosen(of_frozen)]
         params = ocp.load(path, {trained: parts[0]})[trained] if parts[0] else {}
         if parts[1]:
-            params = joined(params, ocp.load(path.parents[1] / FROZEN, parts[1]))
+            params = joined(params, ocp.load(path.with_name(FROZEN), parts[1]))
     for names, leaf in flatten_dict(params).items():
         problem = _why_unusable("/".join(names), leaf)
         if problem is not None:

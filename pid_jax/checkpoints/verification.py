@@ -1,11 +1,11 @@
 """Verification of training runs: which files must be what they were when they were written.
 
 `<workdir>/checkpoints/<step>/manifest.json` has all files of a checkpoint, and is complete before
-the checkpoint becomes visible. `<workdir>/frozen/manifest.json` has those of the parameters that
-all checkpoints share, if there are any. `<workdir>/manifest.json` has the run's description:
-`config.json` and the files in `model/`. Checkpoints of earlier versions have no manifest, and are
-not verified. Later ones say in Orbax's metadata that they have one, so that a missing manifest is
-damage.
+the checkpoint becomes visible. `<workdir>/checkpoints/frozen/manifest.json` has those of the
+parameters that all checkpoints share, if there are any. `<workdir>/manifest.json` has the run's
+description: `config.json` and the files in `model/`. Checkpoints of earlier versions have no
+manifest, and are not verified. Later ones say in Orbax's metadata that they have one, so that a
+missing manifest is damage.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pid_jax.checkpoints import manifest
-from pid_jax.checkpoints.contents import CHECKPOINTS, saved_steps
+from pid_jax.checkpoints.contents import CHECKPOINTS, FROZEN, saved_steps
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +24,17 @@ MARKER = {"manifest": manifest.VERSION}
 """In Orbax's metadata of checkpoints that have a manifest."""
 _METADATA = "_CHECKPOINT_METADATA"
 _DESCRIBED = "description"
-FROZEN = "frozen"
-"""The folder of frozen parameters, see `pid_jax.checkpoints.frozen`. In the manifest of a
-checkpoint, the digest of their manifest."""
+_FROZEN = "frozen"
+"""In the manifest of a checkpoint, the digest of the manifest of its frozen parameters."""
 _CONFIG, _MODEL = "config.json", "model"
 
 
 def write_manifest(checkpoint: Path, workdir: Path) -> None:
     """Writes the manifest of a checkpoint whose files are complete."""
     about: dict[str, Any] = {_DESCRIBED: (workdir / manifest.FILE).exists()}
-    of_frozen = workdir / FROZEN / manifest.FILE
+    of_frozen = workdir / CHECKPOINTS / FROZEN / manifest.FILE
     if of_frozen.exists():
-        about[FROZEN] = hashlib.sha256(of_frozen.read_bytes()).hexdigest()
+        about[_FROZEN] = hashlib.sha256(of_frozen.read_bytes()).hexdigest()
     manifest.write(checkpoint, manifest.entries(checkpoint), about=about)
 
 
@@ -55,9 +54,15 @@ def problems(checkpoint: Path) -> list[str]:
         )
         return []
     wrong = manifest.problems(checkpoint, written)
-    if written.about.get(FROZEN):
-        wrong += _problems_of_frozen(checkpoint.parents[1] / FROZEN, written.about[FROZEN])
+    if written.about.get(_FROZEN):
+        wrong += _problems_of_frozen(checkpoint.with_name(FROZEN), written.about[_FROZEN])
     return wrong
+
+
+def has_frozen(checkpoint: Path) -> bool:
+    """Whether a checkpoint belongs to frozen parameters."""
+    written = manifest.read(checkpoint)
+    return written is not None and bool(written.about.get(_FROZEN))
 
 
 def _problems_of_frozen(directory: Path, digest: str) -> list[str]:

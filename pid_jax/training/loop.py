@@ -1,15 +1,15 @@
 """The training loop: trains a model from a configuration in a working directory.
 
-<workdir>/config.json       the configuration of the run
-<workdir>/data.json         fingerprints of the data and of the files in model/
-<workdir>/manifest.json     digests of config.json and of the files in model/
-<workdir>/model/            config.json, tokenizer, generation_config.json, but no weights
-<workdir>/frozen/           the parameters that training does not change, if any
-<workdir>/checkpoints/STEP/ the state and the position of the data after a step
-<workdir>/metrics.jsonl     the metrics of every step and every evaluation
-<workdir>/events/           the same metrics and the speed, for TensorBoard
-<workdir>/environment.json  code, libraries, devices and configuration of each start
-<workdir>/profile/          a profile of chosen steps
+<workdir>/config.json         the configuration of the run
+<workdir>/data.json           fingerprints of the data and of the files in model/
+<workdir>/manifest.json       digests of config.json and of the files in model/
+<workdir>/model/              config.json, tokenizer, generation_config.json, but no weights
+<workdir>/checkpoints/STEP/   the state and the position of the data after a step
+<workdir>/checkpoints/frozen/ the parameters that training does not change, if any
+<workdir>/metrics.jsonl       the metrics of every step and every evaluation
+<workdir>/events/             the same metrics and the speed, for TensorBoard
+<workdir>/environment.json    code, libraries, devices and configuration of each start
+<workdir>/profile/            a profile of chosen steps
 """
 
 import functools

@@ -22,6 +22,7 @@ OWN_TASK = ROOT / "docs/your_own_task.md"
 # Their blocks are parts of files, which tests of their own follow.
 FOLLOWED_ELSEWHERE = {
     "README.md",
+    "adapters.md",
     "adding_a_family.md",
     "adding_a_logits_processor.md",
     "how_generate_works.md",

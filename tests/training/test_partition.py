@@ -88,7 +88,7 @@ def test_trained_parameters_have_the_gradients_of_a_run_without_frozen_ones():
 
 def test_an_adapter_trains_alone_and_lowers_the_loss():
     states, reports = run(config_of(adapter__rank=4, optimizer__learning_rate=0.1), steps=12)
-    assert reports[-1]["loss"] < 0.8 * reports[0]["loss"]
+    assert reports[-1]["loss"] < 0.9 * reports[0]["loss"]
     assert all(map(is_adapter, flatten_dict(states[-1].params)))
     jax.tree.map(np.testing.assert_array_equal, states[-1].frozen, states[0].frozen)
 
