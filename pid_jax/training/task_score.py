@@ -16,7 +16,7 @@ from pid_jax.checkpoints.orbax import MODEL
 from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from pid_jax.inference.results import Stopped
+from pid_jax.inference.results import Cancelled
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.scoring import Answer, scored
 from pid_jax.tasks import Report
@@ -76,9 +76,9 @@ class TaskScore:
                 method=config.method,
                 after_batch=lambda documents, seconds: None,  # no progress bar
                 processes=service.count() > 1,
-                stop=None if stop is None else _seen_by_all(stop),
+                cancelled=None if stop is None else _seen_by_all(stop),
             )
-        except Stopped:
+        except Cancelled:
             return None
         return evaluated.report
 
