@@ -38,11 +38,11 @@ from pid_jax.inference.plan import (
 from pid_jax.inference.progress_bar import progress_bar
 from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
 from pid_jax.inference.results import (
+    Cancelled,
     Generation,
     OutputReader,
     Partial,
     Results,
-    Stopped,
     check_computed,
 )
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
@@ -184,7 +184,7 @@ class PidModel:
         after_batch: Callable[[float, float], None] | None = None,
         report: DecodingReport | None = None,
         processes: bool = False,
-        stop: Callable[[], bool] | None = None,
+        cancelled: Callable[[], bool] | None = None,
         **options: Any,
     ) -> list[list[Generation]]:
         """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
@@ -213,8 +213,8 @@ class PidModel:
         filled with counts of the work. processes: divide the batches among the processes of
         `jax.distributed`, which must all call this with the same arguments and have the parameters
         on their own devices. The first process returns all results, the others an empty list.
-        `after_batch` then counts for all. stop: called after each batch. If it returns True in any
-        process, all raise `Stopped`. Results do not depend on the batch, order or padding.
+        `after_batch` then counts for all. cancelled: called after each batch. If it returns True
+        in any process, all raise `Cancelled`. Results do not depend on the batch, order or padding.
         Raises `UserError` for invalid arguments.
         """
         compact = compaction(compact)
@@ -225,7 +225,7 @@ class PidModel:
         signature, batches = plan.arrangement.options.signature(), plan.batches
         if divided:
             batches = self._division.own(signature, batches)
-        results, stopped = Results(request, self._outputs), False
+        results, ended = Results(request, self._outputs), False
         report = DecodingReport() if report is None else report
         executor = self._executor
         with (
@@ -243,10 +243,10 @@ class PidModel:
                 bar(complete)
                 if after_batch is not None:
                     after_batch(complete * (service.count() if divided else 1), seconds)
-                if stopped := stop is not None and stop():
+                if ended := cancelled is not None and cancelled():
                     break
-        if stop is not None and (exchange.any_of(stopped) if divided else stopped):
-            raise Stopped
+        if cancelled is not None and (exchange.any_of(ended) if divided else ended):
+            raise Cancelled
         if divided and not results.gather(report):
             return []
         return results.nested()

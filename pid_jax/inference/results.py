@@ -262,7 +262,7 @@ def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
     return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """A call of `generate` ended before all was generated, because its caller wanted that."""
 
 

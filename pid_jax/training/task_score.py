@@ -16,7 +16,7 @@ from pid_jax.data.examples import Example
 from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from pid_jax.inference.results import Stopped
+from pid_jax.inference.results import Cancelled
 from pid_jax.models import lora
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.scoring import Answer, scored
@@ -79,13 +79,13 @@ class TaskScore:
         if self._adapter is not None:
             params = lora.merged(params, self._adapter.scale, self._dtype)
         model = self._model.with_params(own_params(self._model.model, params, self._mesh))
-        stopped = None if stop is None else _seen_by_all(stop)
+        cancelled = None if stop is None else _seen_by_all(stop)
         try:
-            return self._named([self._report(part, model, stopped) for part in self._parts])
-        except Stopped:
+            return self._named([self._report(part, model, cancelled) for part in self._parts])
+        except Cancelled:
             return None
 
-    def _report(self, part: _Part, model: PidModel, stopped: Callable[[], bool] | None) -> Report:
+    def _report(self, part: _Part, model: PidModel, cancelled: Callable[[], bool] | None) -> Report:
         config = part.config
         evaluated = evaluation.evaluate(
             model,
@@ -96,7 +96,7 @@ class TaskScore:
             method=config.method,
             after_batch=lambda documents, seconds: None,  # no progress bar
             processes=service.count() > 1,
-            stop=stopped,
+            cancelled=cancelled,
         )
         return evaluated.report
 
