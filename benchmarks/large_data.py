@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -153,6 +155,69 @@ def in_a_process(examples: int, tokens: str, root: Path, batches: int) -> dict[s
     return result
 
 
+def tokenizing(examples: int, root: Path) -> dict[str, float]:
+    """Seconds and memory of tokenizing to disk. Of tokens that exist, those measured then."""
+    measured = root / f"tokenizing_{examples}.json"
+    if not measured.exists():
+        made = in_a_process(examples, "disk", root, 10)
+        figures = {
+            "seconds": made["start_seconds"],
+            "examples_per_second": round(examples / made["start_seconds"]),
+            "peak_mib": made["start_peak_mib"],
+        }
+        measured.write_text(json.dumps(figures))
+    content: dict[str, float] = json.loads(measured.read_text())
+    return content
+
+
+def formats(examples: int, root: Path, reads: int = 20_000) -> dict[str, Any]:
+    """Opening and random reads of the records of the training tokens, beside ArrayRecord."""
+    from array_record.python import array_record_module
+
+    from pid_jax.data.token_files import StoredTokens
+
+    directories = [path.parent for path in (root / "cache").glob("*-train-*/tokens/index")]
+    [tokens] = [one for one in map(StoredTokens, directories) if len(one) == examples]
+    file = root / "array_record"
+    writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+    for start in range(0, examples, 4096):
+        for number in range(start, min(start + 4096, examples)):
+            writer.write(tokens.record(number))
+    writer.close()
+    order = np.random.default_rng(0).integers(examples, size=reads).tolist()
+    stored = {
+        "files": sum((tokens.directory / name).stat().st_size for name in ("index", "records")),
+        "array_record": file.stat().st_size,
+    }
+    openings = {
+        "files": lambda: StoredTokens(tokens.directory),
+        "array_record": lambda: array_record_module.ArrayRecordReader(
+            str(file), "readahead_buffer_size:0"
+        ),
+    }
+    readings = {
+        "files": lambda reader, number: reader.record(number),
+        "array_record": lambda reader, number: reader.read([number]),
+    }
+    figures: dict[str, Any] = {"examples": examples}
+    for name, opened in openings.items():
+        before, started = memory(), time.process_time()
+        reader = opened()
+        readings[name](reader, 0)
+        seconds, after = time.process_time() - started, memory()
+        started = time.process_time()
+        for number in order:
+            readings[name](reader, number)
+        figures[name] = {
+            "bytes": stored[name],
+            "open_cpu_seconds": round(seconds, 4),
+            "open_mib": round(after["resident"] - before["resident"], 1),
+            "read_cpu_microseconds": round(1e6 * (time.process_time() - started) / reads, 2),
+        }
+    file.unlink()
+    return figures
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures all sizes and writes large_data.json."""
     parser = command.parser("large_data", __doc__.split("\n")[0], "")
@@ -177,22 +242,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         root = options.root or Path(temporary)
         sizes = []
         for examples in options.examples:
-            made = in_a_process(examples, "disk", root, 10)
-            tokenizing = {
-                "seconds": made["start_seconds"],
-                "examples_per_second": round(examples / made["start_seconds"]),
-                "peak_mib": made["start_peak_mib"],
-            }
-            rows: dict[str, Any] = {"examples": examples, "tokenizing": tokenizing}
+            rows: dict[str, Any] = {"examples": examples, "tokenizing": tokenizing(examples, root)}
             rows["disk"] = in_a_process(examples, "disk", root, options.batches)
             if examples <= MOST_IN_MEMORY:
                 rows["memory"] = in_a_process(examples, "memory", root, options.batches)
             print(json.dumps(rows), file=sys.stderr)
             sizes.append(rows)
+        beside = [formats(examples, root) for examples in options.examples]
     command.write(
         options.output,
         "large_data",
-        {**command.origin(), "batch_size": BATCH_SIZE, "sizes": sizes},
+        {**command.origin(), "batch_size": BATCH_SIZE, "sizes": sizes, "formats": beside},
     )
 
 

@@ -30,20 +30,13 @@ from pid_jax.errors import UserError
 
 FORMAT = 1
 ABOUT, INDEX, RECORDS = "tokens.json", "index", "records"
-ENTRY = np.dtype(
-    [
-        ("start", "<i8"),
-        ("bytes", "<i4"),
-        ("document", "<i4"),
-        ("subtasks", "<i4"),
-        ("check", "<u4"),
-    ]
-)
-"""The place of a record, its document tokens and subtasks, and a CRC-32 of these and the number of
-the example."""
 NO_TARGET = -1
 _PLACE = struct.Struct("<qiii")
+ENTRY_BYTES = _PLACE.size + 4
+"""Of an entry of the index: a `Place`, and a CRC-32 of it and the number of the example."""
+_PREAD = getattr(os, "pread", None)
 _ENTRIES_AT_ONCE = 4096
+_ENTRIES_IN_MEMORY = 2**14
 
 
 class DamagedTokens(UserError):
@@ -69,8 +62,8 @@ class StoredTokens:
         self._dtype = np.dtype(self.about["dtype"])
         self.index = TokenIndex(self.directory, self.count)
         self._records = _Bytes(self.directory / RECORDS)
-        self.document_lengths = StoredColumn(self.index, "document")
-        self.subtask_counts = StoredColumn(self.index, "subtasks")
+        self.document_lengths = StoredColumn(self.index, Place._fields.index("document"))
+        self.subtask_counts = StoredColumn(self.index, Place._fields.index("subtasks"))
         self._latest = (-1, _Record("", [], [], []))
 
     def __len__(self) -> int:
@@ -113,80 +106,97 @@ class StoredTokens:
             latest = self._latest = (index, self._read(index))
         return latest[1]
 
+    def record(self, index: int) -> bytes:
+        """The record of an example, as in the file of records."""
+        return self._verified(index)[0]
+
     def _read(self, index: int) -> "_Record":
+        content, document, subtasks = self._verified(index)
+        return decoded(content, document, subtasks, self._dtype)
+
+    def _verified(self, index: int) -> tuple[bytes, int, int]:
+        """A record, and its document tokens and subtasks."""
         number = range(len(self))[index]
         start, size, document, subtasks = self.index.place(number)
         content = self._records.read(start, size)
         if _check_of(content[4:], number) != int.from_bytes(content[:4], "little"):
             raise damaged(self.directory, f"{RECORDS}: example {number} has changed")
-        return decoded(content, document, subtasks, self._dtype)
+        return content, document, subtasks
 
     def __repr__(self) -> str:
         return f"StoredTokens({str(self.directory)!r})"
 
 
+class Place(NamedTuple):
+    """An entry of the index."""
+
+    start: int
+    """Of the record, in the file of records."""
+    bytes: int
+    document: int
+    """Tokens of the document."""
+    subtasks: int
+
+
 class TokenIndex:
-    """The entries of all examples, read on access."""
+    """The entries of all examples, read on access. The latest ones stay in memory."""
 
     def __init__(self, directory: Path, count: int) -> None:
         self.count = count
         self._directory = directory
         self._file = _Bytes(directory / INDEX)
+        self._latest: dict[int, Place] = {}
 
-    def entries(self, numbers: Sequence[int]) -> np.ndarray:
-        """The entries of the index for these examples, of dtype `ENTRY`."""
-        content = b"".join(self._file.read(n * ENTRY.itemsize, ENTRY.itemsize) for n in numbers)
-        return self._checked(content, numbers)
+    def place(self, number: int) -> Place:
+        """The entry of an example."""
+        # A training batch needs an entry up to four times: for the order of a window, its own
+        # shape, the subtasks and the record.
+        known = self._latest.get(number)
+        if known is None:
+            known = self._place(self._file.read(number * ENTRY_BYTES, ENTRY_BYTES), number)
+            if len(self._latest) >= _ENTRIES_IN_MEMORY:
+                self._latest.clear()
+            self._latest[number] = known
+        return known
 
-    def entries_between(self, start: int, stop: int) -> np.ndarray:
-        """The entries of the index for a range of examples."""
-        size = ENTRY.itemsize
-        content = self._file.read(start * size, (stop - start) * size)
-        return self._checked(content, range(start, stop))
+    def places(self, numbers: range) -> Iterator[Place]:
+        """The entries of a contiguous range of examples, for one pass."""
+        for start in range(numbers.start, numbers.stop, _ENTRIES_AT_ONCE):
+            portion = range(start, min(start + _ENTRIES_AT_ONCE, numbers.stop))
+            content = self._file.read(start * ENTRY_BYTES, len(portion) * ENTRY_BYTES)
+            for at, number in enumerate(portion):
+                yield self._place(content[at * ENTRY_BYTES : (at + 1) * ENTRY_BYTES], number)
 
-    def place(self, number: int) -> tuple[int, int, int, int]:
-        """Where the record of an example starts, its bytes, document tokens and subtasks."""
-        content = self._file.read(number * ENTRY.itemsize, ENTRY.itemsize)
-        self._check(content, number)
-        start, size, document, subtasks = _PLACE.unpack_from(content)
-        return start, size, document, subtasks
-
-    def _checked(self, content: bytes, numbers: Sequence[int]) -> np.ndarray:
-        for at, number in enumerate(numbers):
-            self._check(content[at * ENTRY.itemsize : (at + 1) * ENTRY.itemsize], number)
-        return np.frombuffer(content, ENTRY)
-
-    def _check(self, entry: bytes, number: int) -> None:
+    def _place(self, entry: bytes, number: int) -> Place:
         if _check_of(entry[:-4], number) != int.from_bytes(entry[-4:], "little"):
             raise damaged(self._directory, f"{INDEX}: the entry of example {number} has changed")
+        return Place(*_PLACE.unpack_from(entry))
 
 
 class StoredColumn:
     """A field of the entries of all examples, read on access."""
 
-    def __init__(self, index: TokenIndex, field: str) -> None:
+    def __init__(self, index: TokenIndex, field: int) -> None:
+        """field: its number in `Place`."""
         self._index, self._field = index, field
 
     def __len__(self) -> int:
         return self._index.count
 
     def __getitem__(self, index: Any) -> Any:
-        entries = self._index.entries
-        if isinstance(index, slice):
-            chosen = range(len(self))[index]
-            if chosen.step == 1:
-                return self._values(self._index.entries_between(chosen.start, chosen.stop))
-            return self._values(entries(chosen))
-        if np.ndim(index) == 0:
-            return self._values(entries([range(len(self))[int(index)]]))[0]
-        return self._values(entries(np.asarray(index).tolist()))
+        """The number at an index, or an array for a slice or an array of indices."""
+        if isinstance(index, int | np.integer):
+            return self._index.place(range(self._index.count)[index])[self._field]
+        field, everything = self._field, range(self._index.count)
+        if isinstance(index, slice) and everything[index].step == 1:
+            rows = (place[field] for place in self._index.places(everything[index]))
+            return np.fromiter(rows, np.int64, len(everything[index]))
+        chosen = everything[index] if isinstance(index, slice) else index
+        numbers = np.asarray(chosen).tolist()
+        return np.array([self._index.place(everything[n])[field] for n in numbers], np.int64)
 
     def __iter__(self) -> Iterator[int]:
-        for start in range(0, len(self), _ENTRIES_AT_ONCE):
-            yield from self[start : start + _ENTRIES_AT_ONCE].tolist()
-
-    def _values(self, entries: np.ndarray) -> Int[np.ndarray, " some"]:
-        return entries[self._field].astype(np.int64)
+        return (place[self._field] for place in self._index.places(range(len(self))))
 
 
 class _Record(NamedTuple):
@@ -238,7 +248,7 @@ def decoded(record: bytes, document: int, subtasks: int, dtype: np.dtype[Any]) -
 
 
 def entry(number: int, start: int, size: int, document: int, subtasks: int) -> bytes:
-    """The entry of example `number` in the index, as in `ENTRY`."""
+    """The entry of example `number` in the index."""
     content = _PLACE.pack(start, size, document, subtasks)
     return content + _check_of(content, number).to_bytes(4, "little")
 
@@ -262,20 +272,18 @@ class _Bytes:
 
     def read(self, start: int, size: int) -> bytes:
         try:
-            content = self._pread(start, size)
+            if _PREAD is not None:
+                content = _PREAD(self._descriptor, size, start)
+            else:  # Windows
+                with self._lock:
+                    os.lseek(self._descriptor, start, os.SEEK_SET)
+                    content = os.read(self._descriptor, size)
         except OSError as error:
             reason = f"{self._path.name}: {error.strerror}"
             raise damaged(self._path.parent, reason) from error
         if len(content) != size:
             raise damaged(self._path.parent, f"{self._path.name}: it ends too early")
         return content
-
-    def _pread(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._descriptor, size, start)
-        with self._lock:  # Windows
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            return os.read(self._descriptor, size)
 
 
 def read_about(directory: Path) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class TokenizedExamples(Sequence[TokenizedExample]):
     def document_lengths(self) -> Int[np.ndarray, " examples"]:
         return self._documents.lengths
 
-    @property
+    @cached_property
     def subtask_counts(self) -> Int[np.ndarray, " examples"]:
         return np.diff(self._starts)
 

@@ -185,8 +185,8 @@ def test_every_flipped_byte_is_noticed_where_it_is_read(stored, name):
     """Bytes of one example: no other token is ever read, and no other example is affected."""
     file = stored.directory / name
     content = bytearray(file.read_bytes())
-    entry = stored.index.entries([7])[0]
-    start, size = (7 * 24, 24) if name == "index" else (int(entry["start"]), int(entry["bytes"]))
+    place = stored.index.place(7)
+    start, size = (7 * 24, 24) if name == "index" else (place.start, place.bytes)
     for place in range(start, start + size):
         content[place] ^= 0x10
         file.write_bytes(content)

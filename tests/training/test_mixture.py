@@ -151,7 +151,9 @@ def test_turns_are_by_weight(tmp_path):
     prompts = [batch.prompts.shape[1] for batch in islice(materials.batches, 100)]
     assert np.bincount(prompts).tolist() in ([0, 25, 75], [0, 24, 76], [0, 26, 74])
     assert mixture.part(config, "a").config.data.max_prompts == 1
-    with pytest.raises(UserError, match=r"mixture has several tasks: choose from a, b"):
+    with pytest.raises(
+        UserError, match=r"config\.data\.mixture has several tasks: choose from a, b"
+    ):
         mixture.part(config, None)
-    with pytest.raises(UserError, match=r"mixture has no .c.: choose from a, b"):
+    with pytest.raises(UserError, match=r"config\.data\.mixture has no 'c': choose from a, b"):
         mixture.part(config, "c")
