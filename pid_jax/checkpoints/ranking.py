@@ -1,6 +1,7 @@
 """The checkpoints of a run by step and by metric."""
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,9 @@ def ranked(workdir: Path, metric: str) -> Ranked:
 
 
 def rank(metric: str, value: float, lower_is_better: Collection[str] = ()) -> float:
-    """A number that is higher for a better value of a metric."""
+    """A number that is higher for a better value of a metric. NaN is the worst."""
+    if math.isnan(value):
+        return -math.inf
     return -value if metric == "loss" or metric in lower_is_better else value
 
 
@@ -55,9 +58,7 @@ _LOWER = "lower_is_better"
 def _metrics(checkpoint: Path) -> tuple[Mapping[str, float], Sequence[str]]:
     """The metrics at this checkpoint, and those whose lowest value is best.
 
-    Empty without an evaluation or a checkpoint.
-
-    Raises Damaged if they are.
+    Empty without an evaluation or a checkpoint. Raises Damaged if the file is damaged.
     """
     file = checkpoint / "metrics" / "metrics"
     try:

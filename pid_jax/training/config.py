@@ -63,6 +63,8 @@ FIXED_BY_CHECKPOINT = (
     "train.freeze",
     "train.ema_decay",
 )
+# Of these, another value changes no loss: only how batches are computed, and what dropout draws.
+CHANGEABLE = ("data.packing",)
 # These name where things are or what is reported: another value changes no training step.
 WITHOUT_EFFECT_ON_TRAINING = (
     "data.path",

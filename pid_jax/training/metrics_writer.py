@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from pid_jax.atomic_file import replacing
 from pid_jax.distributed import service
+from pid_jax.errors import UserError
 from pid_jax.training import loggers
 from pid_jax.training.loggers import Logger
 
@@ -122,9 +123,17 @@ def truncate_after(path: Path, step: int) -> None:
 def _lines_until(path: Path, step: int) -> list[str]:
     if not path.exists():
         return []
-    return [
-        line
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line without its newline may end inside a number.
-        if line.endswith("\n") and json.loads(line)["step"] <= step
-    ]
+    # A line without its newline may end inside a number.
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    chosen = []
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+            if content["step"] <= step and content["split"]:
+                chosen.append(line.decode())
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: damaged ({error}): restore the file from a copy, or "
+                "delete it to continue without the metrics so far"
+            ) from error
+    return chosen

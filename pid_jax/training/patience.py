@@ -1,5 +1,6 @@
 """Early stopping: the end of a run whose best metric no longer improves."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ TASK = "task"
 class Patience:
     """Counts evaluations in a row without a better value than the best before.
 
-    Of a run that goes on, the lines of metrics.jsonl have the values. An equal value is no better.
+    A resumed run reads the values from metrics.jsonl. An equal value is no
+    better, and NaN is the worst.
     """
 
     def __init__(self, metric: str, most: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -24,9 +26,10 @@ class Patience:
         of_task = metric.startswith(f"{TASK}/")
         split, name = (TASK, metric.removeprefix(f"{TASK}/")) if of_task else ("validation", metric)
         for line in lines:
-            if line["split"] == split and line.get(name) is not None:
+            if line["split"] == split and name in line:
                 lower = {metric} if name in line.get("lower_is_better", ()) else ()
-                self.add({metric: line[name]}, lower)
+                value = line[name]  # null for one that is not finite
+                self.add({metric: math.nan if value is None else value}, lower)
 
     def add(self, metrics: Mapping[str, float], lower_is_better: Collection[str] = ()) -> None:
         """Counts an evaluation that has the metric. Any other changes nothing."""

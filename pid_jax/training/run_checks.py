@@ -79,6 +79,7 @@ def check_same_run(workdir: Path, config: ConfigDict) -> None:
         sentence
         for key, sentence in changed.items()
         if configuration.under(key, configuration.FIXED_BY_CHECKPOINT)
+        and not configuration.under(key, configuration.CHANGEABLE)
     ]
     if refused:
         raise UserError(

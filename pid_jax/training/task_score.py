@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from pid_jax import evaluation, models, sharding
@@ -183,7 +183,9 @@ def _copy_of_each_process(model: EncoderDecoder, params: Params, mesh: Mesh) -> 
         by_process.setdefault(device.process_index, []).append(device)
     devices = np.array([by_process[process] for process in sorted(by_process)])
     everywhere = Mesh(devices, ("process", "fsdp"))
-    here = sharding.make_mesh(1, -1, 1, devices=by_process[jax.process_index()])
+    # In the order of `everywhere`: `jax.make_mesh` would reorder the devices of a TPU.
+    own_devices = np.array(by_process[jax.process_index()]).reshape(1, -1, 1)
+    here = Mesh(own_devices, sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 3)
     shardings = sharding.param_shardings(here, models.logical_axes(model))
 
     def own(leaf: jax.Array, of_leaf: NamedSharding) -> jax.Array:
