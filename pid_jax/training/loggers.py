@@ -3,7 +3,9 @@
 `config.train.loggers` names them. Only the first process of a run opens any.
 """
 
+import functools
 import importlib
+import logging
 import os
 import secrets
 import time
@@ -22,6 +24,8 @@ from pid_jax.tasks.imported import imported
 
 SECONDS_BETWEEN_FLUSHES = 10.0
 _KEY = "config.train.loggers"
+
+log = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
@@ -139,6 +143,16 @@ def _wandb() -> Any:
         ) from error
 
 
+def _close(name: str, logger: Logger, kind: type[BaseException] | None, *_: object) -> None:
+    """Closes a logger. After an error of the run, that of the logger is a warning."""
+    try:
+        logger.close()
+    except Exception as error:
+        if kind is None:
+            raise
+        log.warning("the logger %s could not be closed: %s", name, error)
+
+
 @contextmanager
 def opened(workdir: Path, config: ConfigDict, *, resume_after: int) -> Iterator[list[Logger]]:
     """The loggers of a run. Closes those that are open, whatever happens."""
@@ -148,6 +162,6 @@ def opened(workdir: Path, config: ConfigDict, *, resume_after: int) -> Iterator[
         for name in config.train.loggers:
             make = _BUILT_IN.get(name) or imported(name, "logger")
             logger = make(workdir, settings, resume_after)
-            stack.callback(logger.close)
+            stack.push(functools.partial(_close, name, logger))
             loggers.append(logger)
         yield loggers

@@ -194,7 +194,8 @@ def _train(
             writer_of_process(workdir, config, resume_after=start) as writer,
             StepProfiler(workdir, profiling.steps(config.train.profile_steps)) as profiler,
         ):
-            flops = ModelFlops(model, abstract.evaluated)
+            # Frozen parameters have no gradient, so that fewer FLOPs than usual are needed.
+            flops = None if abstract.frozen else ModelFlops(model, abstract.params)
             reports = StepReports(config, workdir, writer, progress, skipped, mesh, flops)
             reports.saved = start
             while number < last and not patience.exhausted and not stop.requested:
@@ -218,6 +219,7 @@ def _train(
                 if evaluations.due(number) or number % config.checkpoint.every_steps == 0:
                     # Saves only after all steps up to this one are known to be finite or skipped.
                     reports.flush()
+                    profiler.stop()
                     with progress.paused():
                         scores = evaluations.at(number, state.evaluated, writer, stop)
                         patience.add(*scores)

@@ -1,7 +1,7 @@
 """A profile of chosen steps, in `<workdir>/profile`, for TensorBoard's profiler or Perfetto."""
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,9 +50,10 @@ class StepProfiler:
         """Ends the profile after the last step, when its results are computed."""
         if self._running and number + 1 not in self._chosen:
             jax.block_until_ready(results)
-            self._stop()
+            self.stop()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Ends the profile, before other work than steps. The next chosen step starts another."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
@@ -60,5 +61,7 @@ class StepProfiler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An error of the profiler must not hide that of the run.
+        with suppress(Exception) if kind is not None else nullcontext():
+            self.stop()

@@ -45,9 +45,9 @@ class StepReports:
         progress: Progress,
         skipped: SkippedSteps,
         mesh: Mesh,
-        flops: ModelFlops,
+        flops: ModelFlops | None,
     ) -> None:
-        """flops: of the model, for MFU where the peak rate of the devices is known."""
+        """flops: of the model, for MFU where the devices have a known peak rate. None for none."""
         self._config = config
         self._workdir = workdir
         self._writer = writer
@@ -116,7 +116,7 @@ class StepReports:
             self._writer.write_events(step.number, rates | memory)
 
     def _model_flops(self, inputs: Batch | PackedBatch, target_tokens: float) -> float:
-        if not self._counts_flops:
+        if self._flops is None or not self._counts_flops:
             return 0.0
         with self._progress.paused():  # while a new shape is traced
             return self._flops.of_step(inputs, target_tokens)
