@@ -128,8 +128,7 @@ def _lines_until(path: Path, step: int) -> list[str]:
     chosen = []
     for number, line in enumerate(lines, 1):
         try:
-            content = json.loads(line)
-            if content["step"] <= step and content["split"]:
+            if json.loads(line)["step"] <= step:
                 chosen.append(line.decode())
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(

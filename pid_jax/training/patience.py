@@ -26,7 +26,7 @@ class Patience:
         of_task = metric.startswith(f"{TASK}/")
         split, name = (TASK, metric.removeprefix(f"{TASK}/")) if of_task else ("validation", metric)
         for line in lines:
-            if line["split"] == split and name in line:
+            if line.get("split") == split and name in line:
                 lower = {metric} if name in line.get("lower_is_better", ()) else ()
                 value = line[name]  # null for one that is not finite
                 self.add({metric: math.nan if value is None else value}, lower)

@@ -19,7 +19,7 @@ class SkippedSteps:
         self._in_a_row = 0
         self.total = 0
         for line in lines:
-            if line["split"] == "train":
+            if line.get("split") == "train":
                 self.add(skipped=int(line.get(NAME, 0)) > self.total)
 
     def add(self, *, skipped: bool) -> None:

@@ -142,6 +142,13 @@ def test_a_finished_run_is_left_alone(finished, caplog):
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_may_continue_with_another_packing(finished, caplog):
+    config = tiny()
+    config.data.packing = not config.data.packing
+    run_checks.check_same_run(finished, config)
+    assert "the run continues with the new value" in caplog.text
+
+
 def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
     config = tiny(data__batch_size=8)
     config.seed = 5

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from pid_jax.errors import UserError
 from pid_jax.training.metrics_writer import METRICS, MetricsWriter, lines_until, truncate_after
 
 
@@ -25,6 +26,14 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path):
     with MetricsWriter(tmp_path, resume_after=2) as writer:
         writer.write(3, "train", {"loss": 30.0})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
+
+
+@pytest.mark.parametrize("damaged", [b'{"step": "x"}', b'{"st\xff": 1}', b"{", b"[]", b"{}"])
+def test_a_damaged_line_is_named(tmp_path, damaged):
+    path = tmp_path / METRICS
+    path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: damaged"):
+        lines_until(tmp_path, 9)
 
 
 def test_a_line_cut_by_a_kill_is_dropped(tmp_path):

@@ -1,3 +1,6 @@
+import math
+
+from pid_jax.checkpoints import ranking
 from pid_jax.training.patience import Patience
 
 
@@ -45,6 +48,15 @@ def test_a_resumed_run_counts_from_its_lines():
         {"step": 3, "split": "validation", "loss": None},
         {"step": 3, "split": "task", "f1": 0.6, "wer": 0.2, "lower_is_better": ["wer"]},
     ]
-    expected = {"task/f1": 2, "task/wer": 1, "loss": 1}
+    expected = {"task/f1": 2, "task/wer": 1, "loss": 2}
     for metric, count in expected.items():
         assert Patience(metric, 9, lines).without_improvement == count
+
+
+def test_a_value_that_is_not_a_number_is_never_the_best():
+    patience = Patience("loss", 9)
+    for loss in (math.nan, 1.0, math.nan, 0.5):
+        patience.add({"loss": loss})
+    assert patience.without_improvement == 0
+    assert max((1.0, 0.5, math.nan), key=lambda loss: ranking.rank("loss", loss)) == 0.5
+    assert max((math.nan, 0.1, 0.2), key=lambda f1: ranking.rank("task/f1", f1)) == 0.2
