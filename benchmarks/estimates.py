@@ -8,7 +8,7 @@ compile in a fraction of the time of a whole one and determine the line.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pid_jax.compile_ahead.chips import SECONDS_PER_KERNEL, Chip
+from pid_jax.chips import SECONDS_PER_KERNEL, Chip
 from pid_jax.compile_ahead.timing import Timing
 
 Figures = Mapping[str, float | None]

@@ -132,18 +132,20 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 @contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
+def new_directory(path: str | Path, *, locked: bool | None = None) -> Iterator[Path]:
     """A temporary directory, which is renamed to `path` if the block ends without an error.
 
     The rename follows a sync of its content to disk. A lock on the parent directory excludes other
-    writers, if the file system has locks, and remains of killed writers are deleted. Raises
-    UserError if writing fails or `path` exists.
+    writers, if the file system has locks, and remains of killed writers are deleted. locked:
+    whether the caller has that lock. Raises UserError if writing fails or `path` exists.
     """
     path = Path(path)
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if stack.enter_context(directory_lock.writing(path.parent)):
+            if locked is None:
+                locked = stack.enter_context(directory_lock.writing(path.parent))
+            if locked:
                 for left_behind in path.parent.glob(f"{_BUILDING}*"):
                     shutil.rmtree(left_behind)
             if path.exists():

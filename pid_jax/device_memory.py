@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def of_device(device: jax.Device) -> int | None:
         return None if whole is None else whole // len(jax.local_devices(backend="cpu"))
     statistics = device.memory_stats() or {}
     return statistics.get("bytes_limit")
+
+
+def peak_in_use(devices: Iterable[jax.Device]) -> int | None:
+    """The most bytes in use so far on any of the devices. None where they do not say, as CPUs."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")

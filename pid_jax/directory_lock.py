@@ -6,7 +6,8 @@ On a file system without locks they have no effect.
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from pid_jax.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
+
+
+_SECONDS_BETWEEN_TRIALS = 0.2
 
 
 @contextmanager
@@ -27,6 +31,21 @@ def writing(directory: Path, why: str = "another process is writing there") -> I
         if locked is None:
             raise UserError(f"{directory}: {why}")
         yield locked
+
+
+@contextmanager
+def waiting(directory: Path, report: Callable[[], None]) -> Iterator[bool]:
+    """As `writing`, but waits for other processes to end. report: called once before a wait."""
+    reported = False
+    while True:
+        with _locked(directory, exclusively=True) as locked:
+            if locked is not None:
+                yield locked
+                return
+        if not reported:
+            report()
+            reported = True
+        time.sleep(_SECONDS_BETWEEN_TRIALS)
 
 
 @contextmanager

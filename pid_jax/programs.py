@@ -175,6 +175,12 @@ class Programs:
         self._others.append(others)
         return others
 
+    def of_device(self, index: int) -> "Programs":
+        """The programs of a device, by its number: those of an earlier call, or new ones."""
+        while len(self._others) <= index:
+            self.for_another_device()
+        return self._others[index]
+
     def claim(self, name: str, function: Any, static: tuple[Any, ...]) -> None:
         """Reserves a name. Raises ValueError if another function has it: executables are found by
         name and shapes."""

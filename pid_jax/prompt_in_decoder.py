@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from pid_jax import sharding
 from pid_jax.backends.selection import token_log_probabilities as token_log_probabilities
 from pid_jax.data.batching import Arr, Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.models.protocol import EncoderDecoder, KeyValue, Params, Past
 from pid_jax.token_scores import TokenScores, token_scores
@@ -82,12 +83,14 @@ def decode(
     slots: Int[Arr, "#B L"] | Int[Arr, "B P L"],
     past: Past | None = None,
     dropout_key: Key[Array, ""] | None = None,
+    segments: Int[Arr, "B P L"] | None = None,
 ) -> tuple[Float[Array, "B P L D"], tuple[KeyValue, ...]]:
     """Runs the decoder on L tokens of every prompt, against one encoding per document.
 
     The arguments are those of `EncoderDecoder.decode` with a prompt axis. The keys and values of
     `past` are `[B, P, H, K, slots]`, those returned for the new tokens `[B, P, H, K, L]`. `slots`
-    needs a prompt axis only if the prompts of a document differ in the slots of their tokens.
+    needs a prompt axis only if the prompts of a document differ in the slots of their tokens. With
+    `segments` the P rows are packed rows of several prompts each (`pid_jax.data.packing`).
     """
     encoded = jax.tree.map(jnp.asarray, encoded)
 
@@ -98,6 +101,7 @@ def decode(
         slots: Int[Array, "#B L"],
         past: Past | None,
         dropout_key: Key[Array, ""] | None,
+        segments: Int[Array, "B L"] | None,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
         return model.apply(
             {"params": params},
@@ -108,6 +112,7 @@ def decode(
             encoded.cross_attention,
             encoded.mask,
             past,
+            segments,
             deterministic=dropout_key is None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
             method="decode",
@@ -115,14 +120,15 @@ def decode(
 
     keys = None if dropout_key is None else jax.random.split(dropout_key, tokens.shape[1])
     over_slots = 1 if slots.ndim == 3 else None
-    over_prompts = jax.vmap(decode_one_prompt, in_axes=(1, 1, 1, over_slots, 1, 0), out_axes=1)
-    return over_prompts(
+    axes = (1, 1, 1, over_slots, 1, 0, 1)
+    return jax.vmap(decode_one_prompt, in_axes=axes, out_axes=1)(
         jnp.asarray(tokens),
         jnp.asarray(token_mask),
         jnp.asarray(positions),
         jnp.asarray(slots),
         past,
         keys,
+        None if segments is None else jnp.asarray(segments),
     )
 
 
@@ -134,9 +140,9 @@ def positions_of(mask: Bool[Arr, "*batch L"]) -> Int[Array, "*batch L"]:
 def teacher_forced_logits(
     model: EncoderDecoder,
     params: Params,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     dropout_key: Key[Array, ""] | None = None,
-) -> Float[Array, "B P T V"]:
+) -> Float[Array, "B *P T V"]:
     """Logits (float32) for each target token, given the document, the prompt and earlier targets.
 
     The decoder input is `[start ; prompt ; target]` without the last target token. The head
@@ -149,16 +155,31 @@ def teacher_forced_logits(
 def _predicting_outputs(
     model: EncoderDecoder,
     params: Params,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     dropout_key: Key[Array, ""] | None = None,
     encoded: EncodedDocuments | None = None,
-) -> Float[Array, "B P T D"]:
+) -> Float[Array, "B *P T D"]:
     """The decoder's outputs from which the head predicts the target tokens."""
     encoder_key = decoder_key = None
     if dropout_key is not None:
         encoder_key, decoder_key = jax.random.split(dropout_key)
     if encoded is None:
         encoded = encode(model, params, batch.documents, batch.document_mask, encoder_key)
+    if isinstance(batch, PackedBatch):
+        slots = jnp.arange(batch.tokens.shape[-1])[None]
+        hidden, _ = decode(
+            model,
+            params,
+            encoded,
+            batch.tokens,
+            batch.segments > 0,
+            batch.positions,
+            slots,
+            dropout_key=decoder_key,
+            segments=batch.segments,
+        )
+        rows = hidden.reshape(len(hidden), -1, hidden.shape[-1])
+        return jnp.take_along_axis(rows, jnp.asarray(batch.predicting)[..., None], axis=1)
     tokens = jnp.concatenate([batch.prompts, batch.targets[..., :-1]], axis=-1)
     mask = jnp.concatenate([batch.prompt_mask, batch.target_mask[..., :-1]], axis=-1)
     slots = jnp.arange(tokens.shape[-1])[None]
@@ -176,11 +197,11 @@ at least V."""
 def target_scores(
     model: EncoderDecoder,
     params: Params,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     dropout_key: Key[Array, ""] | None = None,
     encoded: EncodedDocuments | None = None,
 ) -> TokenScores:
-    """The scores of each target token, `[B, P, T]`. Zero or False for padding.
+    """The scores of each target token, as `batch.targets`. Zero or False for padding.
 
     encoded: the encoding of the batch's documents, None to compute it.
 
@@ -212,6 +233,39 @@ def target_log_probabilities(
     The arguments are those of `target_scores`.
     """
     return target_scores(model, params, batch, encoded=encoded).log_probability.sum(axis=-1)
+
+
+def packed_log_probabilities(
+    model: EncoderDecoder,
+    params: Params,
+    batch: PackedBatch,
+    encoded: EncodedDocuments | None = None,
+) -> Float[Array, "B T"]:
+    """The log-probability of each target token in nats. 0 for padding.
+
+    The arguments are those of `target_scores`.
+    """
+    return target_scores(model, params, batch, encoded=encoded).log_probability
+
+
+def correct_subtasks(
+    batch: Batch | PackedBatch, is_highest: Bool[Array, "B *P T"]
+) -> tuple[Bool[Array, "B subtasks"], Bool[Array, "B subtasks"]]:
+    """Which subtasks have all target tokens right, and which entries are subtasks with a target.
+
+    is_highest: of `TokenScores`. The entries of a document are its prompts, or in a packed batch
+    its target tokens, of which the last one of each target stands for the subtask.
+    """
+    mask = jnp.asarray(batch.target_mask)
+    if not isinstance(batch, PackedBatch):
+        return jnp.all(is_highest | ~mask, axis=-1), jnp.any(mask, axis=-1)
+    segments = jnp.asarray(batch.segments).reshape(len(mask), -1)
+    subtasks = jnp.take_along_axis(segments, jnp.asarray(batch.predicting), axis=1) * mask
+    own = subtasks[:, :, None] == subtasks[:, None, :]
+    wrong = jnp.any(own & (mask & ~is_highest)[:, None, :], axis=-1)
+    following = jnp.pad(subtasks[:, 1:], ((0, 0), (0, 1)))
+    present = mask & (subtasks != following)
+    return present & ~wrong, present
 
 
 class LossMetrics(NamedTuple):
@@ -252,7 +306,7 @@ class LossMetrics(NamedTuple):
 def loss(
     model: EncoderDecoder,
     params: Params,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -276,15 +330,13 @@ def loss(
     if z_loss:
         objective = objective + z_loss * jnp.square(scores.normaliser)
 
-    mask = batch.target_mask
-    has_target = mask.any(axis=-1)
-    right = scores.is_highest
+    correct, present = correct_subtasks(batch, scores.is_highest)
     metrics = LossMetrics(
         loss_sum=cross_entropy.sum(),
-        correct_tokens=right.sum(dtype=jnp.int32),
-        exact_matches=((right | ~mask).all(axis=-1) & has_target).sum(dtype=jnp.int32),
-        target_tokens=jnp.sum(mask, dtype=jnp.int32),
-        subtasks=jnp.sum(has_target, dtype=jnp.int32),
+        correct_tokens=scores.is_highest.sum(dtype=jnp.int32),
+        exact_matches=jnp.sum(correct & present, dtype=jnp.int32),
+        target_tokens=jnp.sum(jnp.asarray(batch.target_mask), dtype=jnp.int32),
+        subtasks=jnp.sum(present, dtype=jnp.int32),
     )
     return objective.sum() / jnp.maximum(metrics.target_tokens, 1), metrics
 

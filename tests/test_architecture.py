@@ -13,7 +13,10 @@ LAYERS = (
     ("errors",),
     ("distributed", "sharding"),
     ("backends", "directory_lock", "disk_errors", "json_spans", "json_text"),
-    ("atomic_file", "command_line", "compilation_cache", "device_memory", "programs"),
+    (
+        *("atomic_file", "chips", "command_line", "compilation_cache", "device_memory", "flops"),
+        "programs",
+    ),
     ("data", "metrics", "models"),
     ("token_scores",),
     ("arguments", "prompt_in_decoder", "tasks", "checkpoints"),

@@ -9,6 +9,7 @@ import pytest
 
 from pid_jax import models, prompt_in_decoder
 from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.decoding.automata import Automata, Position
 from pid_jax.decoding.compaction import Gather, gather_prompts
 from pid_jax.decoding.decode import decode
@@ -126,9 +127,14 @@ def decoding_array_sizes(
 
 
 def compiled_loss_array_sizes(
-    documents: int, prompts: int, architecture: dict[str, Any] = WIDE, *, scan_layers: bool = False
+    documents: int,
+    prompts: int,
+    architecture: dict[str, Any] = WIDE,
+    *,
+    scan_layers: bool = False,
+    packed: bool = False,
 ) -> list[int]:
-    """The same of a training step's loss and gradient."""
+    """The same of a training step's loss and gradient. packed: with a row for each prompt."""
     model = models.build(architecture, scan_layers=scan_layers)
 
     def tokens(*shape):
@@ -139,6 +145,10 @@ def compiled_loss_array_sizes(
         *tokens(documents, prompts, PROMPT_TOKENS),
         *tokens(documents, prompts, NEW_TOKENS),
     )
+    if packed:
+        rows, _ = tokens(documents, prompts, PROMPT_TOKENS + NEW_TOKENS)
+        targets, mask = tokens(documents, prompts * NEW_TOKENS)
+        batch = PackedBatch(*batch[:2], rows, rows, rows, targets, targets, mask)
     gradient = jax.grad(lambda params, batch: prompt_in_decoder.loss(model, params, batch)[0])
     return array_sizes(jax.jit(gradient).lower(models.abstract_params(model), batch))
 
@@ -149,6 +159,8 @@ def test_the_compiled_training_step_holds_no_array_of_a_document_per_prompt():
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS)) < per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS * PROMPTS, 1)) >= per_prompt_documents
     assert max(compiled_loss_array_sizes(DOCUMENTS, PROMPTS, MERGED)) < per_prompt_documents
+    packed = compiled_loss_array_sizes(DOCUMENTS, PROMPTS, packed=True)
+    assert max(packed) < per_prompt_documents
     scanned = compiled_loss_array_sizes(DOCUMENTS, PROMPTS, scan_layers=True)
     assert max(scanned) < per_prompt_documents
 

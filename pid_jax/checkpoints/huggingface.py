@@ -47,6 +47,7 @@ _BESIDE_TOKENIZERS = (
 """Files of a tokenizer that are not sufficient to load one."""
 FILES = ("*.json", "*.safetensors", *_TOKENIZER_FILES)
 """Patterns of all files that are read. Pickled weights are excluded, because they are refused."""
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _WEIGHT_FILES = ("model-*-of-*.safetensors", WEIGHTS_INDEX, WEIGHTS)
 SHARD_BYTES = 5 * 10**9
 """Maximum size of a weights file. Larger models are written as shards and an index."""
@@ -214,7 +215,7 @@ def save(
     flat = flatten_dict(params)
     locations = models.family_of(model.config.model_type).tensors(model.config)
     shards = _split(locations, flat)
-    outdated = (*_outdated_with(tokenizer, directory), *_WEIGHT_FILES)
+    outdated = (*_outdated_with(tokenizer, directory), *_WEIGHT_FILES, *_ADAPTER_FILES)
     with filling(directory, outdated) as folder:
         if len(shards) == 1:
             _write_shard(folder / WEIGHTS, shards[0], locations, flat)

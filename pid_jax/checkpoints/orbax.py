@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,18 +104,20 @@ class RunCheckpoints:
         state: Mapping[str, Any],
         data: position.Positioned,
         metrics: Mapping[str, float] | None = None,
+        lower_is_better: Sequence[str] = (),
     ) -> None:
         """Copies the state and the position of the data, then writes them in the background.
 
         The caller may immediately donate the buffers of the state. `wait` returns when the
-        checkpoint is complete. metrics: those of an evaluation at this step.
+        checkpoint is complete. metrics: those of an evaluation at this step. lower_is_better:
+        metrics whose lowest value is best, besides "loss".
         """
         self.wait()
         response = self._checkpointer.save_checkpointables_async(
             step,
             {"state": dict(state), position.DATA: position.SavedPosition(data)},
             force=True,
-            metrics=None if metrics is None else dict(metrics),
+            metrics=None if metrics is None else ranking.with_order(metrics, lower_is_better),
             custom_metadata=verification.MARKER,
         )
         self._finishing = self._latest = self._thread.submit(self._finish, step, response)

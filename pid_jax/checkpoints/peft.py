@@ -108,7 +108,8 @@ def save(
     """Writes an adapter, as `PeftModel.from_pretrained` of peft reads it.
 
     config: of the model. base: the directory or hub id of the model without the adapter. matrices:
-    float32, by path. When both files are complete, they replace files of these names. Raises
+    float32, by path. When both files are complete, they replace
+    files of these names, and those of a merged export. Raises
     UserError if writing fails.
     """
     from safetensors.numpy import save_file
@@ -128,7 +129,7 @@ def save(
     about = {
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": str(Path(base).absolute()) if Path(base).is_dir() else base,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
@@ -138,7 +139,7 @@ def save(
         "inference_mode": True,
         "use_rslora": False,
     }
-    with filling(directory) as folder:
+    with filling(directory, instead_of=("model*.safetensors*",)) as folder:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

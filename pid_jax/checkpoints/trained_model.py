@@ -158,11 +158,12 @@ def _read(
         of_frozen = frozen.metadata(path) or {}
         adapted = {names[:-1] for names in flatten_dict(saved[trained]) if lora.is_adapter(names)}
 
+        def is_summed(path: placement.Path) -> bool:
+            return path[:-1] in adapted and (path[-1] == lora.KERNEL or lora.is_adapter(path))
+
         def chosen(metadata: Mapping[str, Any]) -> dict[str, Any]:
             flat = flatten_dict(metadata).items()
-            return unflatten_dict(
-                {p: wanted(p, leaf, p[:-1] in adapted) for p, leaf in flat if only(p)}
-            )
+            return unflatten_dict({p: wanted(p, leaf, is_summed(p)) for p, leaf in flat if only(p)})
 
         parts = [chosen(saved[trained]), chosen(of_frozen)]
         params = ocp.load(path, {trained: parts[0]})[trained] if parts[0] else {}

@@ -81,6 +81,9 @@ _SIZES = {
     "prompts": "prompts of each document",
     "prompt_tokens": "tokens of each prompt, the decoder's start token included",
     "target_tokens": "tokens of each target or output",
+    "rows": "with a config that packs prompts: decoder rows of each document, as a run logs them "
+    "(default: enough for all prompts at full length)",
+    "row_tokens": "tokens of such a row",
 }
 _MESH = {
     "data": "copies of the parameters, each with a share of the documents",

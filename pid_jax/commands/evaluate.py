@@ -64,7 +64,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         program,
         DESCRIPTION,
         usage="(--checkpoint=PATH | --predictions=FILE) [--config=FILE | --task=NAME] [--path=PATH]"
-        "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT] [--limit=N]"
+        "\n    [--option=NAME=VALUE ...] [--output=DIRECTORY] [--split=SPLIT]"
+        "\n    [--limit=N] [--evenly-spaced]"
         "\n    [--method=pid|pie] [--weights=int8] [--mesh=AXIS=N] [--config.KEY=VALUE ...]"
         + many_processes.USAGE,
         epilog=many_processes.EPILOG,
@@ -80,7 +81,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="the config file of the training run, or a name such as multiwoz:21,t5_base",
     )
     parser.add_argument(
-        "--task", metavar="NAME", help="a task of pid_jax.tasks, or your own as module:Class"
+        "--task",
+        metavar="NAME",
+        help="a task of pid_jax.tasks, your own as module:Class, or a part of config.data.mixture",
     )
     parser.add_argument(
         "--path", metavar="PATH", help="the files as they were downloaded, or a prepared data set"
@@ -89,6 +92,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="score only the first N documents (dialogue turns)"
+    )
+    parser.add_argument(
+        "--evenly-spaced",
+        action="store_true",
+        help="with --limit: N documents evenly spaced over the split, as training validates on",
     )
     parser.add_argument(
         "--method",
@@ -129,7 +137,11 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError("--mesh needs --checkpoint: predictions have no parameters")
     config = _config(options, overrides)
     task = assembly.task_of(config)
-    examples = list(islice(assembly.examples_of(config, options.split), options.limit))
+    if options.evenly_spaced:
+        examples = assembly.read_examples(config, options.split)
+        examples = list(assembly.evenly_spaced(examples, options.limit or 0))
+    else:
+        examples = list(islice(assembly.examples_of(config, options.split), options.limit))
     evaluation.check_any(examples, task)
     if options.output is not None and service.is_first():
         check_writable(options.output)  # before the work, not after it
@@ -159,6 +171,7 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
     from pid_jax.checkpoints import contents
     from pid_jax.errors import UserError
     from pid_jax.training import config as configuration
+    from pid_jax.training import mixture
 
     if options.config is not None:
         config = configuration.load(options.config, overrides)
@@ -173,8 +186,12 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> "ConfigDic
         config = configuration.with_overrides(configuration.default(), overrides, "the defaults")
     else:
         raise UserError("--predictions needs --task=NAME or --config=FILE: what do they answer?")
+    if config.data.mixture and (options.task is None or options.task in config.data.mixture):
+        config = mixture.part(config, options.task).config
+        options.task = None
     task_args = {**config.data.options.to_dict(), **task_options(options.option)}
     with config.unlocked():
+        config.data.mixture = ConfigDict()
         config.data.task = options.task or config.data.task
         config.data.path = options.path or config.data.path
         config.data.options = ConfigDict(task_args)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from pid_jax import device_memory
-from pid_jax.compile_ahead import estimate, flops, targets
+from pid_jax import device_memory, flops
+from pid_jax.compile_ahead import estimate, targets
 from pid_jax.compile_ahead.estimate import ProgramEstimate
 from pid_jax.compile_ahead.programs import NAMES, ProgramRequest, TracedProgram, traced
 from pid_jax.errors import UserError

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from pid_jax import device_memory
+from pid_jax.chips import CYCLES_PER_EXPONENTIAL, KERNEL_SHARE_OF_PEAK, Chip
 from pid_jax.compile_ahead import hlo
-from pid_jax.compile_ahead.chips import CYCLES_PER_EXPONENTIAL, KERNEL_SHARE_OF_PEAK, Chip
 from pid_jax.compile_ahead.parts import COLLECTIVE, COPIES, PARTS, part_of
 from pid_jax.compile_ahead.traffic import Traffic
 from pid_jax.device_memory import Memory

@@ -4,6 +4,7 @@ Inference compiles what `BatchDecoder` compiles, training what the training loop
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,15 @@ from pid_jax.backends.settings import compiling_for
 from pid_jax.compile_ahead import targets
 from pid_jax.compile_ahead.targets import Target
 from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.packed_batches import bounding_row_shape
+from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.data.row_shapes import RowShape
+from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.decoding_options import DecodingOptions
 from pid_jax.device_memory import bytes_per_device
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
+from pid_jax.inference.batch_planning import BatchLimits, scored_size
 from pid_jax.inference.decoding_batch import DecodingBatch
 from pid_jax.models.protocol import Config, EncoderDecoder, Params
 from pid_jax.programs import Executable, Programs
@@ -62,6 +68,9 @@ class ProgramRequest:
     """Sizes of `sharding.make_mesh`."""
     training: Any = None
     """The `ConfigDict` of a training run."""
+    row_shape: tuple[int, int] | None = None
+    """Rows of a packed document, and tokens of each. None for those that any batch of `shape`
+    fits."""
 
     @property
     def has_mixed_products(self) -> bool:
@@ -69,10 +78,28 @@ class ProgramRequest:
         return self.weights is not None and self.target.chip.platform == "gpu"
 
     @property
-    def arranged(self) -> BatchShape:
+    def packs(self) -> bool:
+        """Whether the batches are packed, as in a training run with this config."""
+        packing = self.training is not None and self.training.data.packing
+        return bool(packing and self.method == "pid" and self.program in TRAINING)
+
+    @property
+    def arranged(self) -> BatchShape | PackedShape:
         """The sizes of the arrays: under "pie" each pair of document and prompt is a document."""
+        shape = self.shape
+        if self.packs:
+            rows = bounding_row_shape(shape.prompts, shape.prompt_tokens - 1, shape.target_tokens)
+            if self.row_shape is not None:
+                targets = min(rows.target_tokens, math.prod(self.row_shape))
+                rows = RowShape(*self.row_shape, targets)
+            return PackedShape(shape.documents, shape.document_tokens, *rows)
         if self.method == "pid":
-            return self.shape
+            return shape
+        return self.pairs
+
+    @property
+    def pairs(self) -> BatchShape:
+        """The sizes under "pie"."""
         return BatchShape(
             documents=self.shape.documents * self.shape.prompts,
             document_tokens=self.shape.document_tokens + self.shape.prompt_tokens - 1,
@@ -80,6 +107,11 @@ class ProgramRequest:
             prompt_tokens=1,
             target_tokens=self.shape.target_tokens,
         )
+
+    @property
+    def unpacked(self) -> BatchShape:
+        """`arranged`, without packing."""
+        return self.shape if self.method == "pid" else self.pairs
 
 
 @dataclass(frozen=True)
@@ -147,11 +179,12 @@ def _inference(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]
     model = models.build(request.config, jnp.dtype(request.dtype))
     params = _decoding_params(model, request, devices)
     decoder = BatchDecoder(model, params, Programs())
-    shape = request.arranged
-    batch = _full_batch(shape)
+    shape = request.unpacked
     if request.program == "score":
-        executables = decoder.scoring_executables(batch, shape)
+        packed = scoring_shape(shape)
+        executables = decoder.scoring_executables(_full_packed_batch(packed), packed)
     else:
+        batch = _full_batch(shape)
         prompts = shape.documents, shape.prompts
         decoding = DecodingBatch(
             batch,
@@ -209,6 +242,31 @@ def _decoding_params(model: EncoderDecoder, request: ProgramRequest, devices: An
     return jax.tree_util.tree_map_with_path(sharded, params)
 
 
+def scoring_shape(shape: BatchShape) -> PackedShape:
+    """The packed rows in which `PidModel.score` scores such prompts and targets."""
+    prompts = [[0] * (shape.prompt_tokens - 1)] * shape.prompts
+    targets = [[0] * shape.target_tokens] * shape.prompts
+    example = TokenizedExample("", [0] * shape.document_tokens, prompts, targets)
+    return PackedShape(shape.documents, *scored_size(example, BatchLimits.by_default()))
+
+
+def _full_packed_batch(shape: PackedShape) -> PackedBatch:
+    """A packed batch. Only its shapes and dtypes matter."""
+    documents = shape.documents, shape.document_tokens
+    rows = shape.documents, shape.rows, shape.row_tokens
+    targets = shape.documents, shape.target_tokens
+    return PackedBatch(
+        documents=np.zeros(documents, np.int32),
+        document_mask=np.ones(documents, bool),
+        tokens=np.zeros(rows, np.int32),
+        segments=np.ones(rows, np.int32),
+        positions=np.zeros(rows, np.int32),
+        predicting=np.zeros(targets, np.int32),
+        targets=np.zeros(targets, np.int32),
+        target_mask=np.ones(targets, bool),
+    )
+
+
 def _full_batch(shape: BatchShape) -> Batch:
     """A batch without padding. Only its shapes and dtypes matter."""
     prompts = shape.documents, shape.prompts
@@ -224,7 +282,7 @@ def _full_batch(shape: BatchShape) -> Batch:
 
 def _check(request: ProgramRequest) -> None:
     """Raises `UserError` for sizes that the program or the model does not have."""
-    shape, config = request.arranged, request.config
+    shape, config = request.unpacked, request.config
     if request.program == "decode" and shape.target_tokens < 2:
         raise UserError(
             f"--max-new-tokens={shape.target_tokens}: the prefill selects the first token, so "

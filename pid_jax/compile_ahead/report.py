@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 import pid_jax
-from pid_jax.compile_ahead.chips import JAX_GPU_FRACTION, SECONDS_PER_KERNEL
+from pid_jax.chips import JAX_GPU_FRACTION, SECONDS_PER_KERNEL
 from pid_jax.compile_ahead.compilation import Compiled
 from pid_jax.compile_ahead.estimate import Work, copies_outside, total
 from pid_jax.compile_ahead.programs import TRAINING

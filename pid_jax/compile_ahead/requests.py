@@ -18,6 +18,9 @@ from pid_jax.models.protocol import Config
 DEFAULT_SHAPE = BatchShape(8, 512, 30, 9, 16)
 """Sizes without a config: a batch of dialogue states, every slot a prompt."""
 
+PACKED_SIZES = ("rows", "row_tokens")
+"""Names of sizes of a config that packs prompts."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
@@ -46,7 +49,8 @@ def request_of(
 ) -> ProgramRequest:
     """The request of a user. None stands for the config's value, or for a default.
 
-    sizes: by the names of `BatchShape`'s fields. mesh: by the names of `sharding.make_mesh`.
+    sizes: by the names of `BatchShape`'s fields and of `PACKED_SIZES`. mesh: by the names of
+    `sharding.make_mesh`.
     Raises `UserError` if a value is out of range, or if no model is named.
     """
     if weights is not None and program in TRAINING:
@@ -59,14 +63,18 @@ def request_of(
     for name, value in sizes.items():
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}={value}: it must be at least 1")
-    shape = dataclasses.replace(shape, **{k: v for k, v in sizes.items() if v is not None})
+    rows = sizes.get("rows"), sizes.get("row_tokens")
+    if any(rows) and not all(rows):
+        raise UserError("--rows and --row-tokens: name both or neither")
+    named = {k: v for k, v in sizes.items() if v is not None and k not in PACKED_SIZES}
+    shape = dataclasses.replace(shape, **named)
     if training is not None and dtype is not None:
         with training.unlocked():
             training.model.dtype = dtype
     trained_dtype = None if training is None else training.model.dtype
     if trained_dtype == "auto":
         trained_dtype = None
-    return ProgramRequest(
+    request = ProgramRequest(
         target=target,
         program=program,
         config=config,
@@ -76,7 +84,11 @@ def request_of(
         weights=weights,
         mesh=_mesh(mesh, training if source.config is not None else None, program),
         training=training,
+        row_shape=(rows[0], rows[1]) if rows[0] and rows[1] else None,
     )
+    if request.row_shape is not None and not request.packs:
+        raise UserError("--rows and --row-tokens are for a training config that packs prompts")
+    return request
 
 
 def _training(source: ModelSource, program: str) -> Any:
@@ -87,7 +99,10 @@ def _training(source: ModelSource, program: str) -> Any:
 
     if source.config is not None:
         return configuration.load(source.config, source.overrides)
-    return configuration.with_overrides(configuration.default(), source.overrides, "the defaults")
+    defaults = configuration.default()
+    with defaults.unlocked():
+        defaults.data.packing = False  # the sizes that flags name are those of single prompts
+    return configuration.with_overrides(defaults, source.overrides, "the defaults")
 
 
 def model_config(source: ModelSource, training: Any) -> Config:

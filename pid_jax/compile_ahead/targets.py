@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pid_jax.compile_ahead.chips import CHIPS, H100_TARGET_CONFIG, Chip
+from pid_jax.chips import CHIPS, H100_TARGET_CONFIG, Chip
 from pid_jax.errors import UserError
 
 _ONE_HOST = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2"}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pid_jax.compile_ahead.chips import SECONDS_PER_KERNEL, Chip
+from pid_jax.chips import SECONDS_PER_KERNEL, Chip
 from pid_jax.compile_ahead.estimate import ProgramEstimate
 
 

@@ -12,9 +12,17 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pid_jax.data.tokenizing import TokenizedExample
+from pid_jax.data.token_source import TokenizedExample
 
 Arr = np.ndarray | jax.Array
+
+
+class RealTokens(NamedTuple):
+    """Tokens of a batch without padding."""
+
+    documents: int
+    decoder: int
+    """Start tokens, prompts, and targets without their last tokens, of subtasks with a target."""
 
 
 class Batch(NamedTuple):
@@ -33,6 +41,15 @@ class Batch(NamedTuple):
     target_mask: Bool[Arr, "B P T"]  # True where the loss counts
 
     @property
+    def real_tokens(self) -> "RealTokens":
+        """The numbers of tokens that are not padding. For a batch on the host."""
+        absent = ~self.target_mask.any(axis=-1)
+        decoder = self.prompt_mask.sum() + self.target_mask[..., 1:].sum()
+        return RealTokens(
+            int(self.document_mask.sum()), int(decoder - self.prompt_mask[absent].sum())
+        )
+
+    @property
     def shape(self) -> "BatchShape":
         """The sizes of the arrays, including absent slots."""
         documents, document_tokens = self.documents.shape
@@ -49,6 +66,11 @@ class BatchShape:
     prompts: int  # P
     prompt_tokens: int  # L, the start token included
     target_tokens: int  # T, the end token included
+
+    @property
+    def decoder_tokens(self) -> int:
+        """The decoder's tokens in a batch, padding included."""
+        return self.documents * self.prompts * (self.prompt_tokens + self.target_tokens - 1)
 
     def __str__(self) -> str:
         return (
@@ -121,11 +143,9 @@ def collate(
     """
     _check_fit(examples, shape)
     slots = (shape.documents, shape.prompts)
-    document_mask = _right_padded_mask(
-        [len(example.document) for example in examples], shape.documents, shape.document_tokens
+    documents, document_mask = collate_documents(
+        examples, shape.documents, shape.document_tokens, pad_token_id
     )
-    documents = np.full(document_mask.shape, pad_token_id, np.int32)
-    documents[document_mask] = _flatten(example.document for example in examples)
 
     # Row (i, j) of [B, P] is row i * P + j below.
     starts = range(0, len(examples) * shape.prompts, shape.prompts)
@@ -160,6 +180,27 @@ def collate(
         targets=targets.reshape(*slots, -1),
         target_mask=target_mask.reshape(*slots, -1),
     )
+
+
+def collate_documents(
+    examples: Sequence[TokenizedExample], documents: int, document_tokens: int, pad_token_id: int
+) -> tuple[Int[np.ndarray, "B S"], Bool[np.ndarray, "B S"]]:
+    """The documents of the examples, right-padded to these sizes, and their mask.
+
+    Raises ValueError for examples that do not fit.
+    """
+    longest = _longest(example.document for example in examples)
+    if len(examples) > documents or longest > document_tokens:
+        raise ValueError(
+            f"{len(examples)} documents of up to {longest} tokens do not fit into {documents} of "
+            f"{document_tokens}"
+        )
+    mask = _right_padded_mask(
+        [len(example.document) for example in examples], documents, document_tokens
+    )
+    padded = np.full(mask.shape, pad_token_id, np.int32)
+    padded[mask] = _flatten(example.document for example in examples)
+    return padded, mask
 
 
 def _check_fit(examples: Sequence[TokenizedExample], shape: BatchShape) -> None:

@@ -1,19 +1,30 @@
 """Batch streams for training and evaluation: sampling, order and shapes."""
 
+import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int
 
+from pid_jax.data import packed_batches
 from pid_jax.data.batching import Batch, BatchShape, bucket, collate, shape_of
-from pid_jax.data.tokenizing import TokenizedExample, TokenizedExamples
+from pid_jax.data.packed_batches import Drawn, OwnRows
+from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.data.permutation import permuted
+from pid_jax.data.row_shapes import RowShape
+from pid_jax.data.token_source import TokenizedExample, TokenSource
 from pid_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Arrange = Callable[[Sequence[TokenizedExample]], Sequence[TokenizedExample]]
-OwnRows = Callable[[int], Int[np.ndarray, " own"]]
-"""The rows that this process has of a batch with so many rows, ascending."""
+
+Stream = Callable[[int], Batch | PackedBatch]
+"""Batch n of an endless stream, from n."""
 
 
 def as_they_are(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
@@ -21,7 +32,30 @@ def as_they_are(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExamp
 
 
 def training_batches(
-    source: TokenizedExamples,
+    source: TokenSource,
+    *,
+    threads: int = 1,
+    prefetch: int = 4,
+    **options: Any,
+) -> grain.DatasetIterator[Batch | PackedBatch]:
+    """The batches of `training_stream`, which has the options, as an iterator. See `iterated`."""
+    return iterated(training_stream(source, **options), threads=threads, prefetch=prefetch)
+
+
+def iterated(
+    stream: Stream, *, threads: int = 1, prefetch: int = 4
+) -> grain.DatasetIterator[Batch | PackedBatch]:
+    """An endless iterator over batch 0, 1, ..., whose position can be saved and restored.
+
+    `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
+    The batches do not depend on `threads` and `prefetch`.
+    """
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(grain.MapDataset.range(_ENDLESS).map(stream).to_iter_dataset(options))
+
+
+def training_stream(
+    source: TokenSource,
     *,
     batch_size: int,
     seed: int,
@@ -32,16 +66,16 @@ def training_batches(
     negative_rate: float = 1.0,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
     window: int = 16,
-    threads: int = 1,
-    prefetch: int = 4,
-) -> grain.DatasetIterator[Batch]:
-    """An endless, shuffled stream of batches whose position can be saved and restored.
+) -> Stream:
+    """A function from n to batch n of an endless, shuffled stream.
 
     An epoch visits every example once. Other examples of the epoch fill its last batch. To form
-    batches of similar length, every `window` batches are sorted by document length, split, and
-    shuffled.
+    batches with little padding, every `window` batches are sorted by the padded length of their
+    documents, then by the decoder tokens that an example is expected to have, split, and shuffled.
+    Start-up time and memory do not depend on the number of examples.
 
     A subtask whose target is `negative_target` (token ids, with the end token) is included with
     probability `negative_rate`. At most `max_prompts` of the included subtasks are drawn, and at
@@ -53,8 +87,10 @@ def training_batches(
     `own_rows` are the rows that a batch has in this process. The shape is that of the whole batch.
     Without an arrangement the process reads the documents of its rows only.
 
-    Batch n depends on the source, the options and n only, not on `threads` and `prefetch`.
-    `get_state`, `set_state` and Orbax's checkpointables are exact: they skip and repeat nothing.
+    packing: several prompts of a document share a decoder row (`pid_jax.data.packing`). The
+    examples and subtasks of batch n are the same. Not with an arrangement.
+
+    Batch n depends on the source, the options and n only.
 
     Raises UserError for an example without subtasks, a subtask without a target, and options
     out of range.
@@ -74,58 +110,79 @@ def training_batches(
         negative_target=negative_target,
         negative_rate=negative_rate,
         window=window,
+        document_multiple=document_multiple,
     )
+    rows = None
+    if packing:
+        rows = packed_batches.row_shapes_of(source, plan.sampled(), max_prompts)
+        sizes = ", ".join(f"{one.rows} x {one.row_tokens}" for one in rows)
+        log.info("packed rows of a document: %s tokens", sizes)
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> Batch | PackedBatch:
         return _collated(
             source,
-            plan.drawn(step),
+            plan.examples(step),
+            lambda row, index: plan.subtasks(step, row, index),
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(grain.MapDataset.range(_ENDLESS).map(batch).to_iter_dataset(options))
+    return batch
 
 
 def evaluation_batches(
-    source: TokenizedExamples,
+    source: TokenSource,
     *,
     batch_size: int,
     pad_token_id: int,
     decoder_start_token_id: int,
     arrange: Arrange = as_they_are,
     own_rows: OwnRows = np.arange,
+    packing: bool = False,
     document_multiple: int = 64,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
-    unless `arrange` changes the rows. own_rows: as in `training_batches`. Raises UserError for an
-    empty source.
+    unless `arrange` changes the rows. own_rows, packing: as in `training_batches`. Raises UserError
+    for an empty source.
     """
     shapes = batch_shapes(
         source, batch_size=batch_size, arrange=arrange, document_multiple=document_multiple
     )
-    counts = source.subtask_counts
-    for start in range(0, len(source), batch_size):
-        indices = range(len(source))[start : start + batch_size]
+    starts = range(0, len(source), batch_size)
+
+    def indices(start: int) -> Int[np.ndarray, " documents"]:
+        return np.arange(start, min(start + batch_size, len(source)))
+
+    def every_subtask(_: int, index: int) -> Int[np.ndarray, " chosen"]:
+        return np.arange(source.subtask_counts[index])
+
+    rows = None
+    if packing:
+        sampled = starts[:: -(-len(starts) // packed_batches.SAMPLED)]
+        drawn = (_drawn(indices(start), every_subtask) for start in sampled)
+        rows = packed_batches.row_shapes_of(source, drawn, None)
+    for start in starts:
         yield _collated(
             source,
-            [(index, np.arange(counts[index])) for index in indices],
+            indices(start),
+            every_subtask,
             shapes,
             arrange,
             own_rows,
+            rows,
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
 
 
 def batch_shapes(
-    source: TokenizedExamples,
+    source: TokenSource,
     *,
     batch_size: int,
     max_prompts: int | None = None,
@@ -144,14 +201,13 @@ def batch_shapes(
         raise UserError(f"max_prompts is at least 1, not {max_prompts}")
     if not len(source):
         raise UserError("there are no examples: an empty file, or a wrong split?")
+    sizes = source.statistics
     # At least one, because an arrangement by prompts needs a prompt.
-    prompts = max(1, int(source.subtask_counts.max()))
+    prompts = max(1, sizes.most_subtasks)
     if max_prompts is not None:
         prompts = min(prompts, max_prompts)
-    largest = _filled(
-        int(source.document_lengths.max()), prompts, source.longest_prompt, source.longest_target
-    )
-    smallest = _filled(int(source.document_lengths.min()), 1, 0, 0)
+    largest = _filled(sizes.longest_document, prompts, sizes.longest_prompt, sizes.longest_target)
+    smallest = _filled(sizes.shortest_document, 1, 0, 0)
     arranged = arrange([largest] * batch_size)
     shape = replace(
         shape_of(arranged, document_multiple=document_multiple),
@@ -165,29 +221,75 @@ def batch_shapes(
     return tuple(replace(shape, document_tokens=length) for length in lengths)
 
 
+def largest_packed_shape(
+    source: TokenSource,
+    *,
+    batch_size: int,
+    max_prompts: int | None = None,
+    document_multiple: int = 64,
+) -> PackedShape:
+    """The shape that every packed batch of this source fits.
+
+    The arguments and errors are those of `batch_shapes`.
+    """
+    largest = batch_shapes(
+        source,
+        batch_size=batch_size,
+        max_prompts=max_prompts,
+        document_multiple=document_multiple,
+    )[-1]
+    rows = packed_batches.largest_row_shape(source.statistics, max_prompts)
+    return packed_batches.packed_shapes([largest], [rows])[0]
+
+
 _ENDLESS = 2**40  # batches, because Grain needs a length
 
-Drawn = tuple[int, Int[np.ndarray, " chosen"]]
-"""An example of a batch, by its index, and the indices of its subtasks."""
+SubtasksOf = Callable[[int, int], Int[np.ndarray, " chosen"]]
+"""The subtasks of a row of a batch, from the number of the row and the index of its example."""
+
+
+def _drawn(indices: Int[np.ndarray, " documents"], subtasks_of: SubtasksOf) -> list[Drawn]:
+    """The examples of a batch, each with its subtasks."""
+    return [(index, subtasks_of(row, index)) for row, index in enumerate(indices.tolist())]
 
 
 def _collated(
-    source: TokenizedExamples,
-    drawn: Sequence[Drawn],
+    source: TokenSource,
+    indices: Int[np.ndarray, " documents"],
+    subtasks_of: SubtasksOf,
     shapes: Sequence[BatchShape],
     arrange: Arrange,
     own_rows: OwnRows,
+    row_shapes: Sequence[RowShape] | None,
     *,
     pad_token_id: int,
     decoder_start_token_id: int,
-) -> Batch:
-    """The own rows of a batch, with the sizes that the whole batch needs."""
+) -> Batch | PackedBatch:
+    """The own rows of a batch of these examples, with the sizes that the whole batch needs.
+
+    row_shapes: those of packed batches, None to pack nothing.
+    """
+
+    def selected(row: int) -> TokenizedExample:
+        index = int(indices[row])
+        return source.select(index, subtasks_of(row, index))
+
     rows = own_rows(shapes[0].documents).tolist()
     if arrange is as_they_are:
-        longest = max((int(source.document_lengths[index]) for index, _ in drawn), default=0)
-        examples = [source.select(*drawn[row]) for row in rows if row < len(drawn)]
+        longest = int(source.document_lengths[indices].max(initial=0))
+        if row_shapes is not None:
+            return packed_batches.collated(
+                source,
+                _drawn(indices, subtasks_of),
+                _fitting(shapes, longest).document_tokens,
+                row_shapes,
+                rows,
+                pad_token_id=pad_token_id,
+                decoder_start_token_id=decoder_start_token_id,
+            )
+        examples = [selected(row) for row in rows if row < len(indices)]
     else:
-        arranged = arrange([source.select(*one) for one in drawn])
+        arranged = arrange([selected(row) for row in range(len(indices))])
         longest = max((len(example.document) for example in arranged), default=0)
         examples = [arranged[row] for row in rows if row < len(arranged)]
     return collate(
@@ -203,7 +305,7 @@ class _TrainingPlan:
 
     def __init__(
         self,
-        source: TokenizedExamples,
+        source: TokenSource,
         *,
         batch_size: int,
         seed: int,
@@ -211,6 +313,7 @@ class _TrainingPlan:
         negative_target: Sequence[int] | None,
         negative_rate: float,
         window: int,
+        document_multiple: int,
     ) -> None:
         _check_trainable(source)
         if not 0 <= negative_rate <= 1:
@@ -224,67 +327,86 @@ class _TrainingPlan:
         self._seed = seed
         self._max_prompts = max_prompts
         self._negative_rate = negative_rate
-        self._negative = None if negative_target is None else source.targets_equal(negative_target)
+        # At a rate of 1 nothing is left out, and no target need be read.
+        self._negative = negative_target if negative_rate < 1 else None
         self._window = window
+        self._document_multiple = document_multiple
         self._steps_per_epoch = -(-len(source) // batch_size)
-        self._latest = (-1, np.zeros((0, batch_size), np.int64))
+        self._latest = ((-1, -1), np.zeros((0, batch_size), np.int64))
 
-    def drawn(self, step: int) -> "list[Drawn]":
+    def examples(self, step: int) -> Int[np.ndarray, " documents"]:
+        """The indices of the examples of a batch."""
         epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
-        # At the start of an epoch two threads may compute the same order. The assignment is
+        window, step_of_window = divmod(step_of_epoch, self._window)
+        # At the start of a window two threads may compute the same order. The assignment is
         # atomic, so neither reads a partial result.
         latest = self._latest
-        if latest[0] != epoch:
-            latest = self._latest = (epoch, self._order(epoch))
-        random = np.random.default_rng([self._seed, 1, step])
-        return [
-            (index, self._subtasks(index, random)) for index in latest[1][step_of_epoch].tolist()
-        ]
+        if latest[0] != (epoch, window):
+            latest = self._latest = ((epoch, window), self._order(epoch, window))
+        return latest[1][step_of_window]
 
-    def _order(self, epoch: int) -> Int[np.ndarray, "steps documents"]:
-        """The indices of the examples of each batch of an epoch."""
-        random = np.random.default_rng([self._seed, 0, epoch])
-        order = np.resize(
-            random.permutation(len(self._source)), self._steps_per_epoch * self._batch_size
+    def sampled(self) -> Iterator[list[Drawn]]:
+        """Evenly spaced batches of the first epoch, or of the first few if it is short."""
+        steps = np.linspace(
+            0, max(self._steps_per_epoch, packed_batches.SAMPLED) - 1, packed_batches.SAMPLED
         )
-        batches = []
-        for start in range(0, len(order), self._window * self._batch_size):
-            window = order[start : start + self._window * self._batch_size]
-            by_length = np.argsort(self._source.document_lengths[window], kind="stable")
-            batches.append(random.permutation(window[by_length].reshape(-1, self._batch_size)))
-        return np.concatenate(batches)
+        for step in steps.astype(int).tolist():
+            yield _drawn(self.examples(step), functools.partial(self.subtasks, step))
 
-    def _subtasks(self, index: int, random: np.random.Generator) -> Int[np.ndarray, " chosen"]:
-        """The indices of an example's subtasks in this batch, ascending."""
-        subtasks = self._source.subtask_range(index)
-        count = subtasks.stop - subtasks.start
-        if self._negative is None:
-            included = np.arange(count)
-        else:
+    def _order(self, epoch: int, window: int) -> Int[np.ndarray, "steps documents"]:
+        """The indices of the examples of each batch of a window."""
+        first = window * self._window
+        last = min(first + self._window, self._steps_per_epoch)
+        positions = np.arange(first * self._batch_size, last * self._batch_size) % len(self._source)
+        order = permuted(positions, len(self._source), [self._seed, 0, epoch])
+        lengths = self._source.document_lengths[order].tolist()
+        padded = [bucket(length, multiple=self._document_multiple) for length in lengths]
+        expected = [self._expected_tokens(index) for index in order.tolist()]
+        by_length = np.lexsort((expected, padded))
+        random = np.random.default_rng([self._seed, 0, epoch, window])
+        return random.permutation(order[by_length].reshape(-1, self._batch_size))
+
+    def _expected_tokens(self, index: int) -> float:
+        """The decoder tokens that an example has in a batch on average."""
+        count = int(self._source.subtask_counts[index])
+        tokens = np.sum(self._source.subtask_lengths(index, np.arange(count)), axis=0)
+        included = np.ones(count)
+        if self._negative is not None:
+            included[self._source.targets_equal(index, self._negative)] = self._negative_rate
+        drawn = included.sum()
+        most = drawn if self._max_prompts is None else min(drawn, self._max_prompts)
+        return float(tokens @ included * most / max(drawn, 1))
+
+    def subtasks(self, step: int, row: int, index: int) -> Int[np.ndarray, " chosen"]:
+        """The indices of the subtasks of an example in a row of a batch, ascending."""
+        count = int(self._source.subtask_counts[index])
+        included = np.arange(count)
+        most = count if self._max_prompts is None else self._max_prompts
+        if self._negative is None and count <= most:
+            return included
+        random = np.random.default_rng([self._seed, 1, step, row])
+        if self._negative is not None:
             sampled = random.random(count) < self._negative_rate
-            included = np.flatnonzero(~self._negative[subtasks] | sampled)
+            included = np.flatnonzero(~self._source.targets_equal(index, self._negative) | sampled)
             if not len(included):
                 included = random.integers(count, size=1)
-        if self._max_prompts is not None and len(included) > self._max_prompts:
-            drawn = np.argsort(random.random(len(included)))[: self._max_prompts]
+        if len(included) > most:
+            drawn = np.argsort(random.random(len(included)))[:most]
             included = included[np.sort(drawn)]
         return included
 
 
-def _check_trainable(source: TokenizedExamples) -> None:
-    (without_subtask,) = np.nonzero(source.subtask_counts == 0)
-    if len(without_subtask):
+def _check_trainable(source: TokenSource) -> None:
+    known = source.statistics
+    if known.without_subtask.count:
         raise UserError(
-            f"example {source.ids[without_subtask[0]]!r} has no subtask, so training cannot use "
-            f"it ({len(without_subtask)} of {len(source)} examples): remove such examples"
+            f"example {known.without_subtask.first!r} has no subtask, so training cannot use "
+            f"it ({known.without_subtask.count} of {known.examples} examples): remove such examples"
         )
-    without_target = source.without_target()
-    if without_target.any():
-        ends = np.cumsum(source.subtask_counts)
-        index = int(np.searchsorted(ends, np.flatnonzero(without_target)[0], side="right"))
+    if known.without_target.count:
         raise UserError(
-            f"example {source.ids[index]!r} has a subtask without a target "
-            f"({int(without_target.sum())} of {len(without_target)} subtasks): "
+            f"example {known.without_target.first!r} has a subtask without a target "
+            f"({known.without_target.count} of {known.subtasks} subtasks): "
             "training needs a target for every subtask"
         )
 

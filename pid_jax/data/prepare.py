@@ -2,23 +2,18 @@
 
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from pid_jax import tasks
 from pid_jax.atomic_file import new_directory
 from pid_jax.data import prepared
 from pid_jax.data.examples import Example
 from pid_jax.data.prepared import Origin, PreparedData
+from pid_jax.data.progress import with_progress
 from pid_jax.errors import MissingData, UserError
-
-SECONDS_BETWEEN_REPORTS = 5.0
 
 log = logging.getLogger("pid_jax.data.prepare")  # the same name when run as __main__
 
@@ -83,25 +78,10 @@ def _open_splits(
             continue
         if first is None:
             raise UserError(f"task {task.name}: the split {split!r} has no examples")
-        present_splits[split] = _with_progress(chain([first], examples), split)
+        present_splits[split] = with_progress(chain([first], examples), split, log)
     if not present_splits:
         raise UserError("; ".join(left_out.values()))
     return present_splits, left_out
-
-
-def _with_progress(examples: Iterable[Example], split: str) -> Iterator[Example]:
-    """Shows a bar on a terminal, and logs a line every few seconds elsewhere."""
-    count = 0
-    started = reported = time.monotonic()
-    with tqdm(desc=split, unit=" examples", disable=not sys.stderr.isatty()) as bar:
-        for example in examples:
-            yield example
-            count += 1
-            bar.update()
-            if bar.disable and time.monotonic() - reported >= SECONDS_BETWEEN_REPORTS:
-                reported = time.monotonic()
-                log.info("%s: %s examples so far", split, f"{count:,}")
-    log.info("%s: %s examples in %.1f s", split, f"{count:,}", time.monotonic() - started)
 
 
 def _checksums(source: str | Path | None, leaving_out: Path) -> dict[str, str]:

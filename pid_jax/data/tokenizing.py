@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import overload
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 
 from pid_jax.data.examples import Example
 from pid_jax.data.limits import Limits, TargetReport, TruncationReport, cut_document, cut_target
+from pid_jax.data.token_source import Lacking, LongestSubtasks, Statistics, TokenizedExample
 from pid_jax.data.tokenizer import (
     Tokenizer,
     encode_document,
@@ -29,34 +30,13 @@ __all__ = [
     "TokenizedExamples",
     "Tokenizer",
     "TruncationReport",
+    "checked_edges",
     "encode_document",
     "encode_prompt",
     "encode_target",
     "leading_tokens",
     "train_tokenizer",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizedExample:
-    """An example as token ids: one document, and a prompt and a target per subtask.
-
-    `prompts[i]` and `targets[i]` belong to subtask i. Nothing contains the decoder start token.
-    A target ends with the end token. A subtask without a target has an empty one. Raises
-    ValueError if the numbers of prompts and targets differ.
-    """
-
-    id: str
-    document: Sequence[int]
-    prompts: Sequence[Sequence[int]]
-    targets: Sequence[Sequence[int]]
-
-    def __post_init__(self) -> None:
-        if len(self.prompts) != len(self.targets):
-            raise ValueError(
-                f"example {self.id!r} has {len(self.prompts)} prompts "
-                f"but {len(self.targets)} targets"
-            )
 
 
 class TokenizedExamples(Sequence[TokenizedExample]):
@@ -104,12 +84,7 @@ class TokenizedExamples(Sequence[TokenizedExample]):
                     )
                 yield example.document
 
-        edges = special_tokens_around(tokenizer)
-        if limits.document_tokens <= sum(edges):
-            raise UserError(
-                f"document_tokens is {limits.document_tokens}, which leaves no space for text: "
-                f"the tokenizer adds {sum(edges)} special tokens to every document"
-            )
+        edges = checked_edges(tokenizer, limits)
         self.leading = leading_tokens(tokenizer)
         """The special tokens at the start of every document."""
         self._documents = _Rows(
@@ -158,7 +133,7 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             document=self._documents[index],
             prompts=[self._prompts[row] for row in self._prompt_rows[rows].tolist()],
             targets=[
-                () if row == _NO_TARGET else self._targets[row]
+                [] if row == _NO_TARGET else self._targets[row]
                 for row in self._target_rows[rows].tolist()
             ],
         )
@@ -173,31 +148,66 @@ class TokenizedExamples(Sequence[TokenizedExample]):
     def document_lengths(self) -> Int[np.ndarray, " examples"]:
         return self._documents.lengths
 
-    @property
+    @cached_property
     def subtask_counts(self) -> Int[np.ndarray, " examples"]:
         return np.diff(self._starts)
 
-    @property
-    def longest_prompt(self) -> int:
-        return int(self._prompts.lengths.max(initial=0))
+    def subtask_lengths(
+        self, index: int, subtasks: Int[np.ndarray, " chosen"]
+    ) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " chosen"]]:
+        """The tokens of the prompts and targets of these subtasks. 0 for no target."""
+        rows = self._starts[index] + subtasks
+        targets = self._target_rows[rows]
+        lengths = np.zeros(len(rows), np.int64)
+        lengths[targets != _NO_TARGET] = self._targets.lengths[targets[targets != _NO_TARGET]]
+        return self._prompts.lengths[self._prompt_rows[rows]], lengths
 
-    @property
-    def longest_target(self) -> int:
-        return int(self._targets.lengths.max(initial=0))
+    def targets_equal(self, index: int, target: Sequence[int]) -> Bool[np.ndarray, " subtasks"]:
+        """True for the subtasks of an example that have this target (with its end token)."""
+        rows = self._target_rows[self._starts[index] : self._starts[index + 1]]
+        return np.isin(rows, self._rows_of_target(tuple(target)))
 
-    def subtask_range(self, index: int) -> slice:
-        """The indices of an example's subtasks among the subtasks of all examples."""
-        return slice(int(self._starts[index]), int(self._starts[index + 1]))
+    @cached_property
+    def _rows_of_target(self) -> Callable[[tuple[int, ...]], list[int]]:
+        """The rows that have a target. Different texts may be equal after truncation."""
 
-    def targets_equal(self, target: Sequence[int]) -> Bool[np.ndarray, " all_subtasks"]:
-        """True for the subtasks of all examples that have this target (with its end token)."""
-        wanted = list(target)
-        rows = [row for row in range(len(self._targets)) if self._targets[row] == wanted]
-        return np.isin(self._target_rows, rows)
+        @lru_cache(maxsize=16)
+        def rows_of(target: tuple[int, ...]) -> list[int]:
+            wanted = list(target)
+            return [row for row in range(len(self._targets)) if self._targets[row] == wanted]
 
-    def without_target(self) -> Bool[np.ndarray, " all_subtasks"]:
-        """True for the subtasks of all examples that have no target."""
-        return self._target_rows == _NO_TARGET
+        return rows_of
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What is known of the data set as a whole."""
+        lengths, counts = self.document_lengths, self.subtask_counts
+        (without_subtask,) = np.nonzero(counts == 0)
+        (without_target,) = np.nonzero(self._target_rows == _NO_TARGET)
+        first = np.searchsorted(self._starts[1:], without_target[:1], side="right")
+        subtasks = LongestSubtasks()
+        for index, count in enumerate(counts.tolist()):
+            prompts, targets = self.subtask_lengths(index, np.arange(count))
+            subtasks.add(prompts.tolist(), targets.tolist())
+        return Statistics(
+            examples=len(self),
+            subtasks=len(self._prompt_rows),
+            shortest_document=int(lengths.min(initial=lengths.max(initial=0))),
+            longest_document=int(lengths.max(initial=0)),
+            most_subtasks=int(counts.max(initial=0)),
+            longest_prompt=int(self._prompts.lengths.max(initial=0)),
+            longest_target=int(self._targets.lengths.max(initial=0)),
+            segment_tokens=subtasks.segment_tokens,
+            target_tokens=subtasks.target_tokens,
+            without_subtask=self._lacking(len(without_subtask), without_subtask),
+            without_target=self._lacking(len(without_target), first),
+            tokens=tuple(self.tokens.tolist()),
+            truncation=self.truncation_report(),
+            targets=self.target_report(),
+        )
+
+    def _lacking(self, count: int, indices: Int[np.ndarray, " examples"]) -> Lacking:
+        return Lacking(count, self.ids[indices[0]] if len(indices) else "")
 
     def lengths_before_cutting(self) -> dict[str, Int[np.ndarray, " texts"]]:
         """Token counts before truncation, with special and end tokens.
@@ -237,6 +247,20 @@ class TokenizedExamples(Sequence[TokenizedExample]):
             targets_cut=int(self._targets.cut[targets].sum()),
             longest_target=self._targets.longest_before,
         )
+
+
+def checked_edges(tokenizer: Tokenizer, limits: Limits) -> tuple[int, int]:
+    """The special tokens before and after a document.
+
+    Raises UserError if `limits.document_tokens` admits special tokens only.
+    """
+    edges = special_tokens_around(tokenizer)
+    if limits.document_tokens <= sum(edges):
+        raise UserError(
+            f"document_tokens is {limits.document_tokens}, which leaves no space for text: "
+            f"the tokenizer adds {sum(edges)} special tokens to every document"
+        )
+    return edges
 
 
 _NO_TARGET = -1

@@ -48,6 +48,36 @@ def gathered(value: T) -> list[T] | None:
     return values
 
 
+def any_of(value: bool) -> bool:
+    """Whether the value of any process is True."""
+    values = gathered(value)
+    return of_first(lambda: any(values or ()))
+
+
+class Notice:
+    """A sign that any process gives and all can see, without waiting for each other.
+
+    Every process must create its notices in the same order.
+    """
+
+    def __init__(self) -> None:
+        self._key = f"pid_jax/notice/{next(_NUMBERS)}"
+        self._given = False
+
+    def give(self) -> None:
+        """Gives the sign, once."""
+        if not self._given and service.count() > 1:
+            service.client().key_value_set(f"{self._key}/{service.index()}", "")
+        self._given = True
+
+    @property
+    def given(self) -> bool:
+        """Whether a process has given the sign."""
+        if not self._given and service.count() > 1:
+            self._given = bool(service.client().key_value_dir_get(f"{self._key}/"))
+        return self._given
+
+
 def wait_for_all() -> None:
     """Returns when all processes have called it."""
     gathered(None)

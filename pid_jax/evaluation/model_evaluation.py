@@ -38,6 +38,7 @@ def evaluate(
     after_batch: Callable[[float, float], None] | None = None,
     predictions: str | Path | None = None,
     processes: bool = False,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Evaluation:
     """Generates an answer to every subtask of `examples` and scores them with `task`.
 
@@ -46,8 +47,9 @@ def evaluate(
     predictions.jsonl, to write before anything is scored. A metric that fails then loses no answer,
     nor does a full disk where the system's temporary directory has space. processes: divide the
     work among the processes of `jax.distributed`, which must all call this with the same arguments.
-    All return the same scores, the first one writes the file. Raises UserError where
-    there is nothing to score or no tokenizer to read it with.
+    All return the same scores, the first one writes the file. cancelled: called after each batch.
+    If it returns True in any process, all raise `Cancelled`. Raises UserError where there is
+    nothing to score or no tokenizer to read it with.
     """
     check_any(examples, task)
     if model.tokenizer is None:
@@ -82,6 +84,7 @@ def evaluate(
             max_new_tokens=limits.target_tokens,
             method=method,
             processes=processes,
+            cancelled=cancelled,
         )
         if processes:
             of_first = generated

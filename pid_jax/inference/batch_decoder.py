@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pid_jax import prompt_in_decoder
 from pid_jax.backends.settings import placement_of
 from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.packing import PackedBatch, PackedShape, part_of, sums_by_subtask
 from pid_jax.decoding.compaction import (
     Size,
     gather_documents,
@@ -74,7 +75,7 @@ class BatchDecoder:
         self._encode = compiled("encode", prompt_in_decoder.encode)
         self._prefill = compiled("prefill", prefill, static_argnames=("length",))
         self._decode = compiled("decode", decode, donate_argnames=("state",))
-        self._score = compiled("score", prompt_in_decoder.target_log_probabilities)
+        self._score = compiled("score", prompt_in_decoder.packed_log_probabilities)
         self._gather_prompts = CompiledFunction(programs, "compaction", gather_prompts)
         self._gather_documents = CompiledFunction(
             programs, "compaction of documents", gather_documents
@@ -88,10 +89,10 @@ class BatchDecoder:
             kind.shape for kind in labels if isinstance(kind, Kind) and kind.signature == signature
         ]
 
-    def scored_shapes(self) -> list[BatchShape]:
+    def scored_shapes(self) -> list[PackedShape]:
         """The shapes for which scoring is compiled."""
         labels = self._score.seconds_by_label()
-        return [shape for shape in labels if isinstance(shape, BatchShape)]
+        return [shape for shape in labels if isinstance(shape, PackedShape)]
 
     def decode(self, batch: DecodingBatch) -> Outputs:
         """Decodes one batch."""
@@ -179,20 +180,19 @@ class BatchDecoder:
             self._decode.seconds_by_label(),
         )
 
-    def score(self, batch: Batch, shape: BatchShape) -> Float[np.ndarray, "B P"]:
-        """log p(target | document, prompt) for a batch, `shape.prompts` prompts at once."""
+    def score(
+        self, batch: PackedBatch, shape: PackedShape, subtasks: int
+    ) -> Float[np.ndarray, "B {subtasks}"]:
+        """log p(target | document, prompt) for a batch, `shape.rows` packed rows at once.
+
+        subtasks: the most of a document.
+        """
         encoded = self._encoded(batch)
-        scores = []
-        for first in range(0, batch.prompts.shape[1], shape.prompts):
-            part = batch._replace(
-                **{
-                    name: getattr(batch, name)[:, first : first + shape.prompts]
-                    for name in ("prompts", "prompt_mask", "targets", "target_mask")
-                }
-            )
-            scored = self._score(self.params, self._on_device(part), encoded, label=shape)
-            scores.append(jax.device_get(scored))
-        return np.concatenate(scores, axis=1)
+        scores = np.zeros(batch.targets.shape)
+        for first in range(0, batch.tokens.shape[1], shape.rows):
+            part = self._on_device(part_of(batch, slice(first, first + shape.rows)))
+            scores += jax.device_get(self._score(self.params, part, encoded, label=shape))
+        return sums_by_subtask(batch, scores, subtasks)
 
     def trace(self, batch: DecodingBatch) -> list[Executable]:
         """The executables that decoding of this batch needs first, in order, for any thread.
@@ -223,7 +223,7 @@ class BatchDecoder:
             arguments = encoded, self._results(first), options, *limits
             yield self._decode.trace(self.params, *arguments, label=kind)
 
-    def scoring_executables(self, batch: Batch, shape: BatchShape) -> Iterator[Executable]:
+    def scoring_executables(self, batch: PackedBatch, shape: PackedShape) -> Iterator[Executable]:
         """The encoder and the program that scores targets, as `executables` yields them."""
         batch = self._shapes(batch)
         documents = _documents(batch)
@@ -315,7 +315,7 @@ class BatchDecoder:
             ~real,
         )
 
-    def _encoded(self, batch: Batch) -> EncodedDocuments:
+    def _encoded(self, batch: Batch | PackedBatch) -> EncodedDocuments:
         documents = self._on_device(_documents(batch))
         encoded: EncodedDocuments = self._encode(self.params, *documents, label=_label(documents))
         return encoded
@@ -332,7 +332,7 @@ class BatchDecoder:
         return jax.device_put(arguments, self._sharding)
 
 
-def _documents(batch: Batch) -> tuple[Any, Any]:
+def _documents(batch: Batch | PackedBatch) -> tuple[Any, Any]:
     return batch.documents, batch.document_mask
 
 

@@ -16,10 +16,15 @@ from jaxtyping import Float, Int
 
 from pid_jax.backends.settings import current_platform
 from pid_jax.data.batching import DOCUMENT_MULTIPLE, BatchShape, bucket, bucket_below
+from pid_jax.data.packing import lengths_of, pack
 from pid_jax.data.tokenizing import TokenizedExample
 
 ExampleSize = tuple[int, int, int, int]
-"""Document tokens, prompts, prompt tokens with the start token, tokens of an output or target."""
+"""Document tokens, prompts, prompt tokens with the start token, tokens of an output. For scoring:
+document tokens, packed rows, tokens of a row, target tokens of all prompts together."""
+
+SCORED_ROW_TOKENS = 256
+"""Prompts to be scored are packed into rows of about so many tokens, or of the longest segment."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,14 @@ class PlannedBatch:
 
     examples: tuple[int, ...]
     shape: BatchShape
-    """`prompts` are those decoded at once, `target_tokens` is the length of the output arrays."""
+    """`prompts` are those decoded at once, `target_tokens` is the length of the output arrays. For
+    scoring the sizes are those of packed rows, see `ExampleSize`."""
     parts: int = 1
     """Above 1 a document has more prompts than are decoded at once: its encoding serves all."""
     same_shape_after: int = 0
     """The later batches of the call that have the same shape."""
+    row_tokens: tuple[int, ...] = ()
+    """For scoring: a length of rows with which each example fits."""
 
 
 class BatchPlanner:
@@ -92,7 +100,8 @@ class BatchPlanner:
     ) -> list[PlannedBatch]:
         """Batches of all examples that have prompts, the largest first.
 
-        new_tokens: of an output, for all examples or for each. None for the examples' own targets.
+        new_tokens: of an output, for all examples or for each. None to score the examples' own
+        targets, in packed rows.
         num_beams: rows of a prompt. devices: fewer documents than fill a batch on each are
         distributed. compiled: shapes that need no compilation. sort: False maintains the order of
         the documents.
@@ -105,23 +114,30 @@ class BatchPlanner:
         if not prompted:
             return []
         known = list(compiled)
-        if isinstance(new_tokens, int):
-            length = _output_length(new_tokens, limits, compiled)
-            known = [shape for shape in compiled if shape.target_tokens == length]
-            lengths = dict.fromkeys(prompted, length)
-        else:
-            own = new_tokens or [max(map(len, one.targets), default=0) for one in examples]
-            lengths = {index: _rounded(max(own[index], 1), limits) for index in prompted}
         share = math.ceil(len(prompted) / devices)
         layout = _Layout(limits, new_tokens is not None, num_beams, share)
-        sizes = {index: layout.size_of(examples[index], lengths[index]) for index in prompted}
+        packed: dict[int, int] = {}
+        if new_tokens is None:
+            rows = {index: len(layout.packed(examples[index])) for index in prompted}
+            sizes = {index: layout.packed_size_of(examples[index]) for index in prompted}
+            packed = {index: layout.row_tokens(examples[index]) for index in prompted}
+        else:
+            rows = {index: len(examples[index].prompts) for index in prompted}
+            if isinstance(new_tokens, int):
+                length = _output_length(new_tokens, limits, compiled)
+                known = [shape for shape in compiled if shape.target_tokens == length]
+                lengths = dict.fromkeys(prompted, length)
+            else:
+                lengths = {i: _rounded(max(new_tokens[i], 1), limits) for i in prompted}
+            sizes = {index: layout.size_of(examples[index], lengths[index]) for index in prompted}
         shapes = self._shapes(sizes, layout, known)
         cut = layout.filled(sizes, shapes) if sort else layout.in_order(sizes, shapes)
         return [
             PlannedBatch(
                 taken,
                 shape,
-                max(math.ceil(len(examples[index].prompts) / shape.prompts) for index in taken),
+                max(math.ceil(rows[index] / shape.prompts) for index in taken),
+                row_tokens=tuple(packed[index] for index in taken) if packed else (),
             )
             for taken, shape in cut
         ]
@@ -147,6 +163,11 @@ class BatchPlanner:
                     shape = other
             shapes[own] = shape
         return {size: shapes[own] for size, own in classes.items()}
+
+
+def scored_size(example: TokenizedExample, limits: BatchLimits) -> ExampleSize:
+    """The size that scoring an example alone has."""
+    return _Layout(limits, False, 1, 1).packed_size_of(example)
 
 
 Cut = list[tuple[tuple[int, ...], BatchShape]]
@@ -178,10 +199,35 @@ class _Layout:
             output_tokens,
         )
 
+    def row_tokens(self, example: TokenizedExample) -> int:
+        """The tokens of a packed row of the example."""
+        segments = lengths_of(example).segments
+        longest, total = int(segments.max()), int(segments.sum())
+        return _rounded(max(longest, min(total, SCORED_ROW_TOKENS)), self.limits)
+
+    def packed(self, example: TokenizedExample) -> list[list[int]]:
+        """The packed rows of the example, at least one."""
+        return pack(lengths_of(example).segments.tolist(), self.row_tokens(example)) or [[]]
+
+    def packed_size_of(self, example: TokenizedExample) -> ExampleSize:
+        """The example's own size for scoring, rounded up; of rows, those scored at once."""
+        row_tokens, rows = self.row_tokens(example), len(self.packed(example))
+        parts = math.ceil(rows / max(bucket_below(self.limits.tokens // row_tokens), 1))
+        return (
+            _rounded(len(example.document), self.limits, multiple=DOCUMENT_MULTIPLE),
+            _rounded(math.ceil(rows / parts), self.limits),
+            row_tokens,
+            _rounded(sum(map(len, example.targets)), self.limits),
+        )
+
     def tokens(self, size: ExampleSize) -> int:
         """Of one document of this size, with prompts and outputs."""
-        document_tokens, prompts, prompt_tokens, output_tokens = size
-        return document_tokens + prompts * self.num_beams * (prompt_tokens + output_tokens)
+        return int(self.tokens_of(np.array(size)))
+
+    def tokens_of(self, sizes: Int[np.ndarray, "*N 4"]) -> Int[np.ndarray, "*N"]:
+        """Of one document of each of these sizes."""
+        of_row = sizes[..., 2] + sizes[..., 3] * self.decoding
+        return sizes[..., 0] + sizes[..., 1] * self.num_beams * of_row
 
     def shape(self, size: ExampleSize, count: int) -> BatchShape:
         """The shape for `count` documents of this size, evenly filled."""
@@ -317,9 +363,8 @@ def _merged(
     leader = np.arange(len(sizes))
     alive = np.ones(len(sizes), bool)
 
-    def tokens(size: Int[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
-        outputs = size[..., 1] * layout.num_beams * (size[..., 2] + size[..., 3])
-        return (size[..., 0] + outputs).astype(np.float64)
+    def tokens(sizes: Int[np.ndarray, "*N 4"]) -> Float[np.ndarray, "*N"]:
+        return layout.tokens_of(sizes).astype(np.float64)
 
     def added_with(one: int) -> Float[np.ndarray, " N"]:
         """The padding that merging each class with this one adds; never beyond the budget."""

@@ -32,7 +32,10 @@ class Executor(Sequence[BatchDecoder]):
     device.
     """
 
-    def __init__(self, model: EncoderDecoder, params: Params) -> None:
+    def __init__(
+        self, model: EncoderDecoder, params: Params, programs: Programs | None = None
+    ) -> None:
+        """programs: of an earlier executor, whose parameters were in the same places."""
         self._model = model
         self._params = jax.tree.map(jnp.asarray, params)
         devices = jax.local_devices()
@@ -46,7 +49,7 @@ class Executor(Sequence[BatchDecoder]):
         """None: wherever the parameters are."""
         self._decoders: dict[int, BatchDecoder] = {}
         self._locks = [threading.Lock() for _ in self._devices]
-        self.programs = Programs()
+        self.programs = Programs() if programs is None else programs
         """The table of all compilations."""
 
     def __len__(self) -> int:
@@ -57,7 +60,7 @@ class Executor(Sequence[BatchDecoder]):
         with self._locks[index]:
             if index not in self._decoders:
                 params = self._params if device is None else jax.device_put(self._params, device)
-                programs = self.programs.for_another_device()
+                programs = self.programs.of_device(index)
                 self._decoders[index] = BatchDecoder(self._model, params, programs)
         return self._decoders[index]
 

@@ -1,5 +1,6 @@
 """`PidModel`: a model, its parameters and its tokenizer, in terms of text."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,7 +19,7 @@ from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding.compaction import Compaction
 from pid_jax.decoding.options import GenerationOptions
 from pid_jax.decoding.report import DecodingReport
-from pid_jax.distributed import service
+from pid_jax.distributed import exchange, service
 from pid_jax.errors import UserError
 from pid_jax.inference.batch_decoder import BatchDecoder
 from pid_jax.inference.batch_planning import BatchLimits, BatchPlanner, PlannedBatch
@@ -26,10 +27,18 @@ from pid_jax.inference.division import Division
 from pid_jax.inference.executor import Executor
 from pid_jax.inference.generation_defaults import GenerationDefaults
 from pid_jax.inference.loading import load
-from pid_jax.inference.plan import Arrangement, Plan, Planner, compaction
+from pid_jax.inference.plan import (
+    Arrangement,
+    Plan,
+    Planner,
+    compaction,
+    packed_shape,
+    planned_shape,
+)
 from pid_jax.inference.progress_bar import progress_bar
 from pid_jax.inference.request import Allowed, Method, NewTokens, Request, RequestReader, Text
 from pid_jax.inference.results import (
+    Cancelled,
     Generation,
     OutputReader,
     Partial,
@@ -68,6 +77,7 @@ class PidModel:
         self._planner = Planner(model.config, tokenizer)
         self._outputs = OutputReader(model.config, tokenizer)
         self._division = Division()
+        self._programs = Programs()
         self._created: Executor | None = None
         self._lock = threading.Lock()
 
@@ -78,8 +88,17 @@ class PidModel:
 
     @property
     def params(self) -> Params:
-        """The parameters. Others need another `PidModel`: programs are compiled beside these."""
+        """The parameters. Others need another `PidModel`, see `with_params`."""
         return self._params
+
+    def with_params(self, params: Params) -> "PidModel":
+        """The same model with other parameters, and with the programs that this one has compiled.
+
+        params: of the same shapes and dtypes, on the same devices.
+        """
+        other = copy.copy(self)
+        other._params, other._created, other._lock = params, None, threading.Lock()
+        return other
 
     @property
     def tokenizer(self) -> Any | None:
@@ -103,13 +122,13 @@ class PidModel:
             if self._created is None:
                 with compiling_for(*placement_of(self.params)):
                     params = self.model.decoding_params(self.params)
-                self._created = Executor(self.model, params)
+                self._created = Executor(self.model, params, self._programs)
             return self._created
 
     @property
     def programs(self) -> Programs:
         """What was compiled for decoding; printed, a table with the seconds of each."""
-        return self._executor.programs
+        return self._programs
 
     @property
     def config(self) -> Config:
@@ -165,6 +184,7 @@ class PidModel:
         after_batch: Callable[[float, float], None] | None = None,
         report: DecodingReport | None = None,
         processes: bool = False,
+        cancelled: Callable[[], bool] | None = None,
         **options: Any,
     ) -> list[list[Generation]]:
         """Answers every prompt of every document; `result[i][j]` answers `prompts[i][j]`.
@@ -193,7 +213,8 @@ class PidModel:
         filled with counts of the work. processes: divide the batches among the processes of
         `jax.distributed`, which must all call this with the same arguments and have the parameters
         on their own devices. The first process returns all results, the others an empty list.
-        `after_batch` then counts for all. Results do not depend on the batch, order or padding.
+        `after_batch` then counts for all. cancelled: called after each batch. If it returns True
+        in any process, all raise `Cancelled`. Results do not depend on the batch, order or padding.
         Raises `UserError` for invalid arguments.
         """
         compact = compaction(compact)
@@ -204,7 +225,7 @@ class PidModel:
         signature, batches = plan.arrangement.options.signature(), plan.batches
         if divided:
             batches = self._division.own(signature, batches)
-        results = Results(request, self._outputs)
+        results, ended = Results(request, self._outputs), False
         report = DecodingReport() if report is None else report
         executor = self._executor
         with (
@@ -222,6 +243,10 @@ class PidModel:
                 bar(complete)
                 if after_batch is not None:
                     after_batch(complete * (service.count() if divided else 1), seconds)
+                if ended := cancelled is not None and cancelled():
+                    break
+        if cancelled is not None and (exchange.any_of(ended) if divided else ended):
+            raise Cancelled
         if divided and not results.gather(report):
             return []
         return results.nested()
@@ -344,7 +369,8 @@ class PidModel:
         results = [[0.0] * len(example.prompts) for example in request.examples]
 
         def score(decoder: BatchDecoder, batch: PlannedBatch) -> np.ndarray:
-            return decoder.score(plan.collate(batch)[0], batch.shape)
+            subtasks = max(len(plan.arrangement.subtasks[index]) for index in batch.examples)
+            return decoder.score(plan.packed(batch), packed_shape(batch.shape), subtasks)
 
         with closing(self._executor.run(score, plan.batches)) as completed:
             for batch, scores, _ in completed:
@@ -405,7 +431,7 @@ class PidModel:
         if divided:
             compiled = self._division.compiled(arrangement.options.signature())
         elif scored:
-            compiled = decoder.scored_shapes()
+            compiled = [planned_shape(shape) for shape in decoder.scored_shapes()]
         else:
             compiled = decoder.shapes(arrangement.options)
         return self._planner.plan(

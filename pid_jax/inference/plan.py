@@ -15,6 +15,7 @@ from pid_jax import arguments, prompt_in_decoder
 from pid_jax.data import tokenizing
 from pid_jax.data.batching import Batch, BatchShape, collate
 from pid_jax.data.detokenizing import Detokenizer
+from pid_jax.data.packing import PackedBatch, PackedShape, collate_packed
 from pid_jax.data.tokenizing import TokenizedExample
 from pid_jax.decoding import allowed_outputs, stop_sequences, token_automata
 from pid_jax.decoding.allowed_outputs import UNCONSTRAINED, PrefixForest
@@ -107,11 +108,8 @@ class Plan:
     def collate(self, planned: PlannedBatch) -> tuple[Batch, Bool[np.ndarray, "B P"]]:
         """The tokens of one batch, and which of its prompts are not absent."""
         examples = [self.arrangement.examples[i] for i in planned.examples]
-        has_targets = any(len(target) for one in examples for target in one.targets)
         shape = dataclasses.replace(
-            planned.shape,
-            prompts=planned.parts * planned.shape.prompts,
-            target_tokens=planned.shape.target_tokens if has_targets else 1,
+            planned.shape, prompts=planned.parts * planned.shape.prompts, target_tokens=1
         )
         batch = collate(
             examples,
@@ -122,6 +120,27 @@ class Plan:
         counts = np.zeros(batch.prompts.shape[0], np.int32)
         counts[: len(examples)] = [len(example.prompts) for example in examples]
         return batch, np.arange(batch.prompts.shape[1]) < counts[:, None]
+
+    def packed(self, planned: PlannedBatch) -> PackedBatch:
+        """The tokens and targets of one batch that is scored."""
+        shape = packed_shape(planned.shape)
+        return collate_packed(
+            [self.arrangement.examples[i] for i in planned.examples],
+            dataclasses.replace(shape, rows=planned.parts * shape.rows),
+            pad_token_id=self.config.pad_token_id,
+            decoder_start_token_id=self.config.decoder_start_token_id,
+            row_tokens=planned.row_tokens,
+        )
+
+
+def packed_shape(shape: BatchShape) -> PackedShape:
+    """The shape of a packed batch from the sizes that it was planned with."""
+    return PackedShape(*dataclasses.astuple(shape))
+
+
+def planned_shape(shape: PackedShape) -> BatchShape:
+    """The inverse of `packed_shape`."""
+    return BatchShape(*dataclasses.astuple(shape))
 
 
 class Planner:

@@ -262,6 +262,10 @@ def with_alternatives(copies: Mapping[int, Sequence[Generation]]) -> Generation:
     return dataclasses.replace(first, alternatives=tuple(others)) if others else first
 
 
+class Cancelled(Exception):
+    """A call of `generate` ended before all was generated, because its caller wanted that."""
+
+
 class NotComputable(UserError):
     """The model's numbers for a prompt are NaN or infinite."""
 

@@ -104,9 +104,20 @@ def stores_scores() -> bool:
     return backend_settings().document_kernel is None
 
 
-def causal_mask(length: int) -> Bool[Array, "1 {length} {length}"]:
-    """True where a query may look at a key of the same sequence: at itself and before."""
-    return jnp.tril(jnp.ones((1, length, length), bool))
+def causal_mask(
+    token_mask: Bool[Array, "B L"], segments: Int[Array, "B L"] | None = None
+) -> Bool[Array, "B L L"]:
+    """True where a new token may look at another: at itself and at tokens before it.
+
+    token_mask: False for padding, which nothing looks at. segments: of each token, where a row has
+    several sequences (`pid_jax.data.packing`). A token looks at its own segment only. Padding then
+    looks at padding, so that every token has something to look at.
+    """
+    length = token_mask.shape[1]
+    before = jnp.tril(jnp.ones((1, length, length), bool))
+    if segments is None:
+        return before & token_mask[:, None, :]
+    return before & (segments[:, :, None] == segments[:, None, :])
 
 
 def split_heads(x: Float[Array, "B tokens width"], heads: int) -> Float[Array, "B heads tokens K"]:

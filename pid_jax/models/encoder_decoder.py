@@ -100,6 +100,7 @@ class EncoderDecoderModel(nn.Module):
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None = None,
+        segments: Int[Array, "B L"] | None = None,
         *,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
@@ -112,6 +113,7 @@ class EncoderDecoderModel(nn.Module):
             document_mask,
             past,
             deterministic,
+            segments,
         )
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

@@ -130,6 +130,7 @@ class EncoderDecoder(Protocol):
         cross_attention: tuple[KeyValue, ...],
         document_mask: Bool[Array, "B S"],
         past: Past | None = None,
+        segments: Int[Array, "B L"] | None = None,
         *,
         deterministic: bool = True,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
@@ -142,6 +143,8 @@ class EncoderDecoder(Protocol):
         slots: each token's index in its padded sequence, one row where all rows agree. Slot j of
             `past` has the index j. Differences of slots are differences of positions, which is
             all that relative families need.
+        segments: where the L tokens are several sequences one after another, the number of each
+            token's own (`pid_jax.data.packing`). Tokens attend to their own sequence only.
         Returns the last layer's normalised output and each layer's keys and values for the
         new tokens alone, `Float["B G L K"]` in their layout, for the caller to add to `past`.
         """

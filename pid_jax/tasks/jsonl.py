@@ -68,7 +68,9 @@ class JsonLines:
         if not gold:
             raise UserError("there is no subtask to score")
         scores = self._scores()
-        return Report(scores(predicted, gold), {**scores.policy, "mean": "over subtasks"})
+        metrics = scores(predicted, gold)
+        policy = {**scores.policy, "mean": "over subtasks"}
+        return Report(metrics, policy, lower_is_better=scores.lower_is_better)
 
     def _scores(self) -> TextScores:
         return TextScores(self.metrics, tokenizer=self.rouge_tokenizer)

@@ -25,12 +25,14 @@ class Report:
 
     `policy` names every convention that affects the scores (data version, normalisation, ...).
     Scores are comparable only under the same policy. `tables` break the scores down, for example
-    {"accuracy per slot": {"hotel-area": 0.9, ...}}.
+    {"accuracy per slot": {"hotel-area": 0.9, ...}}. The highest value of a metric is best, except
+    for those in `lower_is_better`.
     """
 
     metrics: dict[str, float]
     policy: dict[str, str] = field(default_factory=dict)
     tables: dict[str, dict[str, float]] = field(default_factory=dict)
+    lower_is_better: frozenset[str] = frozenset()
 
 
 class Task(Protocol):

@@ -47,8 +47,9 @@ class TextScores:
 
     names: separated by commas: exact_match, f1, rouge (rouge1, rouge2, rougeL, rougeLsum), or
     "module:function" for your own. Such a function returns a number, reported under the
-    function's name, or a dict from names to numbers. tokenizer: "module:function", the tokenizer
-    of ROUGE.
+    function's name, or a dict from names to numbers. If it has the attribute `lower_is_better` with
+    a true value, the lowest of its scores is best. tokenizer: "module:function", the tokenizer of
+    ROUGE.
 
     Raises UserError for an unknown name, a module or function that cannot be imported, and a
     function that does not take two arguments.
@@ -57,6 +58,8 @@ class TextScores:
     def __init__(self, names: str, *, tokenizer: str = "") -> None:
         self._functions: dict[str, Callable[..., Any]] = {}
         self.policy: dict[str, str] = {}
+        self.lower_is_better: frozenset[str] = frozenset()
+        """Of the latest scores, those whose lowest value is best."""
         for name in [name.strip() for name in names.split(",")]:
             if name in _BUILT_IN:
                 self._functions[name], self.policy[name] = _BUILT_IN[name]
@@ -79,6 +82,7 @@ class TextScores:
     def __call__(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """All scores by name. Raises UserError if a function returns other values."""
         scores: dict[str, float] = {}
+        lower: set[str] = set()
         for name, function in self._functions.items():
             result = function(list(predictions), list(references))
             if not isinstance(result, Mapping):
@@ -94,6 +98,9 @@ class TextScores:
                 if key in scores:
                     raise UserError(f"metric {name}: another score is called {key!r}")
                 scores[key] = float(value)
+                if getattr(function, "lower_is_better", False):
+                    lower.add(key)
+        self.lower_is_better = frozenset(lower)
         return scores
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pid_jax import sharding
+from pid_jax.distributed import exchange
 from pid_jax.training.stop_signals import StopSignals
 
 
@@ -40,6 +41,11 @@ class AgreedStopSignals(StopSignals):
             if before is not None:
                 self._agreed = int(before) or None
         return self._agreed is not None
+
+    def agree(self) -> None:
+        """Waits for all processes, unlike `requested`."""
+        received = exchange.gathered(self.received or 0)
+        self._agreed = exchange.of_first(lambda: max(received or (0,))) or self._agreed
 
     def _own(self) -> jax.Array:
         number = np.full(1, self.received or 0, np.int32)

@@ -30,6 +30,8 @@ from pid_jax.data import pipeline, prepared
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
+from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.data.token_source import Statistics, TokenSource
 from pid_jax.data.tokenizing import (
     Limits,
     TokenizedExample,
@@ -77,8 +79,13 @@ def read_examples(config: ConfigDict, split: str) -> Sequence[Example]:
     source = examples_of(config, split)
     examples = source if isinstance(source, Sequence) else list(source)
     if not examples:
-        raise UserError(f"task {config.data.task}: the split {split!r} has no examples")
+        raise no_examples(config, split)
     return examples
+
+
+def no_examples(config: ConfigDict, split: str) -> UserError:
+    """The error for an empty split."""
+    return UserError(f"task {config.data.task}: the split {split!r} has no examples")
 
 
 def limits(config: ConfigDict) -> Limits:
@@ -99,7 +106,7 @@ def activation_dtype(config: ConfigDict) -> Any:
 
 
 def new_model(
-    config: ConfigDict, examples: Sequence[Example], mesh: Mesh | None = None
+    config: ConfigDict, examples: Iterable[Example], mesh: Mesh | None = None
 ) -> tuple[EncoderDecoder, Params | None, Tokenizer]:
     """The model of a new run, its parameters (None: to be initialised), and its tokenizer.
 
@@ -126,7 +133,7 @@ def new_model(
             tokenizer = train_tokenizer(_texts(examples), config.tokenizer.vocab_size)
         description = {
             **config.model.architecture.to_dict(),
-            "vocab_size": _vocabulary(tokenizer),
+            "vocab_size": vocabulary(tokenizer),
             "pad_token_id": _special(tokenizer, "pad_token_id"),
             "eos_token_id": _special(tokenizer, "eos_token_id"),
             "decoder_start_token_id": _special(tokenizer, "pad_token_id"),
@@ -147,7 +154,7 @@ def _partial_init(config: ConfigDict, tokenizer: Tokenizer | None) -> PartialIni
     return PartialInit(
         config.seed,
         config.model.init_architecture.to_dict(),
-        0 if tokenizer is None else _vocabulary(tokenizer),
+        0 if tokenizer is None else vocabulary(tokenizer),
     )
 
 
@@ -258,7 +265,7 @@ def tokenize(
     read.
     """
     lengths = limits(config)
-    _check_positions(config.method, lengths, model.config)
+    check_positions(config.method, lengths, model.config)
     tokenized = TokenizedExamples(
         examples,
         tokenizer,
@@ -266,18 +273,23 @@ def tokenize(
         end_token_id=model.config.eos_token_id,
         text_of=Detokenizer(tokenizer, control_token_ids(model.config)).text,
     )
+    check_readable(tokenized.statistics, model, tokenizer)
+    return tokenized
+
+
+def check_readable(statistics: Statistics, model: EncoderDecoder, tokenizer: Tokenizer) -> None:
+    """Raises UserError for tokens that the model cannot read."""
     # A tokenizer may have more tokens than the model: bart-large-cnn's <mask> has no embedding.
-    unreadable = models.why_unreadable(model.config, tokenized.tokens.tolist())
+    unreadable = models.why_unreadable(model.config, statistics.tokens)
     if unreadable is not None:
         token, why = unreadable
         raise UserError(
             f"the tokenizer produced the token id {token} ({tokenizer.decode([token])!r}), {why}: "
             "is this the tokenizer of the model?"
         )
-    return tokenized
 
 
-def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
+def check_positions(method: str, limits: Limits, architecture: Config) -> None:
     """Raises UserError, naming the keys, if an example of maximum size does not fit the model."""
     prompts = [[0] * limits.prompt_tokens]
     longest = TokenizedExample(
@@ -299,19 +311,19 @@ def _check_positions(method: str, limits: Limits, architecture: Config) -> None:
     )
 
 
-def training_batches(
+def training_stream(
     config: ConfigDict,
-    source: TokenizedExamples,
+    source: TokenSource,
     model: EncoderDecoder,
     tokenizer: Tokenizer,
     own_rows: pipeline.OwnRows = np.arange,
-) -> Any:
-    """The endless Grain iterator of a run's batches.
+) -> pipeline.Stream:
+    """The endless stream of the batches of one task.
 
     own_rows: the rows that this process has of a batch.
     """
     negative = task_of(config).negative_target
-    return pipeline.training_batches(
+    return pipeline.training_stream(
         source,
         batch_size=config.data.batch_size,
         seed=config.seed,
@@ -323,16 +335,25 @@ def training_batches(
         ),
         negative_rate=config.data.negative_rate,
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
 
 
+def packs(config: ConfigDict) -> bool:
+    """Whether several prompts of a document share a decoder row.
+
+    Not under "pie": there each document has one prompt.
+    """
+    return bool(config.data.packing) and config.method == "pid"
+
+
 def evaluation_batches(
     config: ConfigDict,
-    source: TokenizedExamples,
+    source: TokenSource,
     model: EncoderDecoder,
     own_rows: pipeline.OwnRows = np.arange,
-) -> Iterator[Batch]:
+) -> Iterator[Batch | PackedBatch]:
     """Every example once, in order, with all of its subtasks.
 
     own_rows: the rows that this process has of a batch.
@@ -341,34 +362,24 @@ def evaluation_batches(
         source,
         batch_size=_evaluation_batch_size(config),
         own_rows=own_rows,
+        packing=packs(config),
         **_batch_options(config, model, source),
     )
 
 
-def largest_batches(
-    config: ConfigDict,
-    source: TokenizedExamples,
-    validation: TokenizedExamples,
-    model: EncoderDecoder,
-) -> tuple[BatchShape, BatchShape]:
-    """The largest shapes of `training_batches` and of `evaluation_batches`."""
-    options = {"arrange", "document_multiple"}
-
-    def largest(
-        examples: TokenizedExamples, batch_size: int, max_prompts: int | None
-    ) -> BatchShape:
-        of_batch = _batch_options(config, model, examples)
-        return pipeline.batch_shapes(
-            examples,
-            batch_size=batch_size,
-            max_prompts=max_prompts,
-            **{name: value for name, value in of_batch.items() if name in options},
-        )[-1]
-
-    return (
-        largest(source, config.data.batch_size, config.data.max_prompts),
-        largest(validation, _evaluation_batch_size(config), None),
-    )
+def largest_batch(
+    config: ConfigDict, source: TokenSource, model: EncoderDecoder, *, evaluation: bool
+) -> BatchShape | PackedShape:
+    """The largest shape of `training_stream` or of `evaluation_batches`."""
+    of_batch = _batch_options(config, model, source)
+    sizes: dict[str, Any] = {
+        "batch_size": _evaluation_batch_size(config) if evaluation else config.data.batch_size,
+        "max_prompts": None if evaluation else config.data.max_prompts,
+        **{name: of_batch[name] for name in ("arrange", "document_multiple") if name in of_batch},
+    }
+    if packs(config):
+        return pipeline.largest_packed_shape(source, **sizes)
+    return pipeline.batch_shapes(source, **sizes)[-1]
 
 
 def _evaluation_batch_size(config: ConfigDict) -> int:
@@ -383,7 +394,7 @@ def evenly_spaced(examples: Sequence[Example], number: int) -> Sequence[Example]
 
 
 def _batch_options(
-    config: ConfigDict, model: EncoderDecoder, source: TokenizedExamples
+    config: ConfigDict, model: EncoderDecoder, source: TokenSource
 ) -> dict[str, Any]:
     options: dict[str, Any] = {
         "pad_token_id": model.config.pad_token_id,
@@ -395,7 +406,7 @@ def _batch_options(
     return options
 
 
-def _texts(examples: Sequence[Example]) -> Iterator[str]:
+def _texts(examples: Iterable[Example]) -> Iterator[str]:
     """Every document, and every occurrence of a prompt or target."""
     for example in examples:
         yield example.document
@@ -412,7 +423,8 @@ def _read_tokenizer(config: ConfigDict) -> Tokenizer:
     return tokenizer
 
 
-def _vocabulary(tokenizer: Any) -> int:
+def vocabulary(tokenizer: Any) -> int:
+    """The number of tokens of a tokenizer."""
     return len(tokenizer)
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from pid_jax import models, sharding
 from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.packing import PackedBatch, PackedShape
 from pid_jax.models.partition import Partition
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.programs import CompiledFunction, Programs
@@ -39,6 +40,7 @@ def training_programs(
         label_smoothing=config.train.label_smoothing,
         z_loss=config.train.z_loss,
         micro_batches=config.train.micro_batches,
+        skip_nonfinite=config.train.max_nonfinite_steps > 0,
         ema_decay=config.train.ema_decay,
     )
     programs = Programs()
@@ -87,17 +89,32 @@ def abstract_state(
     )
 
 
-def abstract_batch(shape: BatchShape, mesh: Mesh) -> Batch:
+def abstract_batch(shape: BatchShape | PackedShape, mesh: Mesh) -> Batch | PackedBatch:
     """The shapes, dtypes and shardings of a training batch, as `jax.ShapeDtypeStruct`s."""
     rows = sharding.batch_sharding(mesh)
-    prompts = shape.documents, shape.prompts
 
     def of(dtype: Any, *sizes: int) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype, sharding=rows)
 
+    documents = of(jnp.int32, shape.documents, shape.document_tokens)
+    document_mask = of(jnp.bool_, shape.documents, shape.document_tokens)
+    if isinstance(shape, PackedShape):
+        of_rows = of(jnp.int32, shape.documents, shape.rows, shape.row_tokens)
+        of_targets = of(jnp.int32, shape.documents, shape.target_tokens)
+        return PackedBatch(
+            documents,
+            document_mask,
+            tokens=of_rows,
+            segments=of_rows,
+            positions=of_rows,
+            predicting=of_targets,
+            targets=of_targets,
+            target_mask=of(jnp.bool_, shape.documents, shape.target_tokens),
+        )
+    prompts = shape.documents, shape.prompts
     return Batch(
-        documents=of(jnp.int32, shape.documents, shape.document_tokens),
-        document_mask=of(jnp.bool_, shape.documents, shape.document_tokens),
+        documents,
+        document_mask,
         prompts=of(jnp.int32, *prompts, shape.prompt_tokens),
         prompt_mask=of(jnp.bool_, *prompts, shape.prompt_tokens),
         targets=of(jnp.int32, *prompts, shape.target_tokens),

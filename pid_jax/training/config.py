@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from ml_collections import ConfigDict, config_flags
 from pid_jax.checkpoints import manifest
 from pid_jax.errors import UserError
 from pid_jax.models import rematerialisation
-from pid_jax.training import config_files, optimizer
+from pid_jax.training import config_files, loggers, mixture, optimizer, profiling
 from pid_jax.training.config_files import read_argument
 from pid_jax.training.defaults import default
+from pid_jax.training.patience import TASK
 
 __all__ = [
     "check",
@@ -41,6 +43,7 @@ OPEN_SECTIONS = (
     "model.architecture",
     "model.init_architecture",
     "data.options",
+    "data.mixture",
     "optimizer.args",
 )
 
@@ -60,15 +63,32 @@ FIXED_BY_CHECKPOINT = (
     "train.freeze",
     "train.ema_decay",
 )
+# Of these, another value changes no loss: only how batches are computed, and what dropout draws.
+CHANGEABLE = ("data.packing",)
 # These name where things are or what is reported: another value changes no training step.
 WITHOUT_EFFECT_ON_TRAINING = (
     "data.path",
     "data.validation_split",
+    "data.mixture.*.path",
+    "data.mixture.*.validation_split",
+    "data.tokens",
+    "data.cache",
     "train.log_every_steps",
     "train.remat",
     "train.check_memory",
+    "train.loggers",
+    "train.profile_steps",
     "evaluation",
     "checkpoint",
+)
+
+
+_COUNTS_OF_DATA = (
+    "max_prompts",
+    "document_tokens",
+    "prompt_tokens",
+    "target_tokens",
+    "document_multiple",
 )
 
 
@@ -152,19 +172,17 @@ def check(config: ConfigDict) -> None:
     _one_of(config, "train.remat", rematerialisation.NAMES)
     optimizer.check(config)
     _one_of(config, "optimizer.schedule", ("constant", "linear", "cosine", "rsqrt"))
-    _one_of(config, "data.truncation_side", ("left", "right"))
-    _one_of(
-        config,
-        "checkpoint.best_metric",
-        ("loss", "token_accuracy", "exact_match", "joint_exact_match"),
-    )
+    mixture.check(config)
+    own = mixture.own_keys(config)
+    _one_of(config, "data.tokens", ("auto", "memory", "disk"))
+    for key in ("data.truncation_side", *own["truncation_side"]):
+        _one_of(config, key, ("left", "right"))
+    _check_best_metric(config)
+    loggers.check(config.train.loggers)
+    profiling.steps(config.train.profile_steps)
     for key in (
         "data.batch_size",
-        "data.max_prompts",
-        "data.document_tokens",
-        "data.prompt_tokens",
-        "data.target_tokens",
-        "data.document_multiple",
+        *(key for name in _COUNTS_OF_DATA for key in (f"data.{name}", *own[name])),
         "train.steps",
         "train.micro_batches",
         "train.log_every_steps",
@@ -179,13 +197,16 @@ def check(config: ConfigDict) -> None:
         "optimizer.weight_decay",
         "optimizer.clip_norm",
         "train.z_loss",
+        "train.max_nonfinite_steps",
+        "checkpoint.patience",
+        "evaluation.task_score_every_steps",
         "adapter.rank",
         "adapter.alpha",
         "evaluation.documents",
         "evaluation.batch_size",
     ):
         _at_least(config, key, 0)
-    for key in ("data.negative_rate", "optimizer.final_fraction"):
+    for key in ("data.negative_rate", *own["negative_rate"], "optimizer.final_fraction"):
         if not 0 <= get(config, key) <= 1:
             raise UserError(f"config.{key} is {get(config, key)}: it must be from 0 to 1")
     for key in (
@@ -227,7 +248,11 @@ def get(config: ConfigDict, key: str) -> Any:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The dotted keys on which two configurations disagree, with both values (None: absent)."""
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = (
+        # JSON has no tuples.
+        {key: list(v) if isinstance(v, tuple) else v for key, v in leaves(of)}
+        for of in (old, new)
+    )
     return {
         key: (before.get(key), after.get(key))
         for key in dict.fromkeys([*before, *after])
@@ -236,8 +261,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def under(key: str, sections: Sequence[str]) -> bool:
-    """Whether a dotted key is one of `sections` or lies within one."""
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
+    """Whether a dotted key is one of `sections` or lies within one. "*" stands for any name."""
+    return any(
+        fnmatchcase(key, section) or fnmatchcase(key, f"{section}.*") for section in sections
+    )
 
 
 def to_json(config: ConfigDict) -> str:
@@ -262,12 +289,18 @@ def read_saved(file: Path) -> dict[str, Any]:
             "frozen_dtype": "float32",
         },
         "adapter": default().adapter.to_dict(),
+        "data": {"mixture": {}, "tokens": "memory", "cache": "", "packing": False},
         "train": {
             "remat": rematerialisation.NONE,
             "micro_batches": 1,
             "freeze": "",
             "ema_decay": 0.0,
+            "max_nonfinite_steps": 0,
+            "loggers": ["tensorboard"],
+            "profile_steps": "",
         },
+        "evaluation": {"task_score_every_steps": 0},
+        "checkpoint": {"patience": 0},
     }
     for name, added in later.items():
         section = content.setdefault(name, {})
@@ -317,6 +350,24 @@ def _hint(key: str, known: Mapping[str, Any]) -> str:
         names = ", ".join(other.rpartition(".")[2] for other in beside)
         return f": config.{section} has {names}"
     return ""
+
+
+def _check_best_metric(config: ConfigDict) -> None:
+    metric = config.checkpoint.best_metric
+    if metric.startswith(f"{TASK}/"):
+        if not config.evaluation.task_score_every_steps:
+            raise UserError(
+                f"config.checkpoint.best_metric={metric} needs "
+                "config.evaluation.task_score_every_steps"
+            )
+    elif metric not in _VALIDATION_METRICS:
+        raise UserError(
+            f"config.checkpoint.best_metric is {metric!r}: choose from "
+            f"{', '.join(_VALIDATION_METRICS)}, or {TASK}/NAME for a score of the task"
+        )
+
+
+_VALIDATION_METRICS = ("loss", "token_accuracy", "exact_match", "joint_exact_match")
 
 
 def _one_of(config: ConfigDict, key: str, choices: Sequence[str]) -> None:

@@ -80,6 +80,17 @@ def default() -> ConfigDict:
     config.data.options = ConfigDict()
     config.data.train_split = "train"
     config.data.validation_split = "validation"
+    # Several tasks in one run, by names of your choice, each with a weight and its own data:
+    # ConfigDict({"dst": {"task": "multiwoz21", "path": "MULTIWOZ2.1.zip", "weight": 2.0}, ...}).
+    # A part may also have its own options, splits, max_prompts, negative_rate, limits and
+    # document_multiple. Otherwise it has those of this section. Empty: the one task above.
+    config.data.mixture = ConfigDict()
+    # Where token ids are: in "memory", made at every start, or on "disk", made once and read at
+    # random, for data of any size. "auto": on disk for sources of 256 MiB and more.
+    config.data.tokens = "auto"
+    # The directory of token ids on disk, which runs may share. "": tokens/ in the working directory
+    # of the run.
+    config.data.cache = ""
     # Documents per step, over all devices.
     config.data.batch_size = 16
     # At most this many of a document's prompts are drawn in one step.
@@ -96,6 +107,11 @@ def default() -> ConfigDict:
     # Batches are padded to multiples of this many document tokens (a power of two): larger
     # means more padding, but fewer programs to compile.
     config.data.document_multiple = 64
+    # Several prompts of a document, each with its target, share a row of the decoder. Loss and
+    # gradients are the same, and most of the decoder's padding is gone. Each length of documents
+    # has a few sizes of rows, each one more program to compile. "pie" has one prompt for each
+    # document and never packs.
+    config.data.packing = True
 
     config.optimizer = ConfigDict()
     # An optimizer of optax by its name: "adamw" (Loshchilov & Hutter, arXiv 1711.05101),
@@ -149,10 +165,19 @@ def default() -> ConfigDict:
     # Parts of a batch whose gradients are computed one after another and summed, weighted by their
     # target tokens: the memory of a smaller batch, the loss of the whole one.
     config.train.micro_batches = 1
+    # Steps in a row whose loss or gradient is not finite that are skipped: they leave parameters
+    # and optimizer as they were. One more ends the run; 0: the first one does. Parameters that
+    # overflow after a finite gradient always do.
+    config.train.max_nonfinite_steps = 0
     # Refuse before step 1 what needs more memory than a device has. False: warn, and try it.
     config.train.check_memory = True
-    # Steps between progress lines and TensorBoard points; metrics.jsonl has every step.
+    # Steps between progress lines and points of the loggers; metrics.jsonl has every step.
     config.train.log_every_steps = 20
+    # Where points go besides metrics.jsonl: "tensorboard", "wandb", or a class of one's own as
+    # "module:Class" (pid_jax.training.loggers.Logger).
+    config.train.loggers = ("tensorboard",)
+    # Steps whose profile goes to WORKDIR/profile: "10:13" for steps 10, 11 and 12. "": none.
+    config.train.profile_steps = ""
 
     config.evaluation = ConfigDict()
     # Steps between teacher-forced evaluations on validation data (and one at the end).
@@ -162,6 +187,9 @@ def default() -> ConfigDict:
     # Documents per evaluation batch, over all devices; 0: as in training. eval.py decodes so many
     # at most, fewer where their tokens exceed the budget of PidModel.generate.
     config.evaluation.batch_size = 0
+    # Steps between evaluations that generate an answer to every prompt of the same documents and
+    # score them with the task, as eval.py does (and one at the end). 0: none.
+    config.evaluation.task_score_every_steps = 0
 
     config.checkpoint = ConfigDict()
     # Steps between checkpoints; one is also written at every evaluation, and at the end.
@@ -170,8 +198,11 @@ def default() -> ConfigDict:
     config.checkpoint.keep_last = 2
     # The validation metric that ranks checkpoints: "loss" (lowest is best),
     # "token_accuracy", "exact_match" (of targets) or "joint_exact_match" (of documents whose every
-    # target is right; for dialogue states this is joint goal accuracy on tokens).
+    # target is right; for dialogue states this is joint goal accuracy on tokens). A score of the
+    # task as "task/NAME", such as "task/joint_goal_accuracy".
     config.checkpoint.best_metric = "joint_exact_match"
+    # Evaluations in a row without a better best_metric after which the run ends. 0: never.
+    config.checkpoint.patience = 0
 
     config.mesh = ConfigDict()
     # Devices along each axis of the mesh; -1 takes those that are left. Documents are split

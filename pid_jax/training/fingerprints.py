@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
@@ -46,31 +46,49 @@ class Examples(Iterable[Example]):
         return self._digest.hexdigest()
 
 
-def of_run(
-    config: ConfigDict, train: Examples, validation: Examples, model: Path
+class Counted(Protocol):
+    """Examples that were read, or their token ids."""
+
+    count: int
+
+    @property
+    def digest(self) -> str:
+        """The digest of `Examples`."""
+
+
+def of_data(
+    config: ConfigDict, train: Counted, validation: Counted, name: str = ""
 ) -> dict[str, dict[str, Any]]:
-    """The fingerprints of a run by name: paths, splits, counts and digests."""
+    """The fingerprints of a task's data by name: paths, splits, counts and digests.
+
+    name: the name of the task in a mixture.
+    """
     path = str(config.data.path)
-    of_model = hashlib.blake2b(digest_size=16)
-    for file in sorted(model.glob("*")):
-        if file.is_file() and file.suffix != ".safetensors":
-            of_model.update(f"{file.name}\0{len(file.read_bytes())}\0".encode() + file.read_bytes())
+    of = f" of {name}" if name else ""
     return {
-        "training data": {
+        f"training data{of}": {
             "path": path,
             "split": str(config.data.train_split),
             "examples": train.count,
             "digest": train.digest,
         },
-        "validation data": {
+        f"validation data{of}": {
             "path": path,
             "split": str(config.data.validation_split),
             "chosen": int(config.evaluation.documents),
             "examples": validation.count,
             "digest": validation.digest,
         },
-        "model and tokenizer": {"path": str(model), "digest": of_model.hexdigest()},
     }
+
+
+def of_model(model: Path) -> dict[str, dict[str, Any]]:
+    """The fingerprint of the files of the model's configuration and tokenizer."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(model.glob("*")):
+        if file.is_file() and file.suffix != ".safetensors":
+            digest.update(f"{file.name}\0{len(file.read_bytes())}\0".encode() + file.read_bytes())
+    return {"model and tokenizer": {"path": str(model), "digest": digest.hexdigest()}}
 
 
 def check(workdir: Path, read: Mapping[str, Mapping[str, Any]], *, other_data: bool) -> None:

@@ -8,10 +8,11 @@
 <workdir>/checkpoints/frozen/ the parameters that training does not change, if any
 <workdir>/metrics.jsonl       the metrics of every step and every evaluation
 <workdir>/events/             the same metrics and the speed, for TensorBoard
+<workdir>/environment.json    code, libraries, devices and configuration of each start
+<workdir>/profile/            a profile of chosen steps
 """
 
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,10 @@ from ml_collections import ConfigDict
 
 from pid_jax import sharding
 from pid_jax.atomic_file import replacing
-from pid_jax.checkpoints import contents, frozen, manifest, verification
+from pid_jax.checkpoints import contents, frozen, verification
 from pid_jax.checkpoints.orbax import CONFIG, MODEL, RunCheckpoints
-from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.data.pipeline import OwnRows
-from pid_jax.data.tokenizing import TokenizedExamples
+from pid_jax.data.token_source import TokenSource
 from pid_jax.disk_errors import in_one_sentence
 from pid_jax.distributed import exchange, service
 from pid_jax.distributed import rows as of_processes
@@ -38,26 +38,36 @@ from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.training import (
     assembly,
     compiled,
+    environment,
     fingerprints,
     first_state,
+    loggers,
     memory,
     messages,
+    mixed_batches,
+    profiling,
+    run_checks,
     shared_workdir,
+    splits,
     step,
 )
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.agreed_stop import stop_signals
-from pid_jax.training.metrics_writer import writer_of_process
-from pid_jax.training.progress import Progress
+from pid_jax.training.evaluations import Evaluations
+from pid_jax.training.metrics_writer import lines_until, writer_of_process
+from pid_jax.training.model_flops import ModelFlops
+from pid_jax.training.patience import Patience
+from pid_jax.training.profiling import StepProfiler
+from pid_jax.training.progress import Progress, TokenCounts
+from pid_jax.training.skipped_steps import SkippedSteps
+from pid_jax.training.step_reports import Diverged as Diverged
+from pid_jax.training.step_reports import StepReports
 from pid_jax.training.stop_signals import Interrupted
-from pid_jax.training.validation import evaluate
+from pid_jax.training.task_score import TaskScore
+from pid_jax.training.validation import evaluate_parts
 
 log = logging.getLogger(__name__)
-
-
-class Diverged(Exception):
-    """The loss or the parameters are no longer finite. The state was not saved."""
 
 
 def train(
@@ -103,16 +113,20 @@ def _train(
             f"{workdir / CONFIG} is not that of a training run and would be overwritten: use "
             "another --workdir"
         )
+    loggers.check_importable(config.train.loggers)
     mesh = sharding.make_mesh(**config.mesh.to_dict())
-    _check_divisible(config, mesh)
-    start = exchange.of_first(lambda: last_step(workdir))
+    run_checks.check_divisible(config, mesh)
+    start = exchange.of_first(lambda: run_checks.last_step(workdir))
     if start:
-        _check_same_run(workdir, config)
-        _check_model_files(workdir, start, accept=other_data)
-    if start >= config.train.steps:
+        run_checks.check_same_run(workdir, config)
+        run_checks.check_model_files(workdir, start, accept=other_data)
+    patience, skipped = exchange.of_first(lambda: _history(config, workdir, start))
+    if start >= config.train.steps or patience.exhausted:
         if start and other_data and service.is_first():
             _write_config(workdir, config)
         log.info("%s is trained: step %d of %d", workdir, start, config.train.steps)
+        if patience.exhausted:
+            log.info("%s", patience)
         return start
 
     rows = sharding.batch_sharding(mesh)
@@ -142,6 +156,19 @@ def _train(
     )
     abstract = compiled.abstract_state(model, update, shardings, **parts)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
+    evaluations = Evaluations(
+        config,
+        lambda params, stop: evaluate_parts(
+            params,
+            mixed_batches.evaluation_batches(config, validation, model, own_rows),
+            evaluation_step,
+            rows,
+            stop,
+        ),
+        TaskScore(config, model.config, workdir, mesh)
+        if config.evaluation.task_score_every_steps
+        else None,
+    )
     exchange.wait_for_all()  # so that an error until here ends all processes at once
     with RunCheckpoints(
         workdir,
@@ -160,83 +187,69 @@ def _train(
         del materials  # frees the pretrained parameters
         log.info("%s, %s", messages.of_model(model, state), messages.of_mesh(mesh))
 
-        number, saved, last = start, start, config.train.steps
+        number, last = start, config.train.steps
         progress = Progress(start, last)
-        pending: tuple[Batch, Any] | None = None
-        with stop_signals(mesh) as stop, writer_of_process(workdir, resume_after=start) as writer:
-
-            def report(finished: int, batch: Batch, on_device: Any) -> None:
-                """Fetches and writes the metrics of a step. Blocks until they are computed."""
-                metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-                if not metrics.pop("finite"):
-                    raise Diverged(messages.divergence(finished, metrics, saved, workdir))
-                shown = finished % config.train.log_every_steps == 0 or finished == last
-                writer.write(finished, "train", metrics, events=shown)
-                tokens = round(_tokens(batch) / own_share)
-                progress.add(documents=config.data.batch_size, tokens=tokens)
-                if shown:
-                    rates = progress.rates(finished)
-                    writer.write_events(finished, rates)
-                    log.info("%s", progress.line(finished, metrics, rates))
-
-            while number < last and not stop.requested:
-                batch = next(batches)
+        with (
+            stop_signals(mesh) as stop,
+            writer_of_process(workdir, config, resume_after=start) as writer,
+            StepProfiler(workdir, profiling.steps(config.train.profile_steps)) as profiler,
+        ):
+            # Frozen parameters have no gradient, so that fewer FLOPs than usual are needed.
+            flops = None if abstract.frozen else ModelFlops(model, abstract.params)
+            reports = StepReports(config, workdir, writer, progress, skipped, mesh, flops)
+            reports.saved = start
+            while number < last and not patience.exhausted and not stop.requested:
+                with progress.waiting("input"):
+                    batch = next(batches)
                 inputs = of_processes.placed(batch, rows)
                 with progress.paused():  # while a new shape is compiled
                     run_step = train_step.compile(state, inputs, label=inputs.shape)
                 if number == start and service.is_first():
                     _describe_run(workdir, config, read)
+                    environment.record(workdir, config, mesh, start)
                 # The explicit transfer of the batch is the only one. An implicit transfer would
                 # stall the device.
-                with jax.transfer_guard("disallow"):
+                with jax.transfer_guard("disallow"), profiler.step(number + 1, state):
                     state, on_device = run_step(state, inputs)
                 number += 1
-                if pending is not None:
-                    # Fetches the metrics of the preceding step while this one runs.
-                    report(number - 1, *pending)
-                pending = batch, on_device
+                profiler.started(number, on_device)
+                # Fetches the metrics of the preceding step while this one runs.
+                reports.add(number, TokenCounts.of(batch, own_share), inputs, on_device)
 
-                evaluating = number % config.evaluation.every_steps == 0 or number == last
-                if evaluating or number % config.checkpoint.every_steps == 0:
-                    # Saves only after all losses up to this step are known to be finite.
-                    report(number, *pending)
-                    pending = None
-                    metrics = None
+                if evaluations.due(number) or number % config.checkpoint.every_steps == 0:
+                    # Saves only after all steps up to this one are known to be finite or skipped.
+                    reports.flush()
+                    profiler.stop()
                     with progress.paused():
-                        if evaluating:
-                            metrics = evaluate(
-                                state.evaluated,
-                                assembly.evaluation_batches(config, validation, model, own_rows),
-                                validation.subtask_counts,
-                                evaluation_step,
-                                rows,
-                                # A signal interrupts all evaluations but the last, which a
-                                # resumed run would not repeat.
-                                stop if number < last else None,
-                            )
-                        if metrics is not None:
-                            writer.write(number, "validation", metrics)
-                            log.info("step %d  validation: %s", number, messages.listed(metrics))
-                        checkpoints.save(number, state.saved, batches, metrics)
-                    saved = number
+                        scores = evaluations.at(number, state.evaluated, writer, stop)
+                        patience.add(*scores)
+                        checkpoints.save(
+                            number,
+                            state.saved,
+                            batches,
+                            scores.metrics or None,
+                            scores.lower_is_better,
+                        )
+                    reports.saved = number
 
-            if pending is not None:
-                report(number, *pending)
+            if reports.flush():
                 checkpoints.save(number, state.saved, batches)
-                saved = number
+                reports.saved = number
             checkpoints.wait()
-            if stop.agreed is not None and number < last:
+            if stop.agreed is not None and number < last and not patience.exhausted:
                 done = f"after step {number}, saved in {workdir}" if number else "before step 1"
                 raise Interrupted(
                     stop.agreed, f"stopped {done}: run the same command again to continue"
                 )
+        if number < last:
+            log.info("%s", patience)
         log.info(
             "trained %d steps; best by %s: step %s",
-            last,
+            number,
             config.checkpoint.best_metric,
             checkpoints.best_step,
         )
-        return last
+        return number
 
 
 class _Materials(NamedTuple):
@@ -246,8 +259,9 @@ class _Materials(NamedTuple):
     params: Params | None
     """Pretrained parameters. None for new ones and for a resumed run."""
     batches: Any
-    validation: TokenizedExamples
-    largest: tuple[BatchShape, BatchShape]
+    validation: Mapping[str, TokenSource]
+    """By the names of the parts of the mixture."""
+    largest: tuple[memory.Shape, memory.Shape]
     """The shapes of the largest batches of training and validation."""
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
@@ -267,10 +281,11 @@ def _prepare(
     mesh: pretrained parameters are sharded over its devices. None for the first device. own_rows:
     the rows of a batch that this process has.
     """
-    examples = assembly.read_examples(config, config.data.train_split)
+    data = splits.of_run(config, workdir)
     params = None
     if not resuming and (service.is_first() or config.model.init):
-        model, params, tokenizer = assembly.new_model(config, examples, mesh)
+        texts = splits.tokenizer_texts(data)
+        model, params, tokenizer = assembly.new_model(config, texts, mesh)
     if not resuming:
         if service.is_first():
             assembly.save_model(workdir / MODEL, model, tokenizer, assembly.generation_of(config))
@@ -278,30 +293,39 @@ def _prepare(
     if resuming or not service.is_first():
         model, tokenizer = assembly.saved_model(config, workdir / MODEL)
 
-    evaluated = assembly.evenly_spaced(
-        assembly.read_examples(config, config.data.validation_split), config.evaluation.documents
-    )
-    train_texts, texts = fingerprints.Examples(examples), fingerprints.Examples(evaluated)
-    source = assembly.tokenize(config, train_texts, model, tokenizer)
-    validation = assembly.tokenize(config, texts, model, tokenizer)
-    read = fingerprints.of_run(config, train_texts, texts, workdir / MODEL)
+    train: list[TokenSource] = []
+    validation: dict[str, TokenSource] = {}
+    read: dict[str, Mapping[str, Any]] = {}
+    for part, train_split, validation_split in data:
+        tokens = train_split.tokens(model, tokenizer)
+        evaluated = validation_split.tokens(model, tokenizer)
+        name = part.name if len(data) > 1 else ""
+        read |= fingerprints.of_data(part.config, tokens, evaluated, name)
+        train.append(tokens.source)
+        validation[part.name] = evaluated.source
+    read |= fingerprints.of_model(workdir / MODEL)
     if resuming:
         fingerprints.check(workdir, read, other_data=other_data)
-    for split, tokenized in (
-        (config.data.train_split, source),
-        (config.data.validation_split, validation),
-    ):
-        log.info("%s: %s documents; %s", split, len(tokenized), tokenized.truncation_report())
-        if (targets := tokenized.target_report()).changed:
-            log.warning("%s: %s", split, targets)
-    if validation.without_target().any():
-        raise UserError(
-            f"the split {config.data.validation_split!r} has subtasks without a target: "
-            "an evaluation needs one for every subtask"
-        )
-    batches = assembly.training_batches(config, source, model, tokenizer, own_rows)
-    largest = assembly.largest_batches(config, source, validation, model)
+    for (part, train_split, validation_split), source in zip(data, train, strict=True):
+        splits.report(train_split, source.statistics)
+        splits.report(validation_split, validation[part.name].statistics)
+        if validation[part.name].statistics.without_target.count:
+            raise UserError(
+                f"the split {validation_split.name!r} of {part.name} has subtasks without a "
+                "target: an evaluation needs one for every subtask"
+            )
+    batches = mixed_batches.training_batches(config, train, model, tokenizer, own_rows)
+    largest = mixed_batches.largest_batches(config, train, list(validation.values()), model)
     return _Materials(model, params, batches, validation, largest, read)
+
+
+def _history(config: ConfigDict, workdir: Path, start: int) -> tuple[Patience, SkippedSteps]:
+    """What metrics.jsonl says of the run until step `start`."""
+    lines = lines_until(workdir, start) if start else []
+    return (
+        Patience(config.checkpoint.best_metric, config.checkpoint.patience, lines),
+        SkippedSteps(config.train.max_nonfinite_steps, lines),
+    )
 
 
 def _describe_run(workdir: Path, config: ConfigDict, read: Mapping[str, Mapping[str, Any]]) -> None:
@@ -316,81 +340,3 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
     verification.describe(workdir, text)
     with replacing(workdir / CONFIG) as file:
         file.write_text(text, encoding="utf-8")
-
-
-def last_step(workdir: Path) -> int:
-    """The step of the newest intact checkpoint, or 0. Logs those that are damaged.
-
-    Raises UserError if all are damaged.
-    """
-    step, skipped = verification.newest_intact(workdir)
-    for problem in skipped.values():
-        log.warning("%s", problem)
-    if step is None and skipped:
-        raise UserError(
-            f"{workdir} has no intact checkpoint: {'; '.join(skipped.values())}. Restore the files "
-            "from a copy, or use another --workdir to train from the start"
-        )
-    return step or 0
-
-
-def _check_model_files(workdir: Path, step: int, *, accept: bool) -> None:
-    """Raises UserError if a file in model/ is not what it was when the run last started.
-
-    accept: logs a warning instead.
-    """
-    checkpoint = workdir / contents.CHECKPOINTS / str(step)
-    wrong = verification.problems_of_description(workdir, checkpoint, model_only=True)
-    if not wrong:
-        return
-    problem = f"the model and tokenizer are not those of {manifest.FILE}: {manifest.listed(wrong)}"
-    if not accept:
-        raise UserError(
-            f"{workdir} holds a run with other data: {problem}. Restore the files from a copy, use "
-            "another --workdir, or pass --other-data to continue with these"
-        )
-    log.warning("%s: %s", workdir, problem)
-
-
-def _check_divisible(config: ConfigDict, mesh: Mesh) -> None:
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    micro_batches = config.train.micro_batches
-    for key, factor in (("data.batch_size", micro_batches), ("evaluation.batch_size", 1)):
-        size = configuration.get(config, key)
-        if size % (parts * factor):
-            times = f", times config.train.micro_batches={factor}" if factor > 1 else ""
-            raise UserError(
-                f"config.{key} is {size}: it must be a multiple of {parts * factor}, the number of "
-                f"devices along the mesh axes data and fsdp{times}"
-            )
-
-
-def _check_same_run(workdir: Path, config: ConfigDict) -> None:
-    """Compares with the run's configuration. Logs harmless changes, raises UserError for others."""
-    file = workdir / CONFIG
-    if not file.exists():
-        raise UserError(f"{workdir} has checkpoints but no {CONFIG}: use another --workdir")
-    changed = {
-        key: f"config.{key} was {json.dumps(before)}, is {json.dumps(now)}"
-        for key, (before, now) in configuration.differences(
-            configuration.read_saved(file), json.loads(configuration.to_json(config))
-        ).items()
-        if not configuration.under(key, configuration.WITHOUT_EFFECT_ON_TRAINING)
-    }
-    refused = [
-        sentence
-        for key, sentence in changed.items()
-        if configuration.under(key, configuration.FIXED_BY_CHECKPOINT)
-    ]
-    if refused:
-        raise UserError(
-            f"{workdir} holds a run with another configuration: {'; '.join(refused)}. Use another "
-            "--workdir, or the old values to continue"
-        )
-    for sentence in changed.values():
-        log.warning("%s: the run continues with the new value", sentence)
-
-
-def _tokens(batch: Batch) -> int:
-    """The number of tokens in a batch without padding: documents, prompts and targets."""
-    return int(batch.document_mask.sum() + batch.prompt_mask.sum() + batch.target_mask.sum())

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from pid_jax import device_memory
 from pid_jax.data.batching import BatchShape
+from pid_jax.data.packing import PackedShape
 from pid_jax.device_memory import Memory, bytes_per_device, size_text
 from pid_jax.errors import UserError
 from pid_jax.models import rematerialisation
@@ -18,6 +19,8 @@ from pid_jax.training import compiled
 from pid_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
+
+Shape = BatchShape | PackedShape
 
 STATE_SHARE = 0.8
 """A smaller batch helps a run whose parameters and optimizer state take less of the memory."""
@@ -54,7 +57,7 @@ def check(
     mesh: Mesh,
     programs: tuple[CompiledFunction, CompiledFunction],
     state: TrainState,
-    shapes: tuple[BatchShape, BatchShape],
+    shapes: tuple[Shape, Shape],
 ) -> None:
     """Compiles the programs for their largest batches and logs a table of the memory they need.
 
@@ -82,7 +85,7 @@ def check(
     log.warning("%s", problem)
 
 
-def table(needs: RunMemory, available: int | None, shapes: tuple[BatchShape, BatchShape]) -> str:
+def table(needs: RunMemory, available: int | None, shapes: tuple[Shape, Shape]) -> str:
     """The memory of a run for people, several lines."""
     of_all = "" if available is None else f" of {size_text(available)}"
     rows = {
@@ -145,7 +148,7 @@ def _compiled(
     program: CompiledFunction,
     first: Any,
     state: TrainState,
-    shape: BatchShape,
+    shape: Shape,
 ) -> Memory:
     batch = compiled.abstract_batch(shape, mesh)
     try:

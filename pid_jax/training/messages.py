@@ -36,6 +36,14 @@ def divergence(number: int, metrics: Mapping[str, float], saved: int, workdir: P
     )
 
 
+def skipped(number: int, metrics: Mapping[str, float]) -> str:
+    """The warning for a step that was skipped."""
+    return (
+        f"step {number} is skipped: the loss is {metrics['loss']}, the gradient's norm "
+        f"{metrics['gradient_norm']}"
+    )
+
+
 def of_model(model: EncoderDecoder, state: step.TrainState) -> str:
     """The model type and its number of parameters."""
     trained, frozen = (

@@ -1,102 +1,138 @@
-"""Metrics of a run on disk: metrics.jsonl and TensorBoard events."""
+"""Metrics of a run on disk, metrics.jsonl, and in its loggers."""
 
 import json
-import time
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from ml_collections import ConfigDict
 
 from pid_jax.atomic_file import replacing
 from pid_jax.distributed import service
+from pid_jax.errors import UserError
+from pid_jax.training import loggers
+from pid_jax.training.loggers import Logger
 
 METRICS = "metrics.jsonl"
-SECONDS_BETWEEN_FLUSHES = 10.0
+
+
+class MetricsWriter:
+    """Writes `{"step", "split", name: value, ...}` lines, and the same metrics to loggers.
+
+    The file has one line per training step and per evaluation, and no times, so that it is
+    reproducible. A resumed run writes the same lines as an uninterrupted one. A value that is not
+    finite is null in the file, and left out for the loggers.
+    """
+
+    def __init__(
+        self, workdir: str | Path, *, resume_after: int = 0, loggers: Sequence[Logger] = ()
+    ) -> None:
+        """Deletes the lines after step `resume_after`, which the run will write again."""
+        path = Path(workdir) / METRICS
+        truncate_after(path, resume_after)
+        self._lines = path.open("a", encoding="utf-8", buffering=1)
+        self._loggers = loggers
+
+    def write(
+        self,
+        step: int,
+        split: str,
+        metrics: Mapping[str, float],
+        *,
+        events: bool = True,
+        lower_is_better: Sequence[str] = (),
+        task: str | None = None,
+    ) -> None:
+        """Writes and flushes one line. events: also write to the loggers.
+
+        lower_is_better: metrics whose lowest value is best, by their names here. task: of a step of
+        a mixture.
+        """
+        line: dict[str, Any] = {"step": step, "split": split}
+        if task is not None:
+            line["task"] = task
+        line |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if lower_is_better:
+            line["lower_is_better"] = sorted(lower_is_better)
+        self._lines.write(json.dumps(line) + "\n")
+        if events:
+            self.write_events(step, metrics, split if task is None else f"{split}/{task}")
+
+    def write_events(self, step: int, scalars: Mapping[str, float], prefix: str = "") -> None:
+        """Writes to the loggers only, such as speed."""
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        for logger in self._loggers:
+            logger.write(step, prefix, finite)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
 
 
 class NoMetrics:
     """A `MetricsWriter` that writes nothing, for all processes but the first."""
 
     def write(
-        self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
+        self,
+        step: int,
+        split: str,
+        metrics: Mapping[str, float],
+        *,
+        events: bool = True,
+        lower_is_better: Sequence[str] = (),
+        task: str | None = None,
     ) -> None:
         """Ignores the metrics."""
 
-    def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write_events(self, step: int, scalars: Mapping[str, float], prefix: str = "") -> None:
         """Ignores the scalars."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-class MetricsWriter:
-    """Writes `{"step", "split", name: value, ...}` lines and TensorBoard scalars.
-
-    The file has one line per training step and per evaluation, and no times, so that it is
-    reproducible. A resumed run writes the same lines as an uninterrupted one.
-
-    Events are written in the calling thread. SummaryWriter of tensorboardX uses a background
-    thread, and blocks forever after a full disk has stopped that thread.
-    """
-
-    def __init__(self, workdir: str | Path, *, resume_after: int = 0) -> None:
-        """Deletes the lines after step `resume_after`, which the run will write again."""
-        path = Path(workdir) / METRICS
-        truncate_after(path, resume_after)
-        self._lines = path.open("a", encoding="utf-8", buffering=1)
-        self._events = EventsWriter(str(Path(workdir) / "events"))
-        self._flushed = float("-inf")
-        # TensorBoard hides events of earlier files from this step on.
-        self._add(resume_after + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(
-        self, step: int, split: str, metrics: Mapping[str, float], *, events: bool = True
-    ) -> None:
-        """Writes and flushes one line. events: also write TensorBoard scalars."""
-        self._lines.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        if events:
-            self.write_events(step, {f"{split}/{name}": value for name, value in metrics.items()})
-
-    def write_events(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars for TensorBoard only, such as speed."""
-        for name, value in scalars.items():
-            self._add(step, summary=scalar(name, value))
-        if time.monotonic() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
-            self._events.flush()
-            self._flushed = time.monotonic()
-
-    def _add(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._lines.close()
-        finally:
-            self._events.close()
+@contextmanager
+def writer_of_process(
+    workdir: Path, config: ConfigDict, *, resume_after: int
+) -> Iterator[MetricsWriter | NoMetrics]:
+    """The writer of a run. Only the first process writes metrics and opens loggers."""
+    if not service.is_first():
+        yield NoMetrics()
+        return
+    with (
+        loggers.opened(workdir, config, resume_after=resume_after) as of_run,
+        MetricsWriter(workdir, resume_after=resume_after, loggers=of_run) as writer,
+    ):
+        yield writer
 
 
-def writer_of_process(workdir: str | Path, *, resume_after: int) -> MetricsWriter | NoMetrics:
-    """The writer of a run. Only the first process writes metrics."""
-    return MetricsWriter(workdir, resume_after=resume_after) if service.is_first() else NoMetrics()
+def lines_until(workdir: Path, step: int) -> list[dict[str, Any]]:
+    """The complete lines of a run up to a step."""
+    return [json.loads(line) for line in _lines_until(workdir / METRICS, step)]
 
 
 def truncate_after(path: Path, step: int) -> None:
     """Deletes the lines of later steps, and an incomplete last line of a killed process."""
+    if path.exists():
+        lines = _lines_until(path, step)
+        with replacing(path) as file:
+            file.write_text("".join(lines), encoding="utf-8")
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
     if not path.exists():
-        return
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        # A line without its newline may end inside a number.
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            lines.append(line)
-    with replacing(path) as file:
-        file.write_text("".join(lines), encoding="utf-8")
+        return []
+    # A line without its newline may end inside a number.
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    chosen = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                chosen.append(line.decode())
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number}: damaged ({error}): restore the file from a copy, or "
+                "delete it to continue without the metrics so far"
+            ) from error
+    return chosen

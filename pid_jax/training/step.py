@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from pid_jax import models, prompt_in_decoder, sharding
 from pid_jax.checkpoints.frozen import AVERAGED
 from pid_jax.data.batching import Batch
+from pid_jax.data.packing import PackedBatch
 from pid_jax.models.partition import Partition, joined, of_paths_in
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.training.leaf_groups import global_norm
@@ -62,10 +63,10 @@ class BatchEvaluation(NamedTuple):
     """Summed over target tokens, in nats."""
     correct_tokens: Float[Array, ""]
     target_tokens: Float[Array, ""]
-    correct: Bool[Array, "B P"]
+    correct: Bool[Array, "B subtasks"]
     """True if every target token has the highest logit, so that greedy decoding yields it."""
-    present: Bool[Array, "B P"]
-    """False for absent prompts and documents."""
+    present: Bool[Array, "B subtasks"]
+    """False for entries that are no subtask with a target, see `correct_subtasks`."""
 
 
 def initial_state(
@@ -146,7 +147,7 @@ def state_shardings(
 
 def train_step(
     state: TrainState,
-    batch: Batch,
+    batch: Batch | PackedBatch,
     *,
     model: EncoderDecoder,
     optimizer: optax.GradientTransformation,
@@ -154,6 +155,7 @@ def train_step(
     label_smoothing: float,
     z_loss: float,
     micro_batches: int = 1,
+    skip_nonfinite: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One optimizer update. Returns the new state, and metrics of the parameters before it.
@@ -162,12 +164,15 @@ def train_step(
     are finite. Otherwise the new state must not be used. Without a `schedule` the metrics have no
     `learning_rate`. micro_batches: parts of the batch whose gradients are computed one after
     another, and summed with the weight of their target tokens. Its documents must be a multiple.
+    skip_nonfinite: the metric `skipped` is 1.0 if the loss or the gradient norm is not finite. The
+    new state is then the old one with the next `step`, and `finite` is that of its parameters. The
+    parameters after an update do not decide: they would have to be computed twice.
     ema_decay: the weight of the earlier average in that of the state, if it has one.
     """
     dropout_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def loss(
-        params: Any, batch: Batch, key: Key[Array, ""]
+        params: Any, batch: Batch | PackedBatch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], prompt_in_decoder.LossMetrics]:
         return prompt_in_decoder.loss(
             model,
@@ -178,7 +183,7 @@ def train_step(
             dropout_key=key,
         )
 
-    def gradient(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+    def gradient(batch: Batch | PackedBatch, key: Key[Array, ""]) -> _Gradient:
         (value, metrics), of_params = jax.value_and_grad(loss, has_aux=True)(
             state.params, batch, key
         )
@@ -194,7 +199,14 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     gradient_norm = global_norm(gradients)
-    parameter_norm = global_norm(params)
+    usable = jnp.isfinite(value + gradient_norm)
+    ema = None if state.ema is None else _averaged(state.ema, params, ema_decay)
+    new = params, opt_state, ema
+    if skip_nonfinite:
+        old = state.params, state.opt_state, state.ema
+        new = jax.tree.map(lambda new, old: jnp.where(usable, new, old), new, old)
+    parameter_norm = global_norm(new[0])
+    finite = jnp.isfinite(parameter_norm) & (usable | skip_nonfinite)
     report = {
         "loss": jnp.asarray(metrics.loss),
         "token_accuracy": jnp.asarray(metrics.token_accuracy),
@@ -203,18 +215,30 @@ def train_step(
         "subtasks": jnp.asarray(metrics.subtasks, jnp.float32),
         "gradient_norm": gradient_norm,
         "parameter_norm": parameter_norm,
-        "finite": jnp.isfinite(value + gradient_norm + parameter_norm).astype(jnp.float32),
+        "finite": finite.astype(jnp.float32),
     }
+    if skip_nonfinite:
+        report["skipped"] = (~usable).astype(jnp.float32)
     if schedule is not None:
-        report["learning_rate"] = schedule(state.step)
+        report["learning_rate"] = schedule(_updates_so_far(state) if skip_nonfinite else state.step)
+    params, opt_state, ema = new
     state = dataclasses.replace(
-        state,
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        ema=None if state.ema is None else _averaged(state.ema, params, ema_decay),
+        state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
     )
     return state, report
+
+
+def _updates_so_far(state: TrainState) -> Int[Array, ""]:
+    """The number of updates, without skipped steps, as the optimizer counts them.
+
+    The number of steps if the optimizer does not count.
+    """
+    counts = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if path and getattr(path[-1], "name", None) == "count"
+    ]
+    return jnp.asarray(counts[-1] if counts else state.step)
 
 
 def _averaged(ema: Any, params: Any, decay: float) -> Any:
@@ -231,8 +255,8 @@ class _Gradient(NamedTuple):
 
 
 def _accumulated(
-    gradient: Callable[[Batch, Key[Array, ""]], _Gradient],
-    batch: Batch,
+    gradient: Callable[[Batch | PackedBatch, Key[Array, ""]], _Gradient],
+    batch: Batch | PackedBatch,
     key: Key[Array, ""],
     count: int,
 ) -> _Gradient:
@@ -243,7 +267,7 @@ def _accumulated(
         x = jnp.asarray(x)
         return jnp.moveaxis(x.reshape(len(x) // count, count, *x.shape[1:]), 1, 0)
 
-    def weighted(batch: Batch, key: Key[Array, ""]) -> _Gradient:
+    def weighted(batch: Batch | PackedBatch, key: Key[Array, ""]) -> _Gradient:
         batch = jax.tree.map(
             lambda x: sharding.constrain(x, "batch", *[None] * (x.ndim - 1)), batch
         )
@@ -251,7 +275,9 @@ def _accumulated(
         tokens = metrics.target_tokens.astype(jnp.float32)
         return _Gradient(value * tokens, metrics, jax.tree.map(lambda x: x * tokens, of_params))
 
-    def add(so_far: _Gradient, inputs: tuple[Batch, Key[Array, ""]]) -> tuple[_Gradient, None]:
+    def add(
+        so_far: _Gradient, inputs: tuple[Batch | PackedBatch, Key[Array, ""]]
+    ) -> tuple[_Gradient, None]:
         return jax.tree.map(jnp.add, so_far, weighted(*inputs)), None
 
     inputs = jax.tree.map(part, batch), jax.random.split(key, count)
@@ -265,15 +291,16 @@ def _accumulated(
     return _Gradient(sums.value / tokens, sums.metrics, of_params)
 
 
-def evaluation_step(params: Any, batch: Batch, *, model: EncoderDecoder) -> BatchEvaluation:
+def evaluation_step(
+    params: Any, batch: Batch | PackedBatch, *, model: EncoderDecoder
+) -> BatchEvaluation:
     """Evaluates a batch with teacher forcing: one forward pass gives loss and exact matches."""
     scores = prompt_in_decoder.target_scores(model, params, batch)
-    right = scores.is_highest
-    mask = batch.target_mask
+    correct, present = prompt_in_decoder.correct_subtasks(batch, scores.is_highest)
     return BatchEvaluation(
         loss=-jnp.sum(scores.log_probability),
-        correct_tokens=jnp.sum(right.astype(jnp.float32)),
-        target_tokens=jnp.sum(mask.astype(jnp.float32)),
-        correct=jnp.all(right | ~mask, axis=-1),
-        present=jnp.any(mask, axis=-1),
+        correct_tokens=jnp.sum(scores.is_highest.astype(jnp.float32)),
+        target_tokens=jnp.sum(batch.target_mask.astype(jnp.float32)),
+        correct=correct,
+        present=present,
     )

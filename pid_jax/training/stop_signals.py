@@ -37,6 +37,9 @@ class StopSignals:
         """The signal for which the run stops."""
         return self.received
 
+    def agree(self) -> None:
+        """Makes a signal that any process has received that of all. All must call it."""
+
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)

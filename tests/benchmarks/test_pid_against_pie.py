@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import estimates, pid_against_pie
 from benchmarks.pid_against_pie import Case
-from pid_jax.compile_ahead.chips import Chip
+from pid_jax.chips import Chip
 
 TPU = Chip("TPU", "tpu", 16 << 30, 100.0, 10.0, 1.0, clock_hertz=2.0)
 GPU = Chip("GPU", "gpu", 80 << 30, 100.0, 10.0, 1.0, clock_hertz=None)

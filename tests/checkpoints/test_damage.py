@@ -17,7 +17,7 @@ from pid_jax.commands import evaluate, predict
 from pid_jax.commands import export as export_command
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from pid_jax.training import loop
+from pid_jax.training import loop, run_checks
 from tests.helpers import tiny_config
 
 LAST, BEFORE = 12, 10
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_refused_by_loading_it_and_an_intact_one_is_name
 
 def test_training_resumes_from_the_newest_intact_checkpoint_and_names_the_damage(damaged, caplog):
     with caplog.at_level(logging.WARNING, "pid_jax"):
-        assert loop.last_step(damaged) == BEFORE
+        assert run_checks.last_step(damaged) == BEFORE
     assert f"{damaged / 'checkpoints' / str(LAST)} is damaged: " in caplog.text
 
 

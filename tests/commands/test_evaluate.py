@@ -153,3 +153,26 @@ def test_what_is_missing_or_does_not_fit_is_named(
     typo = failure([f"--predictions={gold}", "--task=synthetic_dst", "--limt=3"], capsys)
     assert "unexpected argument '--limt=3'" in typo
     assert not (tmp_path / "out").exists()
+
+
+def test_one_task_of_a_mixture_is_scored(
+    tmp_path: Path, gold: Path, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "mixture.py"
+    entries = {
+        "few": {"weight": 1.0, "task": "synthetic_dst", "options": DATA},
+        "other": {"weight": 2.0, "task": "squad2", "path": "squad"},
+    }
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "from pid_jax.training import config as configuration\n"
+        "def get_config():\n"
+        "    config = configuration.default()\n"
+        f"    config.data.mixture = ConfigDict({entries})\n"
+        "    return config\n"
+    )
+    flags = [f"--config={config}", f"--predictions={gold}"]
+    main([*flags, "--task=few", f"--output={tmp_path / 'scores'}"])
+    assert metrics(tmp_path / "scores")["metrics"]["joint_goal_accuracy"] == 1.0
+    assert metrics(tmp_path / "scores")["documents"] == len(examples)
+    assert "config.data.mixture has several tasks: choose from few, other" in failure(flags, capsys)

@@ -3,8 +3,8 @@
 import pytest
 
 from pid_jax import device_memory
+from pid_jax.chips import CHIPS
 from pid_jax.compile_ahead import estimate
-from pid_jax.compile_ahead.chips import CHIPS
 from pid_jax.compile_ahead.estimate import ProgramEstimate, Work
 from pid_jax.compile_ahead.timing import timing
 from pid_jax.device_memory import Memory

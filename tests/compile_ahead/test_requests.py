@@ -12,6 +12,7 @@ from pid_jax.compile_ahead.programs import ProgramRequest
 from pid_jax.compile_ahead.requests import ModelSource, request_of
 from pid_jax.compile_ahead.targets import Target, parse
 from pid_jax.data.batching import BatchShape
+from pid_jax.data.packing import PackedShape
 from pid_jax.errors import UserError
 from tests.helpers.tiny_t5 import TINY
 
@@ -135,6 +136,26 @@ def test_sizes_come_from_the_config_and_flags_replace_them() -> None:
     )
     assert changed.shape == BatchShape(16, 512, 12, 17, 24)
     assert changed.dtype == "float32"
+
+
+def test_a_config_that_packs_has_rows_for_all_prompts_at_full_length() -> None:
+    packed = request("train", config="multiwoz:21,t5_base")
+    # 12 prompts of 17 tokens after the start token, with targets of 24: segments of 41.
+    assert packed.arranged == PackedShape(32, 512, 12, 44, 288)
+    named = request("evaluate", config="multiwoz:21,t5_base", sizes={"rows": 2, "row_tokens": 40})
+    assert named.arranged == PackedShape(32, 512, 2, 40, 80)
+    unpacked = ["--config.data.packing=False"]
+    one_each = request("train", config="multiwoz:21,t5_base", overrides=unpacked)
+    assert one_each.arranged == one_each.shape
+    assert request("train").arranged == request("train").shape  # sizes of flags alone
+
+
+def test_sizes_of_rows_need_a_config_that_packs() -> None:
+    with pytest.raises(UserError, match="--rows and --row-tokens: name both or neither"):
+        request("train", config="multiwoz:21,t5_base", sizes={"rows": 2})
+    for options in ({"config": "multiwoz:21,t5_base", "method": "pie"}, {}):
+        with pytest.raises(UserError, match="for a training config that packs prompts"):
+            request("train", sizes={"rows": 2, "row_tokens": 40}, **options)
 
 
 def test_under_pie_every_pair_is_a_document() -> None:

@@ -19,7 +19,7 @@ from pid_jax.data import prepare, prepared
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.data.prepared import Origin, PreparedExamples
 from pid_jax.errors import UserError
-from pid_jax.training import assembly
+from pid_jax.training import assembly, mixed_batches
 from tests.helpers import tiny_config
 from tests.helpers.prepared_data import (
     ROOT,
@@ -236,7 +236,7 @@ def test_training_draws_the_same_batches_from_either(data_dir):
         examples = assembly.read_examples(config, "train")
         model, _, tokenizer = assembly.new_model(config, examples)
         tokenized = assembly.tokenize(config, examples, model, tokenizer)
-        stream = assembly.training_batches(config, tokenized, model, tokenizer)
+        stream = mixed_batches.training_batches(config, [tokenized], model, tokenizer)
         return type(examples), [next(stream) for _ in range(12)]
 
     kind, from_data_set = batches(data_dir)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example, Subtask
+from pid_jax.data.token_source import Lacking
 from pid_jax.data.tokenizing import (
     Limits,
     TokenizedExamples,
@@ -108,7 +109,7 @@ def test_examples_are_tokenized_text_by_text(byt5):
     assert tokenized[0].targets == [bytes_of("x", END), [END]]
     assert tokenized[1].prompts == tokenized[1].targets == []
     assert tokenized[2].prompts == [bytes_of("p"), bytes_of("q")]
-    assert tokenized[2].targets == [(), bytes_of("x", END)]
+    assert tokenized[2].targets == [[], bytes_of("x", END)]
     assert tokenized[-1] == tokenized[2]
     assert tokenized[1:] == [tokenized[1], tokenized[2]]
     with pytest.raises(IndexError):
@@ -138,10 +139,35 @@ def test_subtasks_are_found_by_their_target(byt5):
     ]
     tokenized = TokenizedExamples(examples, byt5, WIDE, end_token_id=END)
     none = encode_target(byt5, "none", END)
-    assert tokenized.targets_equal(none).tolist() == [True, False, False, True]
-    assert tokenized.targets_equal([12345]).tolist() == [False] * 4
-    assert tokenized.without_target().tolist() == [False, True, False, False]
-    assert tokenized.subtask_range(2) == slice(2, 4)
+    assert [tokenized.targets_equal(n, none).tolist() for n in range(3)] == [
+        [True, False],
+        [],
+        [False, True],
+    ]
+    assert tokenized.targets_equal(2, [12345]).tolist() == [False] * 2
+
+
+def test_statistics_name_the_first_example_that_lacks_something(byt5):
+    examples = [
+        example("x", ("a", "none"), ("b", None)),
+        example("y", id="b"),
+        example("zzz", ("a", "north"), ("b", None), ("c", None), id="c"),
+    ]
+    statistics = TokenizedExamples(examples, byt5, WIDE, end_token_id=END).statistics
+    assert statistics.without_target == Lacking(3, "a")
+    assert statistics.without_subtask == Lacking(1, "b")
+    assert (statistics.examples, statistics.subtasks, statistics.most_subtasks) == (3, 5, 3)
+    # With the end token.
+    assert (statistics.shortest_document, statistics.longest_document) == (2, 4)
+    assert (statistics.longest_prompt, statistics.longest_target) == (1, 6)
+
+
+def test_lengths_of_subtasks_are_those_of_their_tokens(byt5):
+    examples = [example("x", ("a", "A"), ("bc", None), ("def", "DE"))]
+    tokenized = TokenizedExamples(examples, byt5, WIDE, end_token_id=END)
+    prompts, targets = tokenized.subtask_lengths(0, np.array([2, 1, 0]))
+    assert prompts.tolist() == [3, 2, 1]
+    assert targets.tolist() == [3, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from pid_jax import models
+from pid_jax import flops, models
 from pid_jax.backends.settings import compiling_for
-from pid_jax.compile_ahead import estimate, flops, targets
+from pid_jax.compile_ahead import estimate, targets
 from pid_jax.compile_ahead.compilation import Compiled, compile_request
 from pid_jax.compile_ahead.estimate import ProgramEstimate
 from pid_jax.compile_ahead.programs import TRAINING, ProgramRequest

@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.data.batch_size = 4
     config.data.max_prompts = 4
     config.data.negative_rate = 0.2
+    config.data.packing = False
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 4
     config.train.steps = 24

@@ -151,8 +151,15 @@ def test_long_targets_do_not_pad_the_short_ones() -> None:
     batches = BatchPlanner().plan(examples, BatchLimits(4096), new_tokens=None)
     for batch in batches:
         if any(lengths[index] == 1 for index in batch.examples):
-            assert batch.shape.target_tokens == 1
-    assert sum(tokens(batch) * batch.parts for batch in batches) < 8192
+            # Ten segments of two tokens share a row, and predict ten tokens.
+            sizes = batch.shape.prompts, batch.shape.prompt_tokens, batch.shape.target_tokens
+            assert sizes == (1, 20, 10)
+            assert batch.row_tokens == (20,) * len(batch.examples)
+    padded = [
+        batch.shape.documents * batch.shape.prompts * batch.shape.prompt_tokens * batch.parts
+        for batch in batches
+    ]
+    assert sum(padded) < 8192
 
 
 def test_planning_takes_time_with_the_number_of_documents_not_with_its_square() -> None:

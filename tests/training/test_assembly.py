@@ -11,7 +11,7 @@ from pid_jax.checkpoints import huggingface
 from pid_jax.data.examples import Example, Subtask
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
-from pid_jax.training import assembly
+from pid_jax.training import assembly, mixed_batches
 from tests.helpers import tiny_checkpoint, tiny_config
 
 
@@ -127,12 +127,13 @@ def test_negative_targets_are_drawn_at_their_rate(config):
     examples = assembly.read_examples(config, "train")
     model, _, tokenizer = assembly.new_model(config, examples)
     config.data.max_prompts = 11
+    config.data.packing = False
     source = assembly.tokenize(config, examples, model, tokenizer)
     none = tokenizer("none", add_special_tokens=False)["input_ids"] + [1]
 
     def share_of_none(rate):
         config.data.negative_rate = rate
-        batches = assembly.training_batches(config, source, model, tokenizer)
+        batches = mixed_batches.training_batches(config, [source], model, tokenizer)
         negative = total = 0
         for _, batch in zip(range(60), batches, strict=False):
             present = batch.target_mask.any(-1)

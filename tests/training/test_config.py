@@ -190,5 +190,14 @@ def test_a_saved_configuration_of_an_earlier_version_has_the_later_keys(tmp_path
     file = tmp_path / "config.json"
     file.write_text('{"train": {"steps": 3}}')
     saved = configuration.read_saved(file)
-    assert saved["train"] == {"steps": 3, "remat": "none", "micro_batches": 1}
+    assert saved["train"] == {
+        "steps": 3,
+        "remat": "none",
+        "micro_batches": 1,
+        "max_nonfinite_steps": 0,
+        "loggers": ["tensorboard"],
+        "profile_steps": "",
+    }
+    assert saved["evaluation"] == {"task_score_every_steps": 0}
+    assert saved["checkpoint"] == {"patience": 0}
     assert saved["model"] == {"scan_layers": False, "partial_init": False, "init_architecture": {}}

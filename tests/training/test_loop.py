@@ -14,7 +14,7 @@ from tensorboardX.record_writer import RecordWriter
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
-from pid_jax.training import loop
+from pid_jax.training import loop, run_checks, validation
 from pid_jax.training.step import BatchEvaluation
 from tests.helpers import tiny_config
 
@@ -40,7 +40,9 @@ def as_given(params, batch, *, label):
 
 def evaluated(batches, counts, stop=None):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return loop.evaluate(None, iter(batches), np.array(counts), as_given, here, stop or Stop())
+    return validation.evaluate(
+        None, iter(batches), np.array(counts), as_given, here, stop or Stop()
+    )
 
 
 def batch(correct, present, loss=1.0, correct_tokens=1.0, target_tokens=2.0):
@@ -140,6 +142,13 @@ def test_a_finished_run_is_left_alone(finished, caplog):
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_may_continue_with_another_packing(finished, caplog):
+    config = tiny()
+    config.data.packing = not config.data.packing
+    run_checks.check_same_run(finished, config)
+    assert "the run continues with the new value" in caplog.text
+
+
 def test_another_configuration_is_refused_by_the_keys_that_differ(finished):
     config = tiny(data__batch_size=8)
     config.seed = 5
@@ -223,4 +232,4 @@ def test_a_batch_that_devices_cannot_share_is_an_error_that_names_the_key():
         shape = {"data": 2, "fsdp": 2, "tensor": 1}  # noqa: RUF012
 
     with pytest.raises(UserError, match=r"config\.data\.batch_size is 6.*multiple of 4"):
-        loop._check_divisible(tiny(data__batch_size=6), Mesh())
+        run_checks.check_divisible(tiny(data__batch_size=6), Mesh())

@@ -158,3 +158,53 @@ def test_the_end_of_a_process_ends_the_other(cache, one, tmp_path, killed):
     train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1))
     shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
     np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
+
+
+SCORED = (
+    "--config.evaluation.task_score_every_steps=4",
+    "--config.checkpoint.best_metric=task/slot_accuracy",
+    "--config.checkpoint.patience=9",
+)
+
+
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [(1, {}), (1, {"data": 1, "fsdp": 2}), (2, {"data": 1, "fsdp": 2, "tensor": 2})],
+    ids=str,
+)
+def test_task_scores_are_those_of_one_process(cache, tmp_path, devices, mesh):
+    sizes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    train(cache, tmp_path / "one", *SCORED, count=1)
+    ends = train(cache, tmp_path / "two", *SCORED, *sizes, devices=devices)
+    expected = lines(tmp_path / "one", "task")
+    assert [line["step"] for line in expected] == [4, 8, 12]
+    for ours, theirs in zip(lines(tmp_path / "two", "task"), expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=0.02)  # of 88 answers, one may differ
+    assert "step 12  task: " in ends[0].output
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path, stopped):
+    workdir = tmp_path / "run"
+    slow = "--config.evaluation.documents=0", "--config.evaluation.batch_size=2"
+    scored = command(workdir, *SCORED, steps=10_000)
+    scored = [*scored, *slow, "--config.evaluation.task_score_every_steps=2"]
+    with several_processes.started(scored, **cache) as processes:
+        several_processes.wait_until(lambda: written_steps(workdir) >= 2, processes)
+        processes[stopped].send_signal(signal.SIGTERM)
+        ends = several_processes.ended(processes)
+    assert [one.status for one in ends] == [128 + signal.SIGTERM] * 2, ends
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    for one in ends:
+        assert "Traceback" not in one.errors
+    assert saved == lines(workdir, "train")[-1]["step"]
+
+
+def test_packed_batches_of_two_processes_give_the_losses_of_one(cache, tmp_path):
+    packing = "--config.data.packing=True"
+    for name, options in (("one", {"count": 1}), ("two", {})):
+        train(cache, tmp_path / name, packing, **options)
+    one, two = tmp_path / "one", tmp_path / "two"
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+    for ours, theirs in zip(lines(two, "validation"), lines(one, "validation"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

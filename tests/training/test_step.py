@@ -25,7 +25,7 @@ def batch_of(targets):
     return jax.device_put(collate(examples, shape, pad_token_id=0, decoder_start_token_id=0))
 
 
-def make_step(model, params, micro_batches=1, **optimizer_options):
+def make_step(model, params, micro_batches=1, *, skip_nonfinite=False, **optimizer_options):
     """A jitted step, and the state before the first."""
     config = configuration.default()
     config.optimizer.args = ConfigDict(optimizer_options.pop("args", {}))
@@ -40,6 +40,7 @@ def make_step(model, params, micro_batches=1, **optimizer_options):
             label_smoothing=0.0,
             z_loss=0.0,
             micro_batches=micro_batches,
+            skip_nonfinite=skip_nonfinite,
         )
     )
     return run, step.initial_state(params, update, config.seed)

@@ -305,8 +305,9 @@ class BartDecoder(BartStack):
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
+        segments: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
+        mask = causal_mask(token_mask, segments)
         x = self.enter(x, positions, deterministic)
         past_mask = None if past is None else past.mask[:, None, :]
         document_mask = document_mask[:, None, :]

@@ -360,9 +360,10 @@ class T5Decoder(nn.Module):
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
+        segments: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
         del positions  # Distances alone are known, and those are differences of slots.
-        mask = causal_mask(x.shape[1]) & token_mask[:, None, :]
+        mask = causal_mask(token_mask, segments)
         biases = [bias(slots, slots) for bias in self.relative_position_bias]
         if past is not None:
             past_mask = past.mask[:, None, :]

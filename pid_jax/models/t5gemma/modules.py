@@ -280,11 +280,15 @@ class Visible(NamedTuple):
 
 
 def visible(
-    token_mask: Bool[Array, "B L"], slots: Int[Array, "#B L"], past: Past | None, window: int
+    token_mask: Bool[Array, "B L"],
+    slots: Int[Array, "#B L"],
+    past: Past | None,
+    window: int,
+    segments: Int[Array, "B L"] | None = None,
 ) -> dict[str, Visible]:
     """By the type of layer. In a window a token sees itself and `window - 1` before it."""
     reach = (window - 1, 0)
-    present = causal_mask(slots.shape[1]) & token_mask[:, None, :]
+    present = causal_mask(token_mask, segments)
     in_window = is_within(reach, slots[:, None, :] - slots[:, :, None])
     if past is None:
         return {
@@ -336,8 +340,9 @@ class GemmaDecoder(nn.Module):
         document_mask: Bool[Array, "B S"],
         past: Past | None,
         deterministic: bool,
+        segments: Int[Array, "B L"] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[KeyValue, ...]]:
-        seen = visible(token_mask, slots, past, self.config.sliding_window)
+        seen = visible(token_mask, slots, past, self.config.sliding_window, segments)
         x = self.dropout(x, deterministic)
         document_mask = document_mask[:, None, :]
         arguments = []

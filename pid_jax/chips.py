@@ -1,5 +1,6 @@
 """Memory and rates of each chip, from the manufacturers' data sheets and from libtpu."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -42,6 +43,38 @@ CHIPS = {
     # 900 GB/s for both directions. The memory is that of `H100_TARGET_CONFIG`.
     "h100": Chip("H100 SXM", "gpu", 84_942_979_072, 989e12, 3.35e12, 450e9, None),
 }
+
+_PEAK_FLOPS_PER_SECOND = {
+    "TPU v4": CHIPS["v4"].flops_per_second,
+    "TPU v5 lite": CHIPS["v5e"].flops_per_second,
+    "TPU v5e": CHIPS["v5e"].flops_per_second,
+    "TPU v5": CHIPS["v5p"].flops_per_second,
+    "TPU v5p": CHIPS["v5p"].flops_per_second,
+    "TPU v6 lite": CHIPS["v6e"].flops_per_second,
+    "TPU v6e": CHIPS["v6e"].flops_per_second,
+    # NVIDIA data sheets, bfloat16 on tensor cores without sparsity.
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": CHIPS["h100"].flops_per_second,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+}
+"""By `device_kind` of JAX, of which a GPU's name is the first words."""
+
+
+def peak_flops_per_second(device_kind: str) -> float | None:
+    """The peak rate of bfloat16 products of a device, by JAX's name. None if it is not known."""
+    names = [name for name in _PEAK_FLOPS_PER_SECOND if _names(name, device_kind)]
+    return _PEAK_FLOPS_PER_SECOND[max(names, key=len)] if names else None
+
+
+def _names(name: str, device_kind: str) -> bool:
+    """Whether the kind is this name, or for a GPU this name with the size of its memory."""
+    if device_kind.startswith("TPU"):
+        return name == device_kind
+    return re.match(rf"{re.escape(name)}(?![A-Za-z0-9])", device_kind) is not None
+
 
 KERNEL_SHARE_OF_PEAK = 0.5
 """Assumed rate of the products in a Pallas kernel of a TPU, of the peak: heads of 64 numbers fill

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
-from pid_jax import models, prompt_in_decoder
-from pid_jax.compile_ahead import flops
+from pid_jax import flops, models, prompt_in_decoder
 from pid_jax.data.batching import Batch
 
 

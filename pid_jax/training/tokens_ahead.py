@@ -1,0 +1,56 @@
+"""Tokenizes the data of a run before the run, without the weights of its model."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from pid_jax.checkpoints import contents, huggingface
+from pid_jax.checkpoints.orbax import MODEL
+from pid_jax.data.token_files import StoredTokens, verify
+from pid_jax.data.tokenizing import Tokenizer
+from pid_jax.errors import UserError
+from pid_jax.models.protocol import EncoderDecoder
+from pid_jax.training import assembly, splits
+
+log = logging.getLogger(__name__)
+
+
+def tokenize_ahead(config: ConfigDict) -> Iterator[StoredTokens]:
+    """The training and validation tokens of a run on disk, one split after another.
+
+    Writes what `config.data.cache` lacks, and checks what it has from end to end. Raises UserError
+    without such a directory, for errors in the data and for damaged tokens.
+    """
+    if not config.data.cache:
+        raise UserError(
+            "config.data.cache is not set: name the directory of the tokens, here and in training"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.tokens = "disk"
+    data = splits.of_run(config, Path(config.data.cache))
+    model, tokenizer = (
+        _described(config) or assembly.new_model(config, splits.tokenizer_texts(data))[::2]
+    )
+    for one in data:
+        for split in (one.train, one.validation):
+            source = split.tokens(model, tokenizer).source
+            assert isinstance(source, StoredTokens)
+            verify(source.directory)
+            splits.report(split, source.statistics)
+            yield source
+
+
+def _described(config: ConfigDict) -> tuple[EncoderDecoder, Tokenizer] | None:
+    """The model and the tokenizer of config.model.init, without weights. None without it."""
+    if not config.model.init:
+        return None
+    run = contents.run_of(config.model.init)
+    directory = huggingface.find(config.model.init) if run is None else run.workdir / MODEL
+    place = huggingface.find(config.tokenizer.path) if config.tokenizer.path else directory
+    tokenizer = huggingface.load_tokenizer(place)
+    if tokenizer is None:
+        raise UserError(f"{place} has no tokenizer: name one with --config.tokenizer.path=...")
+    return assembly.build_model(config, huggingface.read_config(directory)), tokenizer
