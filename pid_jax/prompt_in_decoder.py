@@ -261,11 +261,12 @@ def correct_subtasks(
         return jnp.all(is_highest | ~mask, axis=-1), jnp.any(mask, axis=-1)
     segments = jnp.asarray(batch.segments).reshape(len(mask), -1)
     subtasks = jnp.take_along_axis(segments, jnp.asarray(batch.predicting), axis=1) * mask
-    own = subtasks[:, :, None] == subtasks[:, None, :]
-    wrong = jnp.any(own & (mask & ~is_highest)[:, None, :], axis=-1)
-    following = jnp.pad(subtasks[:, 1:], ((0, 0), (0, 1)))
-    present = mask & (subtasks != following)
-    return present & ~wrong, present
+    wrong = (mask & ~is_highest).astype(jnp.int32)
+    so_far = jnp.cumsum(wrong, axis=-1)
+    first = mask & (subtasks != jnp.pad(subtasks[:, :-1], ((0, 0), (1, 0))))
+    before = jax.lax.cummax(jnp.where(first, so_far - wrong, 0), axis=1)
+    last = mask & (subtasks != jnp.pad(subtasks[:, 1:], ((0, 0), (0, 1))))
+    return last & (so_far == before), last
 
 
 class LossMetrics(NamedTuple):

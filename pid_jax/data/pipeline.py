@@ -144,8 +144,8 @@ def evaluation_batches(
     own_rows: OwnRows = np.arange,
     packing: bool = False,
     document_multiple: int = 64,
-) -> Iterator[Batch | PackedBatch]:
-    """Every example once, in order, with all of its subtasks.
+) -> "Passes":
+    """Every example once, in order, with all of its subtasks. Every iteration is another pass.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
     unless `arrange` changes the rows. own_rows, packing: as in `training_batches`. Raises UserError
@@ -167,8 +167,9 @@ def evaluation_batches(
         sampled = starts[:: -(-len(starts) // packed_batches.SAMPLED)]
         drawn = (_drawn(indices(start), every_subtask) for start in sampled)
         rows = packed_batches.row_shapes_of(source, drawn, None)
-    for start in starts:
-        yield _collated(
+
+    def batch(start: int) -> Batch | PackedBatch:
+        return _collated(
             source,
             indices(start),
             every_subtask,
@@ -179,6 +180,18 @@ def evaluation_batches(
             pad_token_id=pad_token_id,
             decoder_start_token_id=decoder_start_token_id,
         )
+
+    return Passes(starts, batch)
+
+
+class Passes:
+    """The batches of a split, made anew in every pass over them."""
+
+    def __init__(self, starts: range, batch: Callable[[int], Batch | PackedBatch]) -> None:
+        self._starts, self._batch = starts, batch
+
+    def __iter__(self) -> Iterator[Batch | PackedBatch]:
+        return map(self._batch, self._starts)
 
 
 def batch_shapes(
@@ -346,12 +359,20 @@ class _TrainingPlan:
         return latest[1][step_of_window]
 
     def sampled(self) -> Iterator[list[Drawn]]:
-        """Evenly spaced batches of the first epoch, or of the first few if it is short."""
-        steps = np.linspace(
-            0, max(self._steps_per_epoch, packed_batches.SAMPLED) - 1, packed_batches.SAMPLED
-        )
-        for step in steps.astype(int).tolist():
-            yield _drawn(self.examples(step), functools.partial(self.subtasks, step))
+        """The batches of evenly spaced windows of the first epoch, or of the first few epochs.
+
+        Whole windows, because each batch needs the order of its window.
+        """
+        windows = -(-self._steps_per_epoch // self._window)
+        count = max(1, packed_batches.SAMPLED // self._window)
+        chosen = np.linspace(0, max(windows, count) - 1, count).astype(int)
+        for number in np.unique(chosen).tolist():
+            epoch, window = divmod(number, windows)
+            first = window * self._window
+            last = min(first + self._window, self._steps_per_epoch)
+            for step in range(first, last):
+                at = epoch * self._steps_per_epoch + step
+                yield _drawn(self.examples(at), functools.partial(self.subtasks, at))
 
     def _order(self, epoch: int, window: int) -> Int[np.ndarray, "steps documents"]:
         """The indices of the examples of each batch of a window."""

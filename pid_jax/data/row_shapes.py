@@ -34,6 +34,10 @@ HEAD_SHARE = 0.25
 """What a target token costs beside its decoder token: the head of T5-base, with 12 layers."""
 
 
+_DECIDING = 8
+"""The documents of a batch whose rows decide on the sizes."""
+
+
 class RowShape(NamedTuple):
     """The decoder's sizes of a packed batch, for each document."""
 
@@ -133,12 +137,22 @@ def chosen(batches: Sequence[Sequence[SubtaskLengths]], largest: RowShape) -> tu
 
 
 def _by_length(batch: Sequence[SubtaskLengths]) -> dict[int, RowShape]:
-    """What a batch needs with each length of rows."""
+    """What a batch needs with each length of rows, as its largest documents say.
+
+    Packing all documents of large batches would take seconds.
+    """
     segments = [lengths.segments for lengths in batch]
+    totals = [int(one.sum()) for one in segments]
     longest = max((int(one.max(initial=1)) for one in segments), default=1)
-    total = max((int(one.sum()) for one in segments), default=1)
-    needs = {length: needed(batch, length) for length in row_lengths(longest, total)}
-    return {length: shape for length, shape in needs.items() if shape is not None}
+    targets = max((int(lengths.targets.sum()) for lengths in batch), default=1)
+    order = sorted(range(len(batch)), key=lambda document: -totals[document])
+    largest = [batch[document] for document in order[:_DECIDING]]
+    needs = {}
+    for length in row_lengths(longest, max(totals, default=1)):
+        shape = needed(largest, length)
+        if shape is not None:
+            needs[length] = shape._replace(target_tokens=bucket(max(targets, 1)))
+    return needs
 
 
 def _cost(shape: RowShape, needs: dict[int, RowShape]) -> float:

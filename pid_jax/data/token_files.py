@@ -2,7 +2,8 @@
 
     DIRECTORY/
         index         one entry for each example: place, sizes and a checksum
-        records       one record for each example: checksum, lengths, token ids, id
+        records       one record for each example: its lengths, then its token ids and its id, each
+                      with a checksum
         tokens.json   statistics, and the sizes and digests of the other files
 
 A record is read with two system calls, and nothing of the files stays in memory. Each read is
@@ -64,7 +65,7 @@ class StoredTokens:
         self._records = _Bytes(self.directory / RECORDS)
         self.document_lengths = StoredColumn(self.index, Place._fields.index("document"))
         self.subtask_counts = StoredColumn(self.index, Place._fields.index("subtasks"))
-        self._latest = (-1, _Record("", [], [], []))
+        self._latest: tuple[int, _Record] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -88,10 +89,12 @@ class StoredTokens:
         self, index: int, subtasks: Int[np.ndarray, " chosen"]
     ) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " chosen"]]:
         """The tokens of the prompts and targets of these subtasks. 0 for no target."""
-        record, chosen = self._record(index), subtasks.tolist()
-        prompts = [len(record.prompts[subtask]) for subtask in chosen]
-        targets = [len(record.targets[subtask]) for subtask in chosen]
-        return np.array(prompts, np.int64), np.array(targets, np.int64)
+        # Not the whole record: every process needs the lengths of all documents of a batch.
+        number = range(len(self))[index]
+        place = self.index.place(number)
+        content = self._records.read(place.start, _head_bytes(place.subtasks))
+        lengths = np.frombuffer(self._check(content, number), "<i4").clip(0).astype(np.int64)
+        return lengths[subtasks], lengths[place.subtasks :][subtasks]
 
     def targets_equal(self, index: int, target: Sequence[int]) -> Bool[np.ndarray, " subtasks"]:
         """True for the subtasks of an example that have this target (with its end token)."""
@@ -101,9 +104,9 @@ class StoredTokens:
     def _record(self, index: int) -> "_Record":
         # A training batch reads the targets of an example, and then its tokens. The assignment is
         # atomic.
-        latest = self._latest
-        if latest[0] != index:
-            latest = self._latest = (index, self._read(index))
+        number, latest = range(len(self))[index], self._latest
+        if latest is None or latest[0] != number:
+            latest = self._latest = (number, self._read(number))
         return latest[1]
 
     def record(self, index: int) -> bytes:
@@ -119,9 +122,16 @@ class StoredTokens:
         number = range(len(self))[index]
         start, size, document, subtasks = self.index.place(number)
         content = self._records.read(start, size)
+        head = _head_bytes(subtasks)
+        self._check(content[:head], number)
+        self._check(content[head:], number)
+        return content, document, subtasks
+
+    def _check(self, content: bytes, number: int) -> bytes:
+        """Some bytes without the checksum before them. Raises DamagedTokens if it differs."""
         if _check_of(content[4:], number) != int.from_bytes(content[:4], "little"):
             raise damaged(self.directory, f"{RECORDS}: example {number} has changed")
-        return content, document, subtasks
+        return content[4:]
 
     def __repr__(self) -> str:
         return f"StoredTokens({str(self.directory)!r})"
@@ -220,23 +230,32 @@ def encoded(
     width = dtype.itemsize
     lengths = [len(prompt) // width for prompt in prompts]
     lengths += [NO_TARGET if target is None else len(target) // width for target in targets]
+    head = np.array(lengths, "<i4").tobytes()
     body = b"".join(
         [
-            np.array(lengths, "<i4").tobytes(),
             document,
             *prompts,
             *(target for target in targets if target is not None),
             example_id.encode("utf-8", "surrogatepass"),
         ]
     )
-    return _check_of(body, number).to_bytes(4, "little") + body
+    return _checked(head, number) + _checked(body, number)
+
+
+def _checked(content: bytes, number: int) -> bytes:
+    return _check_of(content, number).to_bytes(4, "little") + content
+
+
+def _head_bytes(subtasks: int) -> int:
+    """Of the lengths of a record, with their checksum."""
+    return 4 + 8 * subtasks
 
 
 def decoded(record: bytes, document: int, subtasks: int, dtype: np.dtype[Any]) -> _Record:
     """The example in a record with so many document tokens and subtasks."""
     lengths = struct.unpack_from(f"<{2 * subtasks}i", record, 4)
     ends = list(accumulate((max(length, 0) for length in lengths), initial=document))
-    start = 4 + 8 * subtasks
+    start = _head_bytes(subtasks) + 4
     tokens = np.frombuffer(record, dtype, ends[-1], start).tolist()
     rows = [tokens[at:end] for at, end in pairwise(ends)]
     return _Record(
@@ -266,7 +285,7 @@ class _Bytes:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            raise damaged(path.parent, f"{path.name}: {error.strerror}") from error
+            raise _unreadable(path.parent, error) from error
         weakref.finalize(self, os.close, self._descriptor)
         self._lock = threading.Lock()
 
@@ -279,8 +298,7 @@ class _Bytes:
                     os.lseek(self._descriptor, start, os.SEEK_SET)
                     content = os.read(self._descriptor, size)
         except OSError as error:
-            reason = f"{self._path.name}: {error.strerror}"
-            raise damaged(self._path.parent, reason) from error
+            raise _unreadable(self._path, error) from error
         if len(content) != size:
             raise damaged(self._path.parent, f"{self._path.name}: it ends too early")
         return content
@@ -300,7 +318,7 @@ def read_about(directory: Path) -> dict[str, Any]:
     except DamagedTokens:
         raise
     except OSError as error:
-        raise damaged(directory, f"{Path(error.filename).name}: {error.strerror}") from error
+        raise _unreadable(directory, error) from error
     except (ValueError, LookupError, TypeError) as error:
         raise damaged(directory, f"{ABOUT}: {error}") from error
     return content
@@ -325,6 +343,13 @@ def damaged(directory: Path, reason: str) -> DamagedTokens:
     return DamagedTokens(
         f"{directory}: damaged ({reason}): delete it, and run the same command again"
     )
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file that cannot be read: damage only if it is missing."""
+    if isinstance(error, FileNotFoundError):
+        return damaged(path, f"{Path(error.filename).name}: {error.strerror}")
+    return UserError(f"{error.filename or path}: cannot be read ({error.strerror})")
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

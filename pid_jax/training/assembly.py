@@ -27,10 +27,10 @@ from pid_jax.checkpoints import (
 )
 from pid_jax.checkpoints.partial import PartialInit
 from pid_jax.data import pipeline, prepared
-from pid_jax.data.batching import Batch, BatchShape
+from pid_jax.data.batching import BatchShape
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
-from pid_jax.data.packing import PackedBatch, PackedShape
+from pid_jax.data.packing import PackedShape
 from pid_jax.data.token_source import Statistics, TokenSource
 from pid_jax.data.tokenizing import (
     Limits,
@@ -353,8 +353,8 @@ def evaluation_batches(
     source: TokenSource,
     model: EncoderDecoder,
     own_rows: pipeline.OwnRows = np.arange,
-) -> Iterator[Batch | PackedBatch]:
-    """Every example once, in order, with all of its subtasks.
+) -> pipeline.Passes:
+    """Every example once, in order, with all of its subtasks. Every iteration is another pass.
 
     own_rows: the rows that this process has of a batch.
     """

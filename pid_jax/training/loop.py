@@ -156,15 +156,10 @@ def _train(
     )
     abstract = compiled.abstract_state(model, update, shardings, **parts)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
+    evaluated = mixed_batches.evaluation_batches(config, validation, model, own_rows)
     evaluations = Evaluations(
         config,
-        lambda params, stop: evaluate_parts(
-            params,
-            mixed_batches.evaluation_batches(config, validation, model, own_rows),
-            evaluation_step,
-            rows,
-            stop,
-        ),
+        lambda params, stop: evaluate_parts(params, evaluated, evaluation_step, rows, stop),
         TaskScore(config, model.config, workdir, mesh)
         if config.evaluation.task_score_every_steps
         else None,

@@ -1,6 +1,6 @@
 """The batches of a run: those of each part of its mixture, every batch of one part."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,8 @@ class PartEvaluation(NamedTuple):
     """The validation data of a part of the mixture."""
 
     name: str
-    batches: Iterator[Batch | PackedBatch]
+    batches: Iterable[Batch | PackedBatch]
+    """Every iteration is another pass."""
     subtask_counts: Iterable[int]
     """Of each document, in the order of the batches."""
 

@@ -1,7 +1,7 @@
 """Validation during training: teacher-forced metrics over a whole split."""
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class Totals(NamedTuple):
 
 def evaluate(
     params: Any,
-    batches: Iterator[Batch | PackedBatch],
+    batches: Iterable[Batch | PackedBatch],
     subtask_counts: Iterable[int],
     evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,
@@ -83,7 +83,7 @@ def evaluate_parts(
 
 def _totals(
     params: Any,
-    batches: Iterator[Batch | PackedBatch],
+    batches: Iterable[Batch | PackedBatch],
     subtask_counts: Iterable[int],
     evaluation_step: CompiledFunction,
     rows: jax.sharding.NamedSharding,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pid_jax.data import packed_batches, row_shapes
+from pid_jax.data import row_shapes
 from pid_jax.data.packing import (
     PackedShape,
     SubtaskLengths,
@@ -16,6 +16,7 @@ from pid_jax.data.packing import (
 )
 from pid_jax.data.pipeline import batch_shapes, largest_packed_shape
 from pid_jax.data.row_shapes import RowShape
+from pid_jax.data.token_source import LongestSubtasks
 from pid_jax.data.tokenizing import TokenizedExample
 from tests.helpers.number_examples import (
     END,
@@ -195,12 +196,19 @@ def subtasks(*lengths: tuple[int, int]) -> SubtaskLengths:
     return SubtaskLengths(np.array(prompts), np.array(targets))
 
 
+def fitting_all(documents: list[SubtaskLengths], most: int | None) -> RowShape:
+    longest = LongestSubtasks()
+    for lengths in documents:
+        longest.add(lengths.prompts.tolist(), lengths.targets.tolist())
+    return row_shapes.fitting_all(longest.segment_tokens, longest.target_tokens, most)
+
+
 def test_a_shape_that_fits_all_holds_the_longest_subtasks_of_each_document() -> None:
     documents = [subtasks((4, 1), (2, 8), (1, 1)), subtasks((3, 9))]
     # At most two subtasks: 10 + 5 tokens in the first document, 12 in the other. 15 in one row.
-    assert row_shapes.fitting_all(documents, 2) == RowShape(1, 15, 9)
+    assert fitting_all(documents, 2) == RowShape(1, 15, 9)
     # All three: 17 tokens, 18 as a bucket. Targets have 10.
-    assert row_shapes.fitting_all(documents, None) == RowShape(1, 18, 10)
+    assert fitting_all(documents, None) == RowShape(1, 18, 10)
 
 
 @given(
@@ -218,7 +226,7 @@ def test_every_draw_fits_the_shape_that_fits_all(drawn, most, longest_row, rando
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(row_shapes, "MOST_ROW_TOKENS", longest_row)
         documents = [subtasks(*lengths) for lengths in drawn]
-        shape = row_shapes.fitting_all(documents, most)
+        shape = fitting_all(documents, most)
         some = [subtasks(*random.sample(lengths, min(most, len(lengths)))) for lengths in drawn]
         assert row_shapes.fitting([shape], some) == shape
         chosen = row_shapes.chosen([some], shape)
@@ -232,7 +240,7 @@ def test_few_shapes_are_chosen_and_each_saves_something() -> None:
         [subtasks(*random.integers(1, 12, (random.integers(1, 12), 2)).tolist()) for _ in range(8)]
         for _ in range(64)
     ]
-    largest = row_shapes.fitting_all([one for batch in batches for one in batch], None)
+    largest = fitting_all([one for batch in batches for one in batch], None)
     chosen = row_shapes.chosen(batches, largest)
     assert 2 <= len(chosen) <= row_shapes.MOST_ROW_SHAPES + 1
 
@@ -243,13 +251,3 @@ def test_few_shapes_are_chosen_and_each_saves_something() -> None:
         others = [other for other in chosen if other != shape]
         assert cost(others) > (1 + row_shapes.LEAST_SAVING) * cost(chosen)
     assert cost(chosen) < cost([largest])
-
-
-def test_a_source_too_large_to_scan_has_the_size_of_its_longest_texts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = source_of([3, 4, 5], 6)
-    exact = packed_batches.largest_row_shape(source, 4)
-    monkeypatch.setattr(packed_batches, "SCANNED", 2)
-    # Prompts of 1 token and targets of 2 all have the length of the longest.
-    assert packed_batches.largest_row_shape(source, 4) == exact == RowShape(1, 12, 8)

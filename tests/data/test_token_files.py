@@ -1,6 +1,8 @@
 """Token ids on disk are those in memory, and damage to them is an error."""
 
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -150,6 +152,40 @@ def test_batches_are_those_of_memory(tmp_path):
     ):
         for one, other in zip(ours, theirs, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_process_reads_the_lengths_of_all_documents_and_the_tokens_of_its_own(
+    tmp_path, monkeypatch
+):
+    memory = source_of([1000] * 64, 3)
+    disk = written(tmp_path, memory)
+    records = disk._records
+    sizes = []
+    read = type(records).read
+    monkeypatch.setattr(
+        type(records),
+        "read",
+        lambda self, start, size: (
+            (sizes.append(size) if self is records else None) or read(self, start, size)
+        ),
+    )
+    options = {"batch_size": 8, "packing": True}
+    ours = take(training(disk, own_rows=lambda _: np.array([3]), **options), 8)
+    whole = take(training(memory, **options), 8)
+    for one, other in zip(ours, whole, strict=True):
+        assert all(np.array_equal(a, b[3:4]) for a, b in zip(one, other, strict=True))
+    assert sum(size > 1000 for size in sizes) == 8
+
+
+@pytest.mark.parametrize("error", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_disk_that_cannot_be_read_is_no_damage(stored, monkeypatch, error):
+    def fail(path, flags):
+        raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(token_files.os, "open", fail)
+    with pytest.raises(UserError, match=f"cannot be read .{os.strerror(error)}") as raised:
+        StoredTokens(stored.directory)
+    assert not isinstance(raised.value, DamagedTokens)
 
 
 def test_threads_read_the_same(tmp_path):
