@@ -29,7 +29,8 @@ from jaxtyping import Bool, Int
 from pid_jax.data.token_source import Statistics, TokenizedExample
 from pid_jax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+"""Raised with every change of the files, of `Statistics` too. Other formats are written again."""
 ABOUT, INDEX, RECORDS = "tokens.json", "index", "records"
 NO_TARGET = -1
 _PLACE = struct.Struct("<qiii")
@@ -55,7 +56,7 @@ class StoredTokens:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self.about = read_about(self.directory)
-        self.statistics = Statistics.from_json(self.about["statistics"])
+        self.statistics: Statistics = self.about["statistics"]
         self.leading: list[int] = list(self.about["leading"])
         self.count = self.statistics.examples
         self.digest: str = self.about["digest"]
@@ -305,12 +306,16 @@ class _Bytes:
 
 
 def read_about(directory: Path) -> dict[str, Any]:
-    """The content of tokens.json. Raises DamagedTokens for another format, and for wrong sizes."""
+    """The content of tokens.json, with `Statistics` as "statistics".
+
+    Raises DamagedTokens for another format, and for wrong sizes.
+    """
     try:
         content: dict[str, Any] = json.loads((directory / ABOUT).read_bytes())
         digest, files = content.pop("self"), content["files"]
         if content["format"] != FORMAT or digest != _digest_of(content):
-            raise damaged(directory, f"{ABOUT} has changed")
+            raise damaged(directory, f"{ABOUT} has changed, or has another format")
+        content["statistics"] = Statistics.from_json(content["statistics"])
         for name in (INDEX, RECORDS):
             size = (directory / name).stat().st_size
             if size != files[name]["bytes"]:

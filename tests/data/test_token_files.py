@@ -248,7 +248,7 @@ def test_a_changed_description_is_refused(stored):
     about = json.loads(file.read_text())
     about["statistics"]["longest_document"] += 1
     file.write_text(json.dumps(about))
-    with pytest.raises(DamagedTokens, match=r"tokens\.json has changed"):
+    with pytest.raises(DamagedTokens, match=r"tokens\.json has changed, or has another format"):
         StoredTokens(stored.directory)
 
 
@@ -281,5 +281,13 @@ def test_texts_that_were_forgotten_are_encoded_again(tmp_path, monkeypatch):
 
 def test_the_format_of_this_version_is_required(stored, monkeypatch):
     monkeypatch.setattr(token_files, "FORMAT", token_files.FORMAT + 1)
-    with pytest.raises(DamagedTokens, match=r"tokens\.json has changed"):
+    with pytest.raises(DamagedTokens, match=r"tokens\.json has changed, or has another format"):
+        StoredTokens(stored.directory)
+
+
+def test_statistics_of_another_version_are_refused(stored):
+    about = {**stored.about, "statistics": stored.statistics.to_json()}
+    del about["statistics"]["longest_prompt"]
+    token_files.write_about(stored.directory, about)
+    with pytest.raises(DamagedTokens, match=r"tokens\.json: .*longest_prompt"):
         StoredTokens(stored.directory)
