@@ -145,7 +145,7 @@ def traced(request: ProgramRequest) -> Iterator[TracedProgram]:
 
 
 def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
-    from pid_jax.training import assembly, compiled, memory, optimizer, step
+    from pid_jax.training import assembly, compiled, memory, optimizer, step, trained_part
 
     config = request.training
     mesh = sharding.make_mesh(**request.mesh, devices=devices)
@@ -160,7 +160,7 @@ def _training(request: ProgramRequest, devices: Any) -> Iterator[TracedProgram]:
         )
     model = assembly.build_model(config, request.config)
     update = optimizer.build(config)
-    parts = assembly.parts_of_state(config, model)
+    parts = trained_part.parts_of_state(config, model)
     shardings = step.state_shardings(mesh, model, update, **parts)
     train_step, evaluation = compiled.training_programs(
         config, mesh, model, update, optimizer.learning_rate(config), shardings

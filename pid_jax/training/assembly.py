@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +10,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -43,11 +41,8 @@ from pid_jax.data.tokenizing import (
 from pid_jax.errors import UserError
 from pid_jax.inference.loading import load
 from pid_jax.inference.request import too_long
-from pid_jax.models import lora
-from pid_jax.models.partition import Partition
 from pid_jax.models.protocol import Config, EncoderDecoder, Params, control_token_ids
 from pid_jax.prompt_in_decoder import prompt_in_encoder
-from pid_jax.training import config as configuration
 
 log = logging.getLogger(__name__)
 
@@ -183,40 +178,6 @@ def build_model(config: ConfigDict, architecture: Any) -> EncoderDecoder:
         scan_layers=config.model.scan_layers,
         lora=trained_model.adapter_of(config.to_dict()),
     )
-
-
-def frozen_of(config: ConfigDict, model: EncoderDecoder) -> Partition:
-    """The parameters that training does not change.
-
-    With an adapter these are all others, and also those of `config.train.freeze`. Raises UserError
-    if a pattern of the configuration matches no parameter, and if none is trained.
-    """
-    paths = {"/".join(path): path for path in flatten_dict(models.abstract_params(model))}
-    adapted = {path for path in paths.values() if lora.is_adapter(path)}
-    frozen = set(paths.values()) - adapted if config.adapter.rank else set()
-    pattern = config.train.freeze
-    matching = {path for name, path in paths.items() if pattern and re.search(pattern, name)}
-    for key, found in (("adapter.targets", adapted), ("train.freeze", matching)):
-        wanted = config.adapter.rank if key == "adapter.targets" else pattern
-        if wanted and not found:
-            kind = "kernel" if key == "adapter.targets" else "parameter"
-            examples = [name for name in paths if kind in name or kind == "parameter"]
-            raise UserError(
-                f"config.{key} is {configuration.get(config, key)!r}: it matches no {kind} of this "
-                f"{model.config.model_type}. The paths are such as {', '.join(examples[::40][:4])}"
-            )
-    frozen |= matching
-    if len(frozen) == len(paths):
-        raise UserError(f"config.train.freeze is {pattern!r}: no parameter would be trained")
-    return Partition(frozenset(frozen), _DTYPES[config.model.frozen_dtype])
-
-
-def parts_of_state(config: ConfigDict, model: EncoderDecoder) -> dict[str, Any]:
-    """What a training state has beside trained parameters, as arguments of `step.initial_state`."""
-    return {
-        "partition": frozen_of(config, model),
-        "averages": config.train.ema_decay > 0,
-    }
 
 
 def save_model(

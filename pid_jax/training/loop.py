@@ -50,6 +50,7 @@ from pid_jax.training import (
     shared_workdir,
     splits,
     step,
+    trained_part,
 )
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
@@ -142,7 +143,7 @@ def _train(
     model, batches, validation = materials.model, materials.batches, materials.validation
     update = optimizers.build(config) if given is None else given
     schedule = optimizers.learning_rate(config) if given is None else None
-    parts = assembly.parts_of_state(config, model)
+    parts = trained_part.parts_of_state(config, model)
     about = optimizers.fingerprint(
         update, first_state.trained_shapes(model, **parts), of_update=given is not None
     )

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from pid_jax import models, sharding
 from pid_jax.data.batching import Batch, BatchShape
 from pid_jax.training import assembly, compiled, config as configuration, optimizer, step
+from pid_jax.training import trained_part
 from tests.helpers.tiny_t5 import TINY
 
 meshes = json.loads(sys.argv[1])
@@ -51,7 +52,7 @@ def train(mesh):
     mesh = sharding.make_mesh(*mesh, devices=devices)
     model = assembly.build_model(config, models.config_from_hf(TINY | sizes))
     update = optimizer.build(config)
-    parts = assembly.parts_of_state(config, model)
+    parts = trained_part.parts_of_state(config, model)
     shardings = step.state_shardings(mesh, model, update, **parts)
     program, _ = compiled.training_programs(config, mesh, model, update, None, shardings)
     params = models.init_params(model, jax.random.key(0))

@@ -13,7 +13,7 @@ from pid_jax.compile_ahead import architectures
 from pid_jax.errors import UserError
 from pid_jax.models.lora import is_adapter
 from pid_jax.models.partition import is_matrix, joined
-from pid_jax.training import assembly, compiled, memory, optimizer, step
+from pid_jax.training import assembly, compiled, memory, optimizer, step, trained_part
 from pid_jax.training import config as configuration
 from tests.helpers import adapted
 from tests.helpers.tiny_families import VARIANTS
@@ -50,7 +50,7 @@ def run(config, architecture=SMALL, steps=3):
         )
     )
     params = models.init_params(model, jax.random.key(0))
-    states = [step.initial_state(params, update, 0, **assembly.parts_of_state(config, model))]
+    states = [step.initial_state(params, update, 0, **trained_part.parts_of_state(config, model))]
     reports = []
     batch = jax.device_put(adapted.batch(model))
     for _ in range(steps):
@@ -162,7 +162,7 @@ def test_values_that_cannot_be_are_refused_by_their_key(changes, problem):
 
     def partition():
         config = config_of(**changes)
-        return assembly.frozen_of(config, assembly.build_model(config, model))
+        return trained_part.partition_of(config, assembly.build_model(config, model))
 
     with pytest.raises(UserError) as error:
         partition()
@@ -183,7 +183,7 @@ def test_the_state_of_an_adapter_of_t5_3b_takes_the_bytes_of_its_formula():
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     model = assembly.build_model(config, models.config_from_hf(architectures.get("t5-3b")))
     update = optimizer.build(config)
-    parts = assembly.parts_of_state(config, model)
+    parts = trained_part.parts_of_state(config, model)
     shardings = step.state_shardings(mesh, model, update, **parts)
     state = compiled.abstract_state(model, update, shardings, **parts)
     # Queries and values of 24 + 2 * 24 attentions, 1,024 features in and 32 heads of 128 out.
