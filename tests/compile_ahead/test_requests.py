@@ -140,8 +140,9 @@ def test_sizes_come_from_the_config_and_flags_replace_them() -> None:
 
 def test_a_config_that_packs_has_rows_for_all_prompts_at_full_length() -> None:
     packed = request("train", config="multiwoz:21,t5_base")
-    # 12 prompts of 17 tokens after the start token, with targets of 24: segments of 41.
-    assert packed.arranged == PackedShape(32, 512, 12, 44, 288)
+    # 12 prompts of 17 tokens after the start token, with targets of 24: segments of 41 tokens, 492
+    # in all, 512 as a bucket.
+    assert packed.arranged == PackedShape(32, 512, 1, 512, 288)
     named = request("evaluate", config="multiwoz:21,t5_base", sizes={"rows": 2, "row_tokens": 40})
     assert named.arranged == PackedShape(32, 512, 2, 40, 80)
     unpacked = ["--config.data.packing=False"]
