@@ -194,10 +194,19 @@ def test_a_saved_configuration_of_an_earlier_version_has_the_later_keys(tmp_path
         "steps": 3,
         "remat": "none",
         "micro_batches": 1,
+        "freeze": "",
+        "ema_decay": 0.0,
         "max_nonfinite_steps": 0,
         "loggers": ["tensorboard"],
         "profile_steps": "",
     }
     assert saved["evaluation"] == {"task_score_every_steps": 0}
     assert saved["checkpoint"] == {"patience": 0}
-    assert saved["model"] == {"scan_layers": False, "partial_init": False, "init_architecture": {}}
+    assert saved["model"] == {
+        "scan_layers": False,
+        "partial_init": False,
+        "init_architecture": {},
+        "frozen_dtype": "float32",
+    }
+    assert saved["adapter"]["rank"] == 0
+    assert saved["data"] == {"mixture": {}, "tokens": "memory", "cache": "", "packing": False}
