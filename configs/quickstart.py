@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     config.data.batch_size = 32
     # Of 11 slots about 8 are "none": a quarter of those, and most of the rest, in each step.
     config.data.max_prompts = 6
+    config.data.negative_rate = 0.25
     # Each size of packed rows is a program to compile, which takes longer than this run saves.
     config.data.packing = False
-    config.data.negative_rate = 0.25
     # Adafactor's steps are relative to the size of each parameter, which T5's initialisation is
     # made for: 500 of them got every target of 99% of unseen documents right, 1,500 of AdamW's at
     # 0.002 of 84%.
