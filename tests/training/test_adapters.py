@@ -18,7 +18,7 @@ from pid_jax.export import main as export_command
 from pid_jax.inference.model import PidModel
 from pid_jax.models import lora
 from pid_jax.models.lora import is_adapter
-from pid_jax.training import loop
+from pid_jax.training import loop, run_checks
 from tests.helpers import tiny_checkpoint, tiny_config
 
 STEPS = 8
@@ -238,7 +238,7 @@ def test_damage_to_an_adapter_is_named_and_the_run_goes_on_before_it(copy, base)
     with pytest.raises(UserError, match=f"checkpoints/{STEPS} is damaged"):
         PidModel.from_pretrained(copy / "checkpoints" / str(STEPS))
     before = saved_steps(copy)[-2]
-    assert loop.last_step(copy) == before
+    assert run_checks.last_step(copy) == before
 
 
 def test_frozen_parameters_of_another_run_are_not_those_of_a_checkpoint(copy, run, base):
