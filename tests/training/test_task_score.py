@@ -7,7 +7,7 @@ import pytest
 
 import eval as eval_command
 from pid_jax import sharding
-from pid_jax.checkpoints import contents, orbax
+from pid_jax.checkpoints import contents, orbax, trained_model
 from pid_jax.errors import UserError
 from pid_jax.tasks import Report
 from pid_jax.tasks.dialogue_state import DialogueStateTask
@@ -171,7 +171,7 @@ def test_a_metric_that_the_task_lacks_is_refused_before_step_1(tmp_path):
 def test_a_signal_interrupts_the_generation(run, monkeypatch):
     stop = StopSignals()
     config = config_of(evaluation__batch_size=1)
-    model = orbax.load_model(run, 8)
+    model = trained_model.load_model(run, 8)
     score = task_score.TaskScore(config, model[0].config, run, sharding.make_mesh())
     batches = []
     original = task_score._seen_by_all
