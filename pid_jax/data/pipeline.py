@@ -1,10 +1,8 @@
-"""Batch streams for training and evaluation: sampling, order and shapes."""
+"""Batch streams for training and evaluation, and the shapes that their batches can have."""
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import grain
 import numpy as np
@@ -12,11 +10,11 @@ from jaxtyping import Int
 
 from pid_jax.data import packed_batches
 from pid_jax.data.batching import Batch, BatchShape, bucket, collate, shape_of
-from pid_jax.data.packed_batches import Drawn, OwnRows
+from pid_jax.data.packed_batches import OwnRows
 from pid_jax.data.packing import PackedBatch, PackedShape
-from pid_jax.data.permutation import permuted
 from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.token_source import TokenizedExample, TokenSource
+from pid_jax.data.training_plan import SubtasksOf, TrainingPlan, drawn_of
 from pid_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,17 +27,6 @@ Stream = Callable[[int], Batch | PackedBatch]
 
 def as_they_are(examples: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
     return examples
-
-
-def training_batches(
-    source: TokenSource,
-    *,
-    threads: int = 1,
-    prefetch: int = 4,
-    **options: Any,
-) -> grain.DatasetIterator[Batch | PackedBatch]:
-    """The batches of `training_stream`, which has the options, as an iterator. See `iterated`."""
-    return iterated(training_stream(source, **options), threads=threads, prefetch=prefetch)
 
 
 def iterated(
@@ -102,7 +89,7 @@ def training_stream(
         arrange=arrange,
         document_multiple=document_multiple,
     )
-    plan = _TrainingPlan(
+    plan = TrainingPlan(
         source,
         batch_size=batch_size,
         seed=seed,
@@ -116,7 +103,8 @@ def training_stream(
     if packing:
         rows = packed_batches.row_shapes_of(source, plan.sampled(), max_prompts)
         sizes = ", ".join(f"{one.rows} x {one.row_tokens}" for one in rows)
-        log.info("packed rows of a document: %s tokens", sizes)
+        most = len(shapes) * len(rows)
+        log.info("packed rows of a document: %s tokens, at most %d programs", sizes, most)
 
     def batch(step: int) -> Batch | PackedBatch:
         return _collated(
@@ -148,7 +136,7 @@ def evaluation_batches(
     """Every example once, in order, with all of its subtasks. Every iteration is another pass.
 
     Absent documents fill the last batch. Row r of batch b is example `b * batch_size + r`,
-    unless `arrange` changes the rows. own_rows, packing: as in `training_batches`. Raises UserError
+    unless `arrange` changes the rows. own_rows, packing: as in `training_stream`. Raises UserError
     for an empty source.
     """
     shapes = batch_shapes(
@@ -165,7 +153,7 @@ def evaluation_batches(
     rows = None
     if packing:
         sampled = starts[:: -(-len(starts) // packed_batches.SAMPLED)]
-        drawn = (_drawn(indices(start), every_subtask) for start in sampled)
+        drawn = (drawn_of(indices(start), every_subtask) for start in sampled)
         rows = packed_batches.row_shapes_of(source, drawn, None)
 
     def batch(start: int) -> Batch | PackedBatch:
@@ -205,7 +193,7 @@ def batch_shapes(
     """Every shape that batches of this source can have, the smallest first.
 
     The shapes differ in `document_tokens` only. Their number bounds the compilations of a run.
-    Pass the `max_prompts` of `training_batches`, or None for `evaluation_batches`. Raises
+    Pass the `max_prompts` of `training_stream`, or None for `evaluation_batches`. Raises
     UserError for an empty source and for sizes below 1.
     """
     if batch_size < 1:
@@ -257,14 +245,6 @@ def largest_packed_shape(
 
 _ENDLESS = 2**40  # batches, because Grain needs a length
 
-SubtasksOf = Callable[[int, int], Int[np.ndarray, " chosen"]]
-"""The subtasks of a row of a batch, from the number of the row and the index of its example."""
-
-
-def _drawn(indices: Int[np.ndarray, " documents"], subtasks_of: SubtasksOf) -> list[Drawn]:
-    """The examples of a batch, each with its subtasks."""
-    return [(index, subtasks_of(row, index)) for row, index in enumerate(indices.tolist())]
-
 
 def _collated(
     source: TokenSource,
@@ -293,7 +273,7 @@ def _collated(
         if row_shapes is not None:
             return packed_batches.collated(
                 source,
-                _drawn(indices, subtasks_of),
+                drawn_of(indices, subtasks_of),
                 _fitting(shapes, longest).document_tokens,
                 row_shapes,
                 rows,
@@ -311,125 +291,6 @@ def _collated(
         pad_token_id=pad_token_id,
         decoder_start_token_id=decoder_start_token_id,
     )
-
-
-class _TrainingPlan:
-    """Draws the examples of batch n and their subtasks."""
-
-    def __init__(
-        self,
-        source: TokenSource,
-        *,
-        batch_size: int,
-        seed: int,
-        max_prompts: int | None,
-        negative_target: Sequence[int] | None,
-        negative_rate: float,
-        window: int,
-        document_multiple: int,
-    ) -> None:
-        _check_trainable(source)
-        if not 0 <= negative_rate <= 1:
-            raise UserError(f"negative_rate is a probability, from 0 to 1, not {negative_rate}")
-        if seed < 0:
-            raise UserError(f"seed is at least 0, not {seed}")
-        if window < 1:
-            raise UserError(f"window is at least 1 batch, not {window}")
-        self._source = source
-        self._batch_size = batch_size
-        self._seed = seed
-        self._max_prompts = max_prompts
-        self._negative_rate = negative_rate
-        # At a rate of 1 nothing is left out, and no target need be read.
-        self._negative = negative_target if negative_rate < 1 else None
-        self._window = window
-        self._document_multiple = document_multiple
-        self._steps_per_epoch = -(-len(source) // batch_size)
-        self._latest = ((-1, -1), np.zeros((0, batch_size), np.int64))
-
-    def examples(self, step: int) -> Int[np.ndarray, " documents"]:
-        """The indices of the examples of a batch."""
-        epoch, step_of_epoch = divmod(step, self._steps_per_epoch)
-        window, step_of_window = divmod(step_of_epoch, self._window)
-        # At the start of a window two threads may compute the same order. The assignment is
-        # atomic, so neither reads a partial result.
-        latest = self._latest
-        if latest[0] != (epoch, window):
-            latest = self._latest = ((epoch, window), self._order(epoch, window))
-        return latest[1][step_of_window]
-
-    def sampled(self) -> Iterator[list[Drawn]]:
-        """The batches of evenly spaced windows of the first epoch, or of the first few epochs.
-
-        Whole windows, because each batch needs the order of its window.
-        """
-        windows = -(-self._steps_per_epoch // self._window)
-        count = max(1, packed_batches.SAMPLED // self._window)
-        chosen = np.linspace(0, max(windows, count) - 1, count).astype(int)
-        for number in np.unique(chosen).tolist():
-            epoch, window = divmod(number, windows)
-            first = window * self._window
-            last = min(first + self._window, self._steps_per_epoch)
-            for step in range(first, last):
-                at = epoch * self._steps_per_epoch + step
-                yield _drawn(self.examples(at), functools.partial(self.subtasks, at))
-
-    def _order(self, epoch: int, window: int) -> Int[np.ndarray, "steps documents"]:
-        """The indices of the examples of each batch of a window."""
-        first = window * self._window
-        last = min(first + self._window, self._steps_per_epoch)
-        positions = np.arange(first * self._batch_size, last * self._batch_size) % len(self._source)
-        order = permuted(positions, len(self._source), [self._seed, 0, epoch])
-        lengths = self._source.document_lengths[order].tolist()
-        padded = [bucket(length, multiple=self._document_multiple) for length in lengths]
-        expected = [self._expected_tokens(index) for index in order.tolist()]
-        by_length = np.lexsort((expected, padded))
-        random = np.random.default_rng([self._seed, 0, epoch, window])
-        return random.permutation(order[by_length].reshape(-1, self._batch_size))
-
-    def _expected_tokens(self, index: int) -> float:
-        """The decoder tokens that an example has in a batch on average."""
-        count = int(self._source.subtask_counts[index])
-        tokens = np.sum(self._source.subtask_lengths(index, np.arange(count)), axis=0)
-        included = np.ones(count)
-        if self._negative is not None:
-            included[self._source.targets_equal(index, self._negative)] = self._negative_rate
-        drawn = included.sum()
-        most = drawn if self._max_prompts is None else min(drawn, self._max_prompts)
-        return float(tokens @ included * most / max(drawn, 1))
-
-    def subtasks(self, step: int, row: int, index: int) -> Int[np.ndarray, " chosen"]:
-        """The indices of the subtasks of an example in a row of a batch, ascending."""
-        count = int(self._source.subtask_counts[index])
-        included = np.arange(count)
-        most = count if self._max_prompts is None else self._max_prompts
-        if self._negative is None and count <= most:
-            return included
-        random = np.random.default_rng([self._seed, 1, step, row])
-        if self._negative is not None:
-            sampled = random.random(count) < self._negative_rate
-            included = np.flatnonzero(~self._source.targets_equal(index, self._negative) | sampled)
-            if not len(included):
-                included = random.integers(count, size=1)
-        if len(included) > most:
-            drawn = np.argsort(random.random(len(included)))[:most]
-            included = included[np.sort(drawn)]
-        return included
-
-
-def _check_trainable(source: TokenSource) -> None:
-    known = source.statistics
-    if known.without_subtask.count:
-        raise UserError(
-            f"example {known.without_subtask.first!r} has no subtask, so training cannot use "
-            f"it ({known.without_subtask.count} of {known.examples} examples): remove such examples"
-        )
-    if known.without_target.count:
-        raise UserError(
-            f"example {known.without_target.first!r} has a subtask without a target "
-            f"({known.without_target.count} of {known.subtasks} subtasks): "
-            "training needs a target for every subtask"
-        )
 
 
 def _filled(document: int, prompts: int, prompt: int, target: int) -> TokenizedExample:

@@ -30,7 +30,7 @@ from pid_jax.data.token_source import Statistics, TokenizedExample
 from pid_jax.errors import UserError
 
 FORMAT = 2
-"""Raised with every change of the files, of `Statistics` too. Other formats are written again."""
+"""Increases with every change of the files, of `Statistics`, and of what limits remove."""
 ABOUT, INDEX, RECORDS = "tokens.json", "index", "records"
 NO_TARGET = -1
 _PLACE = struct.Struct("<qiii")
@@ -50,7 +50,7 @@ class StoredTokens:
 
     Start-up time and memory do not depend on the number of examples. Several threads may read. The
     constructor checks `tokens.json` and the sizes of the other files, every read checks what it
-    reads. Raises DamagedTokens, from all methods.
+    reads. All methods raise DamagedTokens, and UserError if a file cannot be read.
     """
 
     def __init__(self, directory: str | Path) -> None:

@@ -16,6 +16,7 @@ from pid_jax.data.token_files import FORMAT, INDEX, RECORDS, encoded, entry, wri
 from pid_jax.data.token_source import Lacking, LongestSubtasks, Statistics
 from pid_jax.data.tokenizer import Tokenizer, encode_texts, leading_tokens
 from pid_jax.data.tokenizing import checked_edges
+from pid_jax.errors import UserError
 
 _EXAMPLES_AT_ONCE = 1024
 _MOST_CHARACTERS = 2**23
@@ -117,7 +118,12 @@ class _Encoded(NamedTuple):
         seen: Bool[np.ndarray, " vocabulary"],
         changed: tuple[str, str] | None = None,
     ) -> Self:
-        """Marks the token ids in `seen`."""
+        """Marks the token ids in `seen`. Raises UserError for ids above it."""
+        if max(truncated, default=0) >= len(seen):
+            raise UserError(
+                f"the tokenizer produced the token id {max(truncated)}, but it and the model have "
+                f"{len(seen)} tokens: is this the tokenizer of the model?"
+            )
         tokens = np.array(truncated, dtype)
         seen[tokens] = True
         return cls(tokens.tobytes(), len(truncated), len(ids), changed)

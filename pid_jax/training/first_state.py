@@ -22,9 +22,8 @@ from pid_jax.training import step
 log = logging.getLogger(__name__)
 
 
-def trained_shapes(model: EncoderDecoder, *, partition: Partition, averages: bool) -> Any:
+def trained_shapes(model: EncoderDecoder, partition: Partition) -> Any:
     """The shapes of the trained parameters, which the optimizer sees."""
-    del averages
     return partition.split(models.abstract_params(model))[0]
 
 

@@ -19,6 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from pid_jax.atomic_file import replacing
 from pid_jax.errors import UserError
 from pid_jax.tasks.imported import imported
 
@@ -29,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Logger(Protocol):
-    """Receives numbers of a run. "module:Class" is called with the arguments of `Opened`."""
+    """Receives the metrics of a run. An exception ends the run.
+
+    "module:Class" is called with the arguments of `Opened`.
+    """
 
     def write(self, step: int, prefix: str, metrics: Mapping[str, float]) -> None:
         """Metrics after a step. All are finite.
@@ -92,7 +96,8 @@ class WeightsAndBiases:
     def __init__(self, workdir: Path, config: Mapping[str, Any], resume_after: int) -> None:
         file = workdir / "wandb_run_id"
         if not file.exists():
-            file.write_text(secrets.token_hex(8), encoding="utf-8")
+            with replacing(file) as new:
+                new.write_text(secrets.token_hex(8), encoding="utf-8")
         self._run = _wandb().init(
             project=os.environ.get("WANDB_PROJECT", "pid_jax"),
             id=file.read_text(encoding="utf-8"),
@@ -125,7 +130,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def check_importable(names: Sequence[str]) -> None:
-    """Raises UserError for a logger whose module is missing, before any work."""
+    """Raises UserError for a logger whose module is missing, before training."""
     for name in names:
         if name == "wandb":
             _wandb()

@@ -145,7 +145,7 @@ def _train(
     schedule = optimizers.learning_rate(config) if given is None else None
     parts = trained_part.parts_of_state(config, model)
     about = optimizers.fingerprint(
-        update, first_state.trained_shapes(model, **parts), of_update=given is not None
+        update, first_state.trained_shapes(model, parts["partition"]), of_update=given is not None
     )
     if start:
         fingerprints.check_optimizer(workdir, about)
@@ -201,8 +201,9 @@ def _train(
                 with progress.paused():  # while a new shape is compiled
                     run_step = train_step.compile(state, inputs, label=inputs.shape)
                 if number == start and service.is_first():
-                    _describe_run(workdir, config, read)
-                    environment.record(workdir, config, mesh, start)
+                    with progress.paused():
+                        _describe_run(workdir, config, read)
+                        environment.record(workdir, config, mesh, start)
                 # The explicit transfer of the batch is the only one. An implicit transfer would
                 # stall the device.
                 with jax.transfer_guard("disallow"), profiler.step(number + 1, state):

@@ -81,7 +81,7 @@ def check(
         return
     problem = _too_much(config, mesh, state, needs.needed, available)
     if config.train.check_memory:
-        raise UserError(f"{problem}. --config.train.check_memory=False tries it all the same")
+        raise UserError(f"{problem}. --config.train.check_memory=False tries it anyway")
     log.warning("%s", problem)
 
 

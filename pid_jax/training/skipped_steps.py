@@ -10,7 +10,7 @@ NAME = "skipped_steps"
 class SkippedSteps:
     """Counts skipped steps, of the whole run and in a row.
 
-    Of a run that goes on, the lines of metrics.jsonl have the counts.
+    A resumed run reads the counts from metrics.jsonl.
     """
 
     def __init__(self, most: int, lines: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -21,7 +21,7 @@ from pid_jax.data import prepared, token_writing
 from pid_jax.data.detokenizing import Detokenizer
 from pid_jax.data.examples import Example
 from pid_jax.data.progress import with_progress
-from pid_jax.data.token_files import ABOUT
+from pid_jax.data.token_files import ABOUT, FORMAT
 from pid_jax.data.token_source import Statistics, TokenSource
 from pid_jax.data.tokenizing import Tokenizer
 from pid_jax.distributed import exchange
@@ -118,6 +118,7 @@ class Split:
         control = control_token_ids(model.config)
         key = {
             **self._origin,
+            "format": FORMAT,
             "split": self.name,
             "chosen": self.chosen,
             "limits": asdict(limits),

@@ -43,7 +43,7 @@ def opened(cache: Path, key: Mapping[str, Any], write: Callable[[Path], None]) -
     try:
         tokens = StoredTokens(directory)
     except DamagedTokens as error:
-        if service.is_first():
+        if service.is_first() or directory.exists():
             raise
         raise UserError(
             f"{service.name(service.index())} cannot read {directory} ({error}), which process 0 "

@@ -30,33 +30,13 @@ class Totals(NamedTuple):
         return Totals(*map(operator.add, self, others))
 
     def metrics(self) -> dict[str, float]:
-        """Means of the sums, by the names of `evaluate`."""
+        """Means of the sums, by the names of `evaluate_parts`."""
         return {
             "loss": self.loss / self.target_tokens,
             "token_accuracy": self.correct_tokens / self.target_tokens,
             "exact_match": self.correct_subtasks / self.subtasks,
             "joint_exact_match": self.correct_documents / self.documents,
         }
-
-
-def evaluate(
-    params: Any,
-    batches: Iterable[Batch | PackedBatch],
-    subtask_counts: Iterable[int],
-    evaluation_step: CompiledFunction,
-    rows: jax.sharding.NamedSharding,
-    stop: StopSignals | None,
-) -> dict[str, float] | None:
-    """Teacher-forced metrics over all `batches`, or None after a stop signal.
-
-    The metrics are loss (nats per target token), token_accuracy, exact_match (share of targets
-    that greedy decoding yields) and joint_exact_match (share of documents with all targets
-    correct). subtask_counts: number of subtasks per document, in the order of the batches. rows:
-    the sharding of a batch. The batches have the rows of this process. stop: checked before each
-    batch, None to ignore signals.
-    """
-    totals = _totals(params, batches, subtask_counts, evaluation_step, rows, stop)
-    return None if totals is None else totals.metrics()
 
 
 def evaluate_parts(
@@ -66,9 +46,13 @@ def evaluate_parts(
     rows: jax.sharding.NamedSharding,
     stop: StopSignals | None,
 ) -> dict[str, float] | None:
-    """The metrics of `evaluate` over all parts, and those of each part as "NAME/loss" and so on.
+    """Teacher-forced metrics over all parts, and those of each part as "NAME/loss" and so on.
 
-    A single part has no metrics of its own. Returns None after a stop signal.
+    The metrics are loss (nats per target token), token_accuracy, exact_match (share of targets
+    that greedy decoding yields) and joint_exact_match (share of documents with all targets
+    correct). A single part has no metrics of its own. rows: the sharding of a batch. The batches
+    have the rows of this process. stop: checked before each batch, None to ignore signals. Returns
+    None after a stop signal.
     """
     whole = Totals()
     of_parts: dict[str, float] = {}

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from pid_jax.data.examples import Example, Subtask
-from pid_jax.data.pipeline import evaluation_batches, training_batches
+from pid_jax.data.pipeline import evaluation_batches, iterated, training_stream
 from pid_jax.data.tokenizing import Limits, TokenizedExample, TokenizedExamples
 
 PAD, END, START = 0, 1, 2
@@ -59,8 +59,10 @@ def lengths_of(count, longest=150):
 
 
 def training(source, **options):
-    options = {"batch_size": 4, "seed": 3, "threads": 0, **options}
-    return training_batches(source, pad_token_id=PAD, decoder_start_token_id=START, **options)
+    options = {"batch_size": 4, "seed": 3, **options}
+    reading = {"threads": options.pop("threads", 0), "prefetch": options.pop("prefetch", 4)}
+    stream = training_stream(source, pad_token_id=PAD, decoder_start_token_id=START, **options)
+    return iterated(stream, **reading)
 
 
 def evaluation(source, **options):

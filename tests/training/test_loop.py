@@ -14,7 +14,7 @@ from tensorboardX.record_writer import RecordWriter
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
-from pid_jax.training import loop, run_checks, validation
+from pid_jax.training import loop, mixed_batches, run_checks, validation
 from pid_jax.training.step import BatchEvaluation
 from tests.helpers import tiny_config
 
@@ -40,9 +40,8 @@ def as_given(params, batch, *, label):
 
 def evaluated(batches, counts, stop=None):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return validation.evaluate(
-        None, iter(batches), np.array(counts), as_given, here, stop or Stop()
-    )
+    parts = [mixed_batches.PartEvaluation("whole", batches, counts)]
+    return validation.evaluate_parts(None, parts, as_given, here, stop or Stop())
 
 
 def batch(correct, present, loss=1.0, correct_tokens=1.0, target_tokens=2.0):
