@@ -51,6 +51,11 @@ class RowShape(NamedTuple):
         attended = 1 + self.row_tokens / DOUBLING
         return self.rows * self.row_tokens * attended + HEAD_SHARE * self.target_tokens
 
+    @property
+    def attended(self) -> int:
+        """Pairs of tokens of all rows: scores of self-attention, if they are stored."""
+        return self.rows * self.row_tokens**2
+
     def fits(self, other: "RowShape") -> bool:
         """Whether batches that need `other`, which has rows of the same length, fit."""
         return self.rows >= other.rows and self.target_tokens >= other.target_tokens
@@ -121,7 +126,12 @@ def chosen(batches: Sequence[Sequence[SubtaskLengths]], largest: RowShape) -> tu
     """
     needs = [_by_length(batch) for batch in batches]
     shapes = sorted({min(need.values(), key=lambda shape: (shape.cost, shape)) for need in needs})
-    shapes = [shape for shape in shapes if shape.cost < largest.cost]
+    # The last one has most memory, too: a run compiles it first, to know what it needs.
+    shapes = [
+        shape
+        for shape in shapes
+        if shape.cost < largest.cost and shape.attended <= largest.attended
+    ]
     costs = np.array([[_cost(shape, need) for need in needs] for shape in shapes])
     costs = costs.reshape(len(shapes), len(needs))
     of_largest = np.full((1, len(needs)), largest.cost)

@@ -14,7 +14,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -258,8 +258,8 @@ class _Materials(NamedTuple):
     batches: Any
     validation: Mapping[str, TokenSource]
     """By the names of the parts of the mixture."""
-    largest: tuple[memory.Shape, memory.Shape]
-    """The shapes of the largest batches of training and validation."""
+    largest: tuple[Sequence[memory.Shape], Sequence[memory.Shape]]
+    """The shapes of the largest batches of training and validation, one for each task."""
     read: Mapping[str, Mapping[str, Any]]
     """Fingerprints of the data and the files in model/."""
 

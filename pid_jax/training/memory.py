@@ -1,7 +1,7 @@
 """The memory of a training run on each device, from its compiled programs, before step 1."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,26 +57,23 @@ def check(
     mesh: Mesh,
     programs: tuple[CompiledFunction, CompiledFunction],
     state: TrainState,
-    shapes: tuple[Shape, Shape],
+    shapes: tuple[Sequence[Shape], Sequence[Shape]],
 ) -> None:
     """Compiles the programs for their largest batches and logs a table of the memory they need.
 
-    programs: of the training step and of evaluation, and `shapes` those of their largest batches.
-    state: shapes with shardings. Raises UserError, with what to change, if the devices have less
-    memory, and if the compiler refuses a program for that reason. With
+    programs: of the training step and of evaluation, and `shapes` those of their largest batches,
+    one for each task. state: shapes with shardings. Raises UserError, with what to change, if the
+    devices have less memory, and if the compiler refuses a program for that reason. With
     `config.train.check_memory=False` more memory than that is a warning.
     """
     train_step, evaluation_step = programs
     available = device_memory.of_device(mesh.local_devices[0])
-    step, evaluation = (
-        _compiled(config, mesh, program, first, state, shape)
-        for program, first, shape in (
-            (train_step, state, shapes[0]),
-            (evaluation_step, state.evaluated, shapes[1]),
-        )
+    step, of_step = _largest(config, mesh, train_step, state, state, shapes[0])
+    evaluation, of_evaluation = _largest(
+        config, mesh, evaluation_step, state.evaluated, state, shapes[1]
     )
     needs = RunMemory(*state_bytes(state), step, evaluation)
-    log.info("%s", table(needs, available, shapes))
+    log.info("%s", table(needs, available, (of_step, of_evaluation)))
     if available is None or needs.needed <= available:
         return
     problem = _too_much(config, mesh, state, needs.needed, available)
@@ -125,7 +122,13 @@ def remedies(
         )
     if config.method == "pie":
         result.append("--config.method=pid, which encodes each document once for all its prompts")
-    if config.optimizer.name != "adafactor" and optimizer_bytes > parameter_bytes / 2:
+    if config.adapter.rank and config.model.frozen_dtype == "float32":
+        result.append("--config.model.frozen_dtype=bfloat16, half of the frozen parameters' memory")
+    # The average of all parameters takes as much as they do.
+    moments = optimizer_bytes - (parameter_bytes if config.train.ema_decay else 0)
+    if config.train.ema_decay and optimizer_bytes > parameter_bytes / 2:
+        result.append("--config.train.ema_decay=0, without an average of the parameters")
+    if config.optimizer.name != "adafactor" and moments > parameter_bytes / 2:
         result.append(
             "--config.optimizer.name=adafactor, whose factored moments take next to no memory"
         )
@@ -140,6 +143,19 @@ def remedies(
             "parameters split over all devices: --config.mesh.data=1 --config.mesh.fsdp=-1"
         )
     return result
+
+
+def _largest(
+    config: ConfigDict,
+    mesh: Mesh,
+    program: CompiledFunction,
+    first: Any,
+    state: TrainState,
+    shapes: Sequence[Shape],
+) -> tuple[Memory, Shape]:
+    """The most memory that a program needs for batches of these shapes, and the shape."""
+    needs = [(_compiled(config, mesh, program, first, state, shape), shape) for shape in shapes]
+    return max(needs, key=lambda need: need[0].total)
 
 
 def _compiled(

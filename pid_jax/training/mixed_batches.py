@@ -79,19 +79,21 @@ def largest_batches(
     train: Sequence[TokenSource],
     validation: Sequence[TokenSource],
     model: EncoderDecoder,
-) -> tuple[BatchShape | PackedShape, BatchShape | PackedShape]:
-    """The shapes with most tokens, padding included, of training and of validation batches."""
+) -> tuple[list[BatchShape | PackedShape], list[BatchShape | PackedShape]]:
+    """The largest shapes of training and of validation batches, one for each part.
+
+    Which of them needs most memory is known after compilation: long documents of one part may need
+    more than many decoder tokens of another.
+    """
     configs = [part.config for part in mixture.parts(config)]
 
-    def largest(sources: Sequence[TokenSource], *, evaluation: bool) -> BatchShape | PackedShape:
+    def largest(
+        sources: Sequence[TokenSource], *, evaluation: bool
+    ) -> list[BatchShape | PackedShape]:
         shapes = [
             assembly.largest_batch(of_part, source, model, evaluation=evaluation)
             for of_part, source in zip(configs, sources, strict=True)
         ]
-        return max(shapes, key=_tokens)
+        return list(dict.fromkeys(shapes))
 
     return largest(train, evaluation=False), largest(validation, evaluation=True)
-
-
-def _tokens(shape: BatchShape | PackedShape) -> int:
-    return shape.documents * shape.document_tokens + shape.decoder_tokens

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from pid_jax.checkpoints import frozen, identity, peft, trained_model
@@ -122,6 +123,28 @@ def test_the_model_of_the_run_has_the_merged_average(run, base):
     for other in expected:
         if other[-2] not in ("query", "value"):
             np.testing.assert_array_equal(loaded[other], expected[other])
+
+
+def test_all_parameters_of_a_model_with_biases_are_loaded_in_one_dtype(tmp_path):
+    options = tiny_config.get_config()
+    options.model.architecture = ConfigDict(
+        {
+            "model_type": "bart",
+            "d_model": 16,
+            **{f"{stack}_layers": 1 for stack in ("encoder", "decoder")},
+            **{f"{stack}_attention_heads": 2 for stack in ("encoder", "decoder")},
+            **{f"{stack}_ffn_dim": 16 for stack in ("encoder", "decoder")},
+            "max_position_embeddings": 256,
+        }
+    )
+    options.adapter.rank = 2
+    options.train.steps = 4
+    options.optimizer.warmup_steps = 1
+    options.evaluation.documents = 4
+    loop.train(options, tmp_path)
+    params = flatten_dict(trained_model.load_params(tmp_path, "last", "bfloat16"))
+    assert any(path[-1] == "bias" and "query" in path for path in params)
+    assert {str(leaf.dtype) for leaf in params.values()} == {"bfloat16"}
 
 
 def test_a_merged_export_scores_as_the_run(run, tmp_path):

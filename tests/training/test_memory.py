@@ -6,6 +6,7 @@ import re
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from pid_jax import device_memory
 from pid_jax.data.batching import BatchShape
@@ -125,6 +126,36 @@ def test_where_the_state_alone_is_too_large_activations_are_not_the_remedy():
     assert "remat" not in given
     assert "adafactor" in given
     assert "adafactor" not in " ".join(advice(optimizer=0))
+
+
+def test_the_advice_on_an_average_and_on_frozen_parameters_names_their_keys():
+    averaged = " ".join(advice(optimizer=GIB, train__ema_decay=0.99))
+    assert "--config.train.ema_decay=0," in averaged
+    assert "adafactor" not in averaged
+    both = " ".join(advice(optimizer=3 * GIB, train__ema_decay=0.99))
+    assert "--config.train.ema_decay=0," in both
+    assert "adafactor" in both
+    assert "frozen_dtype" not in both
+    assert "--config.model.frozen_dtype=bfloat16" in " ".join(advice(adapter__rank=8))
+
+
+def test_of_several_tasks_the_one_that_needs_most_counts(tmp_path, monkeypatch, caplog):
+    """One has the longer documents, the other more decoder tokens."""
+    with_memory(monkeypatch, None)
+    options = config(steps=2)
+    options.data.mixture = ConfigDict(
+        {
+            "long": {"weight": 1.0, "task": options.data.task, "document_multiple": 1024},
+            "wide": {"weight": 1.0, "task": options.data.task, "max_prompts": 11},
+        }
+    )
+    for name in ("long", "wide"):
+        options.data.mixture[name].options = options.data.options
+    with caplog.at_level(logging.INFO, "pid_jax"):
+        loop.train(options, tmp_path)
+    (table,) = [one for one in caplog.messages if one.startswith("memory of each device")]
+    (row,) = [line for line in table.splitlines() if "training step" in line]
+    assert "of 1024 tokens" in row
 
 
 def test_a_cpus_memory_is_shared_by_its_devices(monkeypatch, tmp_path):

@@ -85,6 +85,22 @@ def test_a_skipped_step_changes_the_number_of_the_step_alone(tiny_model, monkeyp
     assert float(metrics["learning_rate"]) == float(expected["learning_rate"])
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_skipped_step_leaves_the_average_of_the_parameters(
+    tiny_model, monkeypatch, micro_batches
+):
+    batch = batch_of([[[30, 31, 1], [32, 1]], [[33, 34, 35, 1]]])
+    options = {"skip_nonfinite": True, "ema_decay": 0.75}
+    run, first = make_step(tiny_model.model, tiny_model.params, micro_batches, **options)
+    state, _ = run(first, batch)
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, first.params, state.params)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-7), state.ema, expected)
+    monkeypatch.setattr(step.prompt_in_decoder, "loss", times(jnp.nan))
+    poisoned, _ = make_step(tiny_model.model, tiny_model.params, micro_batches, **options)
+    after, _ = poisoned(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after, state.replace(step=state.step + 1))
+
+
 def config_of(max_nonfinite_steps, steps=10):
     config = tiny_config.get_config()
     config.train.update(steps=steps, max_nonfinite_steps=max_nonfinite_steps)

@@ -25,7 +25,9 @@ def batch_of(targets):
     return jax.device_put(collate(examples, shape, pad_token_id=0, decoder_start_token_id=0))
 
 
-def make_step(model, params, micro_batches=1, *, skip_nonfinite=False, **optimizer_options):
+def make_step(
+    model, params, micro_batches=1, *, skip_nonfinite=False, ema_decay=0.0, **optimizer_options
+):
     """A jitted step, and the state before the first."""
     config = configuration.default()
     config.optimizer.args = ConfigDict(optimizer_options.pop("args", {}))
@@ -41,9 +43,10 @@ def make_step(model, params, micro_batches=1, *, skip_nonfinite=False, **optimiz
             z_loss=0.0,
             micro_batches=micro_batches,
             skip_nonfinite=skip_nonfinite,
+            ema_decay=ema_decay,
         )
     )
-    return run, step.initial_state(params, update, config.seed)
+    return run, step.initial_state(params, update, config.seed, averages=ema_decay > 0)
 
 
 @pytest.fixture(scope="module")
