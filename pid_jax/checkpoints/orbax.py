@@ -42,6 +42,7 @@ MODEL = "model"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
 _SAVING = ".saving"
 _REMOVING = ".removing-"
+_REPLACED = ".replaced-"
 _DAMAGED = "damaged-"
 
 log = logging.getLogger(__name__)
@@ -109,8 +110,9 @@ class RunCheckpoints:
         """Copies the state and the position of the data, then writes them in the background.
 
         The caller may immediately donate the buffers of the state. `wait` returns when the
-        checkpoint is complete. metrics: those of an evaluation at this step. lower_is_better:
-        metrics whose lowest value is best, besides "loss".
+        checkpoint is complete. metrics: those of an evaluation at this step. A checkpoint of this
+        step without them is replaced. lower_is_better: metrics whose lowest value is best, besides
+        "loss".
         """
         self.wait()
         response = self._checkpointer.save_checkpointables_async(
@@ -127,9 +129,12 @@ class RunCheckpoints:
         response.result()  # in the first process, the shares of all processes are on disk
         if not service.is_first():
             return
-        saved = self._directory / _SAVING / str(step)
+        saved, final = self._directory / _SAVING / str(step), self._directory / str(step)
         verification.write_manifest(saved, self.workdir)
-        saved.rename(self._directory / str(step))
+        if final.exists():
+            _replace(final, saved)
+        else:
+            saved.rename(final)
 
     def restore(
         self, step: int, abstract_state: Mapping[str, Any], data: position.Positioned
@@ -196,6 +201,28 @@ def _remove(checkpoint: Path) -> None:
         if unread:
             removed = checkpoint.rename(checkpoint.with_name(f"{_REMOVING}{checkpoint.name}"))
             shutil.rmtree(removed)
+
+
+def _replace(checkpoint: Path, new: Path) -> None:
+    """Puts `new` in the place of a checkpoint with the same state, unless a process reads it.
+
+    After a kill between the two moves, `recover_replaced` moves the old one back.
+    """
+    with directory_lock.unread(checkpoint) as unread:
+        if unread:
+            old = checkpoint.rename(checkpoint.with_name(f"{_REPLACED}{checkpoint.name}"))
+            new.rename(checkpoint)
+            shutil.rmtree(old)
+
+
+def recover_replaced(workdir: str | Path) -> None:
+    """Completes or undoes the replacement of a checkpoint that a kill interrupted."""
+    for replaced in (Path(workdir) / CHECKPOINTS).glob(f"{_REPLACED}*"):
+        checkpoint = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        if checkpoint.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(checkpoint)
 
 
 def _set_aside(checkpoint: Path) -> None:

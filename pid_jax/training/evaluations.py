@@ -27,6 +27,16 @@ class Scores(NamedTuple):
     lower_is_better: tuple[str, ...] = ()
 
 
+def due(config: ConfigDict, step: int) -> list[str]:
+    """The evaluations after a step, by their splits in metrics.jsonl."""
+    every = {
+        "validation": config.evaluation.every_steps,
+        TASK: config.evaluation.task_score_every_steps,
+    }
+    is_last = step == config.train.steps
+    return [split for split, steps in every.items() if steps and (step % steps == 0 or is_last)]
+
+
 class Evaluations:
     """Evaluates a run where its configuration says so. Writes and logs the metrics."""
 
@@ -37,41 +47,35 @@ class Evaluations:
         task_score: TaskScore | None,
     ) -> None:
         """task_score: None for a run without."""
-        self._every = config.evaluation.every_steps
-        self._task_every = config.evaluation.task_score_every_steps
-        self._last = config.train.steps
+        self._config = config
         self._validate = validate
         self._task_score = task_score
 
     def due(self, step: int) -> bool:
         """Whether there is an evaluation after a step."""
-        return self._due(step, self._every) or self._task_due(step)
-
-    def _due(self, step: int, every: int) -> bool:
-        return step % every == 0 or step == self._last
-
-    def _task_due(self, step: int) -> bool:
-        return self._task_score is not None and self._due(step, self._task_every)
+        return bool(due(self._config, step))
 
     def at(
         self, step: int, params: Params, writer: MetricsWriter | NoMetrics, stop: StopSignals
     ) -> Scores:
         """The metrics of the evaluations that are due. Without those that a signal interrupted.
 
-        A signal interrupts all evaluations but the last, which a resumed run would not repeat.
+        A signal interrupts all evaluations but those after the last step: a resumed run repeats
+        interrupted ones, but not a finished run.
         """
-        heeded = stop if step < self._last else None
+        at_signals = stop if step < self._config.train.steps else None
+        wanted = due(self._config, step)
         metrics: dict[str, float] = {}
-        if self._due(step, self._every):
-            validation = self._validate(params, heeded)
+        if "validation" in wanted:
+            validation = self._validate(params, at_signals)
             if validation is None:
                 return Scores(metrics)
             writer.write(step, "validation", validation)
             log.info("step %d  validation: %s", step, messages.listed(validation))
             metrics |= validation
-        if self._task_score is None or not self._task_due(step):
+        if self._task_score is None or TASK not in wanted:
             return Scores(metrics)
-        scores = self._task_score(params, heeded)
+        scores = self._task_score(params, at_signals)
         if scores is None:
             stop.agree()
             return Scores(metrics)

@@ -55,7 +55,7 @@ from pid_jax.training import (
 from pid_jax.training import config as configuration
 from pid_jax.training import optimizer as optimizers
 from pid_jax.training.agreed_stop import stop_signals
-from pid_jax.training.evaluations import Evaluations
+from pid_jax.training.evaluations import Evaluations, due
 from pid_jax.training.metrics_writer import lines_until, writer_of_process
 from pid_jax.training.model_flops import ModelFlops
 from pid_jax.training.patience import Patience
@@ -121,7 +121,7 @@ def _train(
     if start:
         run_checks.check_same_run(workdir, config)
         run_checks.check_model_files(workdir, start, accept=other_data)
-    patience, skipped = exchange.of_first(lambda: _history(config, workdir, start))
+    patience, skipped, evaluated = exchange.of_first(lambda: _history(config, workdir, start))
     if start >= config.train.steps or patience.exhausted:
         if start and other_data and service.is_first():
             _write_config(workdir, config)
@@ -157,10 +157,10 @@ def _train(
     )
     abstract = compiled.abstract_state(model, update, shardings, **parts)
     memory.check(config, mesh, (train_step, evaluation_step), abstract, materials.largest)
-    evaluated = mixed_batches.evaluation_batches(config, validation, model, own_rows)
+    of_validation = mixed_batches.evaluation_batches(config, validation, model, own_rows)
     evaluations = Evaluations(
         config,
-        lambda params, stop: evaluate_parts(params, evaluated, evaluation_step, rows, stop),
+        lambda params, stop: evaluate_parts(params, of_validation, evaluation_step, rows, stop),
         TaskScore(config, model.config, workdir, mesh)
         if config.evaluation.task_score_every_steps
         else None,
@@ -187,13 +187,33 @@ def _train(
         progress = Progress(start, last)
         with (
             stop_signals(mesh) as stop,
-            writer_of_process(workdir, config, resume_after=start) as writer,
+            writer_of_process(workdir, config, resume_after=start, evaluated=evaluated) as writer,
             StepProfiler(workdir, profiling.steps(config.train.profile_steps)) as profiler,
         ):
             # Frozen parameters have no gradient, so that fewer FLOPs than usual are needed.
             flops = None if abstract.frozen else ModelFlops(model, abstract.params)
             reports = StepReports(config, workdir, writer, progress, skipped, mesh, flops)
             reports.saved = start
+
+            def save() -> None:
+                """Saves, with the metrics of the evaluations that are due."""
+                # Only after all steps up to this one are known to be finite or skipped.
+                reports.flush()
+                profiler.stop()
+                with progress.paused():
+                    scores = evaluations.at(number, state.evaluated, writer, stop)
+                    patience.add(*scores)
+                    checkpoints.save(
+                        number,
+                        state.saved,
+                        batches,
+                        scores.metrics or None,
+                        scores.lower_is_better,
+                    )
+                reports.saved = number
+
+            if not evaluated:  # a signal interrupted the evaluation
+                save()
             while number < last and not patience.exhausted and not stop.requested:
                 with progress.waiting("input"):
                     batch = next(batches)
@@ -214,20 +234,7 @@ def _train(
                 reports.add(number, TokenCounts.of(batch, own_share), inputs, on_device)
 
                 if evaluations.due(number) or number % config.checkpoint.every_steps == 0:
-                    # Saves only after all steps up to this one are known to be finite or skipped.
-                    reports.flush()
-                    profiler.stop()
-                    with progress.paused():
-                        scores = evaluations.at(number, state.evaluated, writer, stop)
-                        patience.add(*scores)
-                        checkpoints.save(
-                            number,
-                            state.saved,
-                            batches,
-                            scores.metrics or None,
-                            scores.lower_is_better,
-                        )
-                    reports.saved = number
+                    save()
 
             if reports.flush():
                 checkpoints.save(number, state.saved, batches)
@@ -316,12 +323,20 @@ def _prepare(
     return _Materials(model, params, batches, validation, largest, read)
 
 
-def _history(config: ConfigDict, workdir: Path, start: int) -> tuple[Patience, SkippedSteps]:
-    """What metrics.jsonl says of the run until step `start`."""
+def _history(config: ConfigDict, workdir: Path, start: int) -> tuple[Patience, SkippedSteps, bool]:
+    """What metrics.jsonl says of the run until step `start`.
+
+    The last item is False if an evaluation after that step is missing.
+    """
     lines = lines_until(workdir, start) if start else []
+    written = {line.get("split") for line in lines if line["step"] == start}
+    evaluated = start == 0 or written.issuperset(due(config, start))
+    if not evaluated:
+        lines = lines_until(workdir, start, evaluated=False)
     return (
         Patience(config.checkpoint.best_metric, config.checkpoint.patience, lines),
         SkippedSteps(config.train.max_nonfinite_steps, lines),
+        evaluated,
     )
 
 

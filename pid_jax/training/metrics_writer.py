@@ -27,11 +27,20 @@ class MetricsWriter:
     """
 
     def __init__(
-        self, workdir: str | Path, *, resume_after: int = 0, loggers: Sequence[Logger] = ()
+        self,
+        workdir: str | Path,
+        *,
+        resume_after: int = 0,
+        evaluated: bool = True,
+        loggers: Sequence[Logger] = (),
     ) -> None:
-        """Deletes the lines after step `resume_after`, which the run will write again."""
+        """Deletes the lines after step `resume_after`, which the run will write again.
+
+        evaluated: whether the run was evaluated after that step. Otherwise the lines of evaluations
+        after that step are deleted, too.
+        """
         path = Path(workdir) / METRICS
-        truncate_after(path, resume_after)
+        truncate_after(path, resume_after, evaluated=evaluated)
         self._lines = path.open("a", encoding="utf-8", buffering=1)
         self._loggers = loggers
 
@@ -94,30 +103,49 @@ class NoMetrics:
 
 @contextmanager
 def writer_of_process(
-    workdir: Path, config: ConfigDict, *, resume_after: int
+    workdir: Path, config: ConfigDict, *, resume_after: int, evaluated: bool
 ) -> Iterator[MetricsWriter | NoMetrics]:
-    """The writer of a run. Only the first process writes metrics and opens loggers."""
+    """The writer of a run. The arguments are those of `MetricsWriter`.
+
+    Only the first process writes metrics and opens loggers."""
     if not service.is_first():
         yield NoMetrics()
         return
     with (
         loggers.opened(workdir, config, resume_after=resume_after) as of_run,
-        MetricsWriter(workdir, resume_after=resume_after, loggers=of_run) as writer,
+        MetricsWriter(
+            workdir, resume_after=resume_after, evaluated=evaluated, loggers=of_run
+        ) as writer,
     ):
         yield writer
 
 
-def lines_until(workdir: Path, step: int) -> list[dict[str, Any]]:
-    """The complete lines of a run up to a step."""
-    return [json.loads(line) for line in _lines_until(workdir / METRICS, step)]
+def lines_until(workdir: Path, step: int, *, evaluated: bool = True) -> list[dict[str, Any]]:
+    """The complete lines of a run up to a step.
+
+    evaluated: with the lines of evaluations after that step.
+    """
+    lines = map(json.loads, _lines_until(workdir / METRICS, step))
+    return [line for line in lines if evaluated or not _is_evaluation(line, step)]
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Deletes the lines of later steps, and an incomplete last line of a killed process."""
+def truncate_after(path: Path, step: int, *, evaluated: bool = True) -> None:
+    """Deletes the lines of later steps, and an incomplete last line of a killed process.
+
+    evaluated: as for `lines_until`.
+    """
     if path.exists():
-        lines = _lines_until(path, step)
+        lines = [
+            line
+            for line in _lines_until(path, step)
+            if evaluated or not _is_evaluation(json.loads(line), step)
+        ]
         with replacing(path) as file:
             file.write_text("".join(lines), encoding="utf-8")
+
+
+def _is_evaluation(line: Mapping[str, Any], step: int) -> bool:
+    return line["step"] == step and line.get("split") != "train"
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from pid_jax.checkpoints import contents, manifest, verification
+from pid_jax.checkpoints import contents, manifest, orbax, verification
 from pid_jax.checkpoints.orbax import CONFIG
 from pid_jax.errors import UserError
 from pid_jax.training import config as configuration
@@ -20,6 +20,7 @@ def last_step(workdir: Path) -> int:
 
     Raises UserError if all are damaged.
     """
+    orbax.recover_replaced(workdir)
     step, skipped = verification.newest_intact(workdir)
     for problem in skipped.values():
         log.warning("%s", problem)

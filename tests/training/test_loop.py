@@ -3,6 +3,7 @@ import errno
 import json
 import logging
 import os
+import signal
 from typing import NamedTuple
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.record_writer import RecordWriter
 
+from pid_jax.checkpoints import ranking
 from pid_jax.errors import UserError
 from pid_jax.inference.model import PidModel
 from pid_jax.training import config as configuration
 from pid_jax.training import loop, mixed_batches, run_checks, validation
 from pid_jax.training.step import BatchEvaluation
+from pid_jax.training.stop_signals import Interrupted
 from tests.helpers import tiny_config
 
 
@@ -146,6 +149,34 @@ def test_a_run_may_continue_with_another_packing(finished, caplog):
     config.data.packing = not config.data.packing
     run_checks.check_same_run(finished, config)
     assert "the run continues with the new value" in caplog.text
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed while replacing"])
+def test_an_interrupted_evaluation_is_repeated_by_the_resumed_run(
+    finished, tmp_path, monkeypatch, killed
+):
+    calls = []
+
+    def interrupted(params, parts, program, rows, stop):
+        calls.append(1)
+        if len(calls) < 2:
+            return validation.evaluate_parts(params, parts, program, rows, stop)
+        stop.received = signal.SIGTERM
+        return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate_parts", interrupted)
+        with pytest.raises(Interrupted, match="stopped after step 16"):
+            loop.train(tiny(), tmp_path)
+    assert lines(tmp_path)[-1]["split"] == "train"
+    checkpoint = tmp_path / "checkpoints" / "16"
+    if killed:
+        checkpoint.rename(checkpoint.with_name(".replaced-16"))
+    assert loop.train(tiny(), tmp_path) == 24
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    metric = tiny().checkpoint.best_metric
+    assert ranking.ranked(tmp_path, metric) == ranking.ranked(finished, metric)
+    assert not list((tmp_path / "checkpoints").glob(".replaced*"))
 
 
 def test_another_configuration_is_refused_by_the_keys_that_differ(finished):

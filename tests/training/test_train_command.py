@@ -108,11 +108,7 @@ def test_a_stopped_run_saves_and_goes_on_bit_for_bit(environment, uninterrupted,
     finished = run(environment, workdir)
     assert finished.returncode == 0, finished.stderr
     assert f"resumed after step {done}" in finished.stdout
-
-    def curve(text):
-        return [line for line in map(json.loads, text.splitlines()) if line["split"] == "train"]
-
-    assert curve((workdir / "metrics.jsonl").read_text()) == curve(uninterrupted)
+    assert (workdir / "metrics.jsonl").read_text() == uninterrupted
 
 
 @pytest.mark.slow
