@@ -112,7 +112,7 @@ def new_model(
     if config.model.init:
         tokenizer = _read_tokenizer(config) if config.tokenizer.path else None
         initial, params, own_tokenizer, _ = load(
-            config.model.init, "float32", None, mesh, _partial_init(config, tokenizer)
+            config.model.init, "float32", None, mesh, partial_init(config, tokenizer)
         )
         architecture = initial.config
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
@@ -137,7 +137,7 @@ def new_model(
     return build_model(config, architecture), params, tokenizer
 
 
-def _partial_init(config: ConfigDict, tokenizer: Tokenizer | None) -> PartialInit | None:
+def partial_init(config: ConfigDict, tokenizer: Tokenizer | None) -> PartialInit | None:
     """What of the model may differ from the checkpoint. None if nothing may.
 
     tokenizer: None for that of the checkpoint.

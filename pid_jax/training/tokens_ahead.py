@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from pid_jax.checkpoints import contents, huggingface
+from pid_jax.checkpoints import contents, huggingface, peft
 from pid_jax.checkpoints.orbax import MODEL
 from pid_jax.data.token_files import StoredTokens, verify
 from pid_jax.data.tokenizing import Tokenizer
@@ -49,8 +49,18 @@ def _described(config: ConfigDict) -> tuple[EncoderDecoder, Tokenizer] | None:
         return None
     run = contents.run_of(config.model.init)
     directory = huggingface.find(config.model.init) if run is None else run.workdir / MODEL
-    place = huggingface.find(config.tokenizer.path) if config.tokenizer.path else directory
-    tokenizer = huggingface.load_tokenizer(place)
+    places = [directory]
+    if run is None and peft.is_adapter(directory):
+        directory = huggingface.find(peft.base_of(directory))
+        places.append(directory)
+    if config.tokenizer.path:
+        places = [huggingface.find(config.tokenizer.path)]
+    found = (huggingface.load_tokenizer(place) for place in places)
+    tokenizer = next((one for one in found if one is not None), None)
     if tokenizer is None:
-        raise UserError(f"{place} has no tokenizer: name one with --config.tokenizer.path=...")
-    return assembly.build_model(config, huggingface.read_config(directory)), tokenizer
+        raise UserError(f"{places[0]} has no tokenizer: name one with --config.tokenizer.path=...")
+    architecture = huggingface.read_config(directory)
+    partial = assembly.partial_init(config, tokenizer)
+    if partial is not None:
+        architecture = partial.config(architecture)
+    return assembly.build_model(config, architecture), tokenizer

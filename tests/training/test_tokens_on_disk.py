@@ -12,14 +12,16 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from pid_jax import directory_lock
+from pid_jax import directory_lock, models
+from pid_jax.checkpoints import huggingface, peft
 from pid_jax.data import token_writing
 from pid_jax.errors import UserError
 from pid_jax.training import assembly, loop, splits, tokens_ahead
 from pid_jax.training import config as configuration
-from tests.helpers import several_processes, tiny_config
+from tests.helpers import adapted, several_processes, tiny_checkpoint, tiny_config
 from tests.helpers.several_processes import ROOT
 
 LINES = [
@@ -167,6 +169,29 @@ def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the split 'train' has no examples"):
         loop.train(tiny(tokens="disk"), tmp_path)
     assert caches(tmp_path / "tokens") == []
+
+
+@pytest.mark.parametrize("kind", ["adapter", "larger tokenizer"])
+def test_tokens_made_ahead_are_those_of_the_run(tmp_path, kind):
+    base = tiny_checkpoint.write(tmp_path / "base")
+    config = lines_config(write(tmp_path / "data"), cache=str(tmp_path / "cache"))
+    config.model.init = str(base)
+    if kind == "adapter":
+        model = models.build(huggingface.read_config(base), lora=adapted.QUERIES_AND_VALUES)
+        matrices = adapted.matrices(models.init_params(model, jax.random.key(0)))
+        config.model.init = str(tmp_path / "adapter")
+        peft.save(config.model.init, model.config, str(base), adapted.QUERIES_AND_VALUES, matrices)
+    else:
+        tokenizer = huggingface.load_tokenizer(base)
+        tokenizer.add_tokens(["hotel"])
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        config.tokenizer.path = str(tmp_path / "tokenizer")
+        config.model.partial_init = True
+    ahead = [source.directory for source in tokens_ahead.tokenize_ahead(config)]
+    before = {path: path.stat().st_mtime_ns for path in ahead}
+    materials = loop._prepare(config, tmp_path / "run", resuming=False, other_data=False)
+    assert {path: path.stat().st_mtime_ns for path in ahead} == before
+    assert [source.directory for source in materials.validation.values()] == ahead[1:]
 
 
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
