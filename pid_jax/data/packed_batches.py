@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Int
 
 from pid_jax.data import row_shapes
-from pid_jax.data.batching import BatchShape
 from pid_jax.data.packing import PackedBatch, PackedShape, SubtaskLengths, collate_packed
 from pid_jax.data.row_shapes import RowShape
 from pid_jax.data.token_source import Statistics, TokenSource
@@ -46,18 +45,6 @@ def bounding_row_shape(subtasks: int, prompt_tokens: int, target_tokens: int) ->
     counts = np.arange(1, subtasks + 1)
     return row_shapes.fitting_all(
         (counts * (prompt_tokens + target_tokens)).tolist(), (counts * target_tokens).tolist(), None
-    )
-
-
-def packed_shapes(
-    shapes: Iterable[BatchShape], rows: Iterable[RowShape]
-) -> tuple[PackedShape, ...]:
-    """Every shape of packed batches: the documents of each of `shapes` with each size of rows."""
-    rows = tuple(rows)
-    return tuple(
-        PackedShape(shape.documents, shape.document_tokens, *row)
-        for shape in shapes
-        for row in rows
     )
 
 

@@ -240,7 +240,7 @@ def largest_packed_shape(
         document_multiple=document_multiple,
     )[-1]
     rows = packed_batches.largest_row_shape(source.statistics, max_prompts)
-    return packed_batches.packed_shapes([largest], [rows])[0]
+    return PackedShape(largest.documents, largest.document_tokens, *rows)
 
 
 _ENDLESS = 2**40  # batches, because Grain needs a length

@@ -1,7 +1,6 @@
 """The state of a run at its start: new, from a pretrained model, or from a checkpoint."""
 
 import dataclasses
-import logging
 from typing import Any
 
 import jax
@@ -18,8 +17,6 @@ from pid_jax.checkpoints.position import Positioned
 from pid_jax.models.partition import Partition, joined
 from pid_jax.models.protocol import EncoderDecoder, Params
 from pid_jax.training import step
-
-log = logging.getLogger(__name__)
 
 
 def trained_shapes(model: EncoderDecoder, partition: Partition) -> Any:

@@ -1,6 +1,5 @@
 """Tokenizes the data of a run before the run, without the weights of its model."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from pid_jax.data.tokenizing import Tokenizer
 from pid_jax.errors import UserError
 from pid_jax.models.protocol import EncoderDecoder
 from pid_jax.training import assembly, splits
-
-log = logging.getLogger(__name__)
 
 
 def tokenize_ahead(config: ConfigDict) -> Iterator[StoredTokens]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
+from pid_jax import sharding
 from pid_jax.checkpoints import frozen, identity, peft, trained_model
 from pid_jax.checkpoints.contents import saved_steps
 from pid_jax.errors import UserError
@@ -19,7 +21,9 @@ from pid_jax.export import main as export_command
 from pid_jax.inference.model import PidModel
 from pid_jax.models import lora
 from pid_jax.models.lora import is_adapter
-from pid_jax.training import loop, run_checks
+from pid_jax.models.partition import joined
+from pid_jax.tasks import Report
+from pid_jax.training import loop, run_checks, task_score
 from tests.helpers import tiny_checkpoint, tiny_config
 
 STEPS = 8
@@ -145,6 +149,25 @@ def test_all_parameters_of_a_model_with_biases_are_loaded_in_one_dtype(tmp_path)
     params = flatten_dict(trained_model.load_params(tmp_path, "last", "bfloat16"))
     assert any(path[-1] == "bias" and "query" in path for path in params)
     assert {str(leaf.dtype) for leaf in params.values()} == {"bfloat16"}
+
+
+def test_the_task_is_scored_with_the_merged_average(run, base, monkeypatch):
+    models = []
+
+    def evaluate(model, *_, **__):
+        models.append(model)
+        return SimpleNamespace(report=Report({"slot_accuracy": 0.5}))
+
+    monkeypatch.setattr(task_score.evaluation, "evaluate", evaluate)
+    expected = PidModel.from_pretrained(run / "checkpoints" / str(STEPS))
+    score = task_score.TaskScore(config(base), expected.config, run, sharding.make_mesh())
+    whole = joined(state(run)["ema"], ocp.load(run / "checkpoints/frozen"))
+    assert score(whole, None).metrics == {"slot_accuracy": 0.5}
+    [scored] = models
+    ours, theirs = flatten_dict(scored.params), flatten_dict(expected.params)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(leaf, theirs[path], atol=1e-6)
 
 
 def test_a_merged_export_scores_as_the_run(run, tmp_path):
