@@ -1,6 +1,7 @@
 """Shared fixtures: array annotations checked at run time, tiny models, the real data's place."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,12 @@ ARRAY_MODULES = [
 ]
 install_import_hook(ARRAY_MODULES, "beartype.beartype")
 
-# Tests neither read the user's compiled programs nor leave any; some share a folder of their own.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = ""
+# What one test has compiled is found by the next, here and in the processes that tests start. Each
+# worker has a folder, because JAX's entries are not written atomically; tests that kill processes
+# use one of their own. The user's compiled programs are neither read nor added to.
+_COMPILED = tempfile.TemporaryDirectory(prefix="pid_jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from tests.helpers.quick_compilation import compile_quickly  # noqa: E402
 

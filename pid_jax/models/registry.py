@@ -1,5 +1,6 @@
 """Architecture families, by the `model_type` of a Hugging Face `config.json`."""
 
+import functools
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -121,15 +122,19 @@ def init_params(model: EncoderDecoder, key: jax.Array) -> Params:
     return nn.unbox(variables["params"])
 
 
+@functools.lru_cache(maxsize=16)
+def _abstract_variables(model: EncoderDecoder) -> Params:
+    """Traced once for each model: loading one, sharding it and counting its parameters all ask."""
+    variables = jax.eval_shape(lambda key: model.init(key, method=_everything), jax.random.key(0))
+    boxed: Params = variables["params"]
+    return boxed
+
+
 def abstract_params(model: EncoderDecoder) -> Params:
     """The shapes and dtypes of `init_params`, without making anything."""
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    return nn.unbox(_abstract_variables(model))
 
 
 def logical_axes(model: EncoderDecoder) -> Params:
     """For every parameter a `PartitionSpec` of logical axis names, see `pid_jax.sharding`."""
-    boxed = jax.eval_shape(
-        lambda key: model.init(key, method=_everything),
-        jax.random.key(0),
-    )
-    return nn.get_partition_spec(boxed)["params"]
+    return nn.get_partition_spec(_abstract_variables(model))

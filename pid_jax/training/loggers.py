@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from pid_jax.atomic_file import replacing
 from pid_jax.errors import UserError
@@ -64,6 +61,9 @@ class TensorBoard:
     """
 
     def __init__(self, workdir: Path, config: Mapping[str, Any], resume_after: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # imports torch where it can
+        from tensorboardX.proto.event_pb2 import SessionLog
+
         self._events = EventsWriter(str(workdir / "events"))
         self._flushed = float("-inf")
         # TensorBoard hides events of earlier files from this step on.
@@ -71,6 +71,8 @@ class TensorBoard:
 
     def write(self, step: int, prefix: str, metrics: Mapping[str, float]) -> None:
         """Adds scalars, such as "train/loss"."""
+        from tensorboardX.summary import scalar
+
         for name, value in metrics.items():
             self._add(step, summary=scalar(tagged(prefix, name), value))
         if time.monotonic() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
@@ -82,6 +84,8 @@ class TensorBoard:
         self._events.close()
 
     def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 

@@ -47,9 +47,13 @@ def with_gradients(function, query, layer, mask, bias, **options):
     def attend(query, layer, bias):
         return function(query, layer, mask, bias, **options)
 
-    out, pull = jax.vjp(attend, query, layer, bias)
-    direction = jnp.asarray(np.random.default_rng(9).normal(size=out.shape), out.dtype)
-    return out, pull(direction)
+    @jax.jit
+    def both(query, layer, bias):
+        out, pull = jax.vjp(attend, query, layer, bias)
+        direction = jnp.asarray(np.random.default_rng(9).normal(size=out.shape), out.dtype)
+        return out, pull(direction)
+
+    return both(query, layer, bias)
 
 
 def assert_same(ours, theirs, tolerance=2e-5):
@@ -58,7 +62,7 @@ def assert_same(ours, theirs, tolerance=2e-5):
         np.testing.assert_allclose(one / scale, other / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("length", [128, 200, 384, 640])
+@pytest.mark.parametrize("length", [128, 200, 640])
 def test_biases_of_distances_and_masks_that_are_no_prefixes(kernel, length):
     inputs = arrays(length)
     assert_same(

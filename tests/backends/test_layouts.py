@@ -133,8 +133,7 @@ def decoded(model, params):
 REFERENCE = BackendSettings(ATTENDED_FIRST, ATTENDED_FIRST)
 OTHERS = {
     "attended last": BackendSettings(ATTENDED_LAST, ATTENDED_LAST),
-    "heads merged": BackendSettings(ATTENDED_LAST, HeadsMerged()),
-    "tpu": BY_PLATFORM["tpu"],
+    "heads merged": BY_PLATFORM["tpu"],
 }
 
 

@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 4
     config.train.steps = 24
     config.train.log_every_steps = 4
+    config.train.loggers = ()  # that of TensorBoard imports torch, which takes two seconds
     config.evaluation.every_steps = 8
     config.evaluation.documents = 16
     config.checkpoint.every_steps = 5

@@ -160,7 +160,7 @@ def test_streams_grow_into_what_is_generated(
 
 @pytest.mark.slow
 def test_streams_grow_into_what_is_generated_in_many_calls(model: PidModel) -> None:
-    for seed, options in calls(10)[5:]:
+    for seed, options in calls(8)[5:]:
         check_call(model, seed, options)
 
 

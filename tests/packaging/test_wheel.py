@@ -103,6 +103,8 @@ def test_the_command_trains_the_quickstart_in_any_folder(installed: Path, tmp_pa
         tmp_path,
         *("-c", program, "train", "--config=configs/quickstart.py", "--workdir=run"),
         *("--config.train.steps=2", "--config.optimizer.warmup_steps=1"),
+        *("--config.model.architecture.num_layers=1", "--config.data.batch_size=4"),
+        "--config.data.options.train_dialogues=30",
         *("--config.evaluation.documents=8", "--config.evaluation.batch_size=8"),
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.several_devices import result_of
 
-STEPS = 20
+STEPS = 8
 MESHES = {
     "one": (1, 1, 1),
     "data": (8, 1, 1),
@@ -18,7 +18,7 @@ MESHES = {
 }
 
 SCRIPT = """
-import dataclasses, json, re, sys
+import dataclasses, functools, json, re, sys
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +51,11 @@ def batches():
         )
 
 
+@functools.cache
+def new_params(model):
+    return models.init_params(model, jax.random.key(0))
+
+
 def train(mesh, scan_layers=False, micro_batches=1):
     config.train.micro_batches = micro_batches
     devices = jax.devices()[: int(np.prod(mesh))]
@@ -61,8 +66,7 @@ def train(mesh, scan_layers=False, micro_batches=1):
     program, _ = compiled.training_programs(
         config, mesh, model, update, optimizer.learning_rate(config), shardings
     )
-    state = step.initial_state(models.init_params(model, jax.random.key(0)), update, 1)
-    state = jax.device_put(state, shardings)
+    state = jax.device_put(step.initial_state(new_params(model), update, 1), shardings)
     losses = []
     text = ""
     for batch in batches():

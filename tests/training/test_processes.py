@@ -60,7 +60,6 @@ def one(cache, tmp_path_factory):
 @pytest.mark.parametrize(
     ("devices", "mesh"),
     [
-        (1, {}),
         (1, {"data": 1, "tensor": 2}),  # both processes have all rows
         (4, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
@@ -155,9 +154,9 @@ def test_the_end_of_a_process_ends_the_other(cache, one, tmp_path, killed):
     if killed == 1:  # otherwise JAX ends the process as soon as it misses process 0
         assert ends[0].errors.startswith("error: another process has died")
         assert "Traceback" not in ends[0].errors
-    train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1))
-    shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
-    np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
+        train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1))
+        shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
+        np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
 
 
 SCORED = (
@@ -167,31 +166,35 @@ SCORED = (
 )
 
 
+@pytest.fixture(scope="module")
+def one_scored(cache, tmp_path_factory):
+    """The workdir of a run of one process that scores the task."""
+    workdir = tmp_path_factory.mktemp("one_scored") / "run"
+    train(cache, workdir, *SCORED, count=1)
+    return workdir
+
+
 @pytest.mark.parametrize(
-    ("devices", "mesh"),
-    [(1, {}), (1, {"data": 1, "fsdp": 2}), (2, {"data": 1, "fsdp": 2, "tensor": 2})],
-    ids=str,
+    ("devices", "mesh"), [(1, {}), (2, {"data": 1, "fsdp": 2, "tensor": 2})], ids=str
 )
-def test_task_scores_are_those_of_one_process(cache, tmp_path, devices, mesh):
+def test_task_scores_are_those_of_one_process(cache, one_scored, tmp_path, devices, mesh):
     sizes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    train(cache, tmp_path / "one", *SCORED, count=1)
     ends = train(cache, tmp_path / "two", *SCORED, *sizes, devices=devices)
-    expected = lines(tmp_path / "one", "task")
+    expected = lines(one_scored, "task")
     assert [line["step"] for line in expected] == [4, 8, 12]
     for ours, theirs in zip(lines(tmp_path / "two", "task"), expected, strict=True):
         assert ours == pytest.approx(theirs, abs=0.02)  # of 88 answers, one may differ
     assert "step 12  task: " in ends[0].output
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path, stopped):
+def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path):
     workdir = tmp_path / "run"
     slow = "--config.evaluation.documents=0", "--config.evaluation.batch_size=2"
     scored = command(workdir, *SCORED, steps=10_000)
     scored = [*scored, *slow, "--config.evaluation.task_score_every_steps=2"]
     with several_processes.started(scored, **cache) as processes:
         several_processes.wait_until(lambda: written_steps(workdir) >= 2, processes)
-        processes[stopped].send_signal(signal.SIGTERM)
+        processes[1].send_signal(signal.SIGTERM)
         ends = several_processes.ended(processes)
     assert [one.status for one in ends] == [128 + signal.SIGTERM] * 2, ends
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
