@@ -250,7 +250,7 @@ def random_params(model):
     )
 
 
-# The families share what asks the kernels for beams and drafts; these two ask with all that scores can have.
+# All families ask the kernels for beams and drafts in the same way.
 WITH_BEAMS_AND_DRAFTS = ["t5", "t5gemma"]
 
 
