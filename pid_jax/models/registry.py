@@ -123,7 +123,7 @@ def init_params(model: EncoderDecoder, key: jax.Array) -> Params:
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_variables(model: Any) -> Params:
+def _abstract_variables(model: EncoderDecoder) -> Params:
     """Traced once for each model: loading one, sharding it and counting its parameters all ask."""
     variables = jax.eval_shape(lambda key: model.init(key, method=_everything), jax.random.key(0))
     boxed: Params = variables["params"]
