@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.several_devices import result_of
 
-STEPS = 8
+STEPS = 20
 MESHES = {
     "one": (1, 1, 1),
     "data": (8, 1, 1),
@@ -35,7 +35,7 @@ config = configuration.default()
 shape = BatchShape(40, 24, 3, 4, 6)
 
 
-def batches():
+def batches(steps):
     rng = np.random.default_rng(0)
     for _ in range(steps):
         prompts = shape.documents, shape.prompts
@@ -56,7 +56,7 @@ def new_params(model):
     return models.init_params(model, jax.random.key(0))
 
 
-def train(mesh, scan_layers=False, micro_batches=1):
+def train(mesh, steps=4, scan_layers=False, micro_batches=1):
     config.train.micro_batches = micro_batches
     devices = jax.devices()[: int(np.prod(mesh))]
     mesh = sharding.make_mesh(*mesh, devices=devices)
@@ -69,7 +69,7 @@ def train(mesh, scan_layers=False, micro_batches=1):
     state = jax.device_put(step.initial_state(new_params(model), update, 1), shardings)
     losses = []
     text = ""
-    for batch in batches():
+    for batch in batches(steps):
         batch = jax.device_put(batch, sharding.batch_sharding(mesh))
         if not text:
             text = program.compile(state, batch, label=shape).as_text()
@@ -81,7 +81,7 @@ def train(mesh, scan_layers=False, micro_batches=1):
     ]
 
 
-seen = {name: train(mesh) for name, mesh in meshes.items()}
+seen = {name: train(mesh, steps) for name, mesh in meshes.items()}
 seen["scanned"] = train(meshes["fsdp"], scan_layers=True)
 seen["micro-batches"] = train(meshes["fsdp"], micro_batches=5)
 seen["micro-batches, one device"] = train(meshes["one"], micro_batches=5)
@@ -104,9 +104,9 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["data", "fsdp", "all", "tensor", "blocks"])
 def test_losses_are_those_of_one_device(seen, mesh):
     losses, one = seen[mesh][0], seen["one"][0]
-    assert len(losses) == STEPS
+    assert len(losses) == (4 if mesh == "blocks" else STEPS)
     assert len(set(one)) == STEPS
-    np.testing.assert_allclose(losses, one, rtol=1e-5)
+    np.testing.assert_allclose(losses, one[: len(losses)], rtol=1e-5)
 
 
 def test_micro_batches_of_a_mesh_are_those_of_one_device(seen):
