@@ -48,7 +48,7 @@ def batches():
 
 @functools.cache
 def new_params(model):
-    return models.init_params(model, jax.random.key(0))
+    return jax.device_get(models.init_params(model, jax.random.key(0)))  # steps donate theirs
 
 
 def train(mesh):

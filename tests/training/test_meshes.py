@@ -53,14 +53,15 @@ def batches(steps):
 
 @functools.cache
 def new_params(model):
-    return models.init_params(model, jax.random.key(0))
+    return jax.device_get(models.init_params(model, jax.random.key(0)))  # steps donate theirs
 
 
 def train(mesh, steps=4, scan_layers=False, micro_batches=1):
     config.train.micro_batches = micro_batches
     devices = jax.devices()[: int(np.prod(mesh))]
     mesh = sharding.make_mesh(*mesh, devices=devices)
-    model = models.build(TINY | sizes | {"dropout_rate": 0.1}, scan_layers=scan_layers)
+    layers = {"num_decoder_layers": 2 if scan_layers else 1}
+    model = models.build(TINY | sizes | layers, scan_layers=scan_layers)
     update = optimizer.build(config)
     shardings = step.state_shardings(mesh, model, update)
     program, _ = compiled.training_programs(
