@@ -77,7 +77,7 @@ def test_packing_changes_neither_the_loss_nor_the_gradient(variant):
 
 @pytest.mark.slow  # the kernels of a TPU are interpreted
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-@pytest.mark.parametrize("variant", ["t5", "bart", "t5gemma", "t5gemma2"])
+@pytest.mark.parametrize("variant", ["t5", "bart", "t5gemma2"])
 def test_the_settings_of_accelerators_give_the_loss_and_gradient_of_a_cpu(
     monkeypatch, variant, platform
 ):

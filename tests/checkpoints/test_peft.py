@@ -70,7 +70,7 @@ def test_peft_loads_an_adapter_onto_the_base_and_gives_the_same_logits(name, tmp
     assert np.abs(adapted_logits - without).max() > 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "led, three global tokens"])
+@pytest.mark.parametrize("name", ["t5", "bart", "t5gemma2"])
 def test_transformers_gives_the_same_logits_for_a_merged_export(name, tmp_path):
     model, params = adapted.make(VARIANTS[name], ALL)
     merged = PidModel(models.build(model.config), lora.merged(params, ALL.scale))

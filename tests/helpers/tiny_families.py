@@ -53,3 +53,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t5gemma": {"model_type": "t5gemma", "encoder": STACK, "decoder": STACK},
     "t5gemma2": {"model_type": "t5gemma2", "encoder": {"text_config": STACK}, "decoder": STACK},
 }
+
+DISTINCT = sorted(VARIANTS.keys() - {"longt5, local", "mbart", "pegasus", "led, one global token"})
+"""Variants that compute attention in different ways. Each of the others does so as one of these."""

@@ -7,7 +7,7 @@ import pytest
 
 from pid_jax import models
 from pid_jax.inference.model import PidModel
-from tests.helpers.tiny_families import VARIANTS
+from tests.helpers.tiny_families import DISTINCT, VARIANTS
 
 LENGTHS = (0, 1, 2, 4, 5, 9, 17, 32)
 """None, one, fewer than LED's global tokens, about a window's radius and LongT5's blocks."""
@@ -18,7 +18,7 @@ PROMPTS = [[[3, 4, 5], []]] * len(DOCUMENTS)
 TARGETS = [[[6, 7, 1], [8]]] * len(DOCUMENTS)
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=DISTINCT)
 def model(request):
     """Large weights: what is wrongly attended to shows."""
     module = models.build(VARIANTS[request.param])
