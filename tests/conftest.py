@@ -24,7 +24,7 @@ install_import_hook(ARRAY_MODULES, "beartype.beartype")
 # use one of their own. The user's compiled programs are neither read nor added to.
 _COMPILED = tempfile.TemporaryDirectory(prefix="pid_jax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from tests.helpers.quick_compilation import compile_quickly  # noqa: E402
 

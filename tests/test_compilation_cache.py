@@ -19,6 +19,7 @@ def cache_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leaves JAX's own setting as it was."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 
