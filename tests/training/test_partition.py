@@ -119,7 +119,7 @@ def test_the_average_of_an_adapter_is_joined_with_the_frozen_parameters():
     assert "frozen" not in states[-1].saved
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "t5gemma", "t5gemma2", "led, one global token"])
+@pytest.mark.parametrize("name", ["t5", "bart", "t5gemma2"])
 def test_frozen_matrices_in_bfloat16_train_alike_with_activations_in_bfloat16(name):
     halves = {"adapter__rank": 2, "model__dtype": "bfloat16", "model__frozen_dtype": "bfloat16"}
     half, of_half = run(config_of(**halves), VARIANTS[name])
