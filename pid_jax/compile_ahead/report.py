@@ -12,6 +12,7 @@ from pid_jax.compile_ahead.compilation import Compiled
 from pid_jax.compile_ahead.estimate import Work, copies_outside, total
 from pid_jax.compile_ahead.programs import TRAINING
 from pid_jax.compile_ahead.timing import timing
+from pid_jax.data.packing import PackedShape
 from pid_jax.device_memory import size_text
 from pid_jax.training import memory
 
@@ -25,6 +26,7 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
     request, estimate = compiled.request, compiled.estimate
     shape, chip = request.shape, request.target.chip
     trains = request.program in TRAINING
+    packed = request.arranged if isinstance(request.arranged, PackedShape) else None
     # Parameters are always float32 in training.
     weights = "float32" if trains else request.weights or request.dtype
     result: dict[str, Any] = {
@@ -42,6 +44,8 @@ def to_json(compiled: Compiled) -> dict[str, Any]:
         "prompts": shape.prompts,
         "prompt_tokens": shape.prompt_tokens,
         "target_tokens": shape.target_tokens,
+        "rows": packed and packed.rows,
+        "row_tokens": packed and packed.row_tokens,
         "pid_jax": pid_jax.__version__,
         "jax": jax.__version__,
         "parameter_bytes": compiled.parameter_bytes,

@@ -51,6 +51,7 @@ def test_training_has_parameters_in_float32_and_its_settings(program: str) -> No
     written = figures(program)
     assert (written["dtype"], written["weights"]) == ("bfloat16", "float32")
     assert (written["remat"], written["scan_layers"]) == ("full", True)
+    assert written["rows"] * written["row_tokens"] >= 30 * (8 + 16)  # packed, by default
 
 
 @pytest.mark.parametrize("program", sorted(NAMES.keys() - set(TRAINING)))
