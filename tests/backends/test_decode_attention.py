@@ -223,12 +223,9 @@ T5 = VARIANTS["t5"] | {"d_kv": 16, "d_model": 32}
 MODELS = {
     "t5": T5,
     "t5, one head's norm too narrow for the kernel": T5 | {"d_model": 24},
-    "t5, gated and untied": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "umt5": T5 | {"model_type": "umt5"},
-    "t5, heads too narrow for the kernels": VARIANTS["t5"],
     "longt5": VARIANTS["longt5, local"] | {"d_kv": 16, "d_model": 32},
     "bart": BART,
-    "pegasus": VARIANTS["pegasus"] | {"d_model": 64},
     "t5gemma": {
         "model_type": "t5gemma",
         "encoder": VARIANTS["t5gemma"]["encoder"] | STACK,
