@@ -47,6 +47,12 @@ def test_jax_is_imported_on_first_use_only() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+def test_training_imports_no_torch_until_it_writes_for_tensorboard() -> None:
+    heavy = "{'tensorboardX', 'torch'} & set(sys.modules)"
+    program = f"import sys, pid_jax.training.loop; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 def test_every_public_name_is_there_and_no_other() -> None:
     for name in pid_jax.__all__:
         assert getattr(pid_jax, name) is not None

@@ -61,9 +61,12 @@ class TensorBoard:
     """
 
     def __init__(self, workdir: Path, config: Mapping[str, Any], resume_after: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # imports torch where it can
-        from tensorboardX.proto.event_pb2 import SessionLog
+        # Imports torch where it can, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
 
+        self._event, self._scalar = Event, scalar
         self._events = EventsWriter(str(workdir / "events"))
         self._flushed = float("-inf")
         # TensorBoard hides events of earlier files from this step on.
@@ -71,10 +74,8 @@ class TensorBoard:
 
     def write(self, step: int, prefix: str, metrics: Mapping[str, float]) -> None:
         """Adds scalars, such as "train/loss"."""
-        from tensorboardX.summary import scalar
-
         for name, value in metrics.items():
-            self._add(step, summary=scalar(tagged(prefix, name), value))
+            self._add(step, summary=self._scalar(tagged(prefix, name), value))
         if time.monotonic() - self._flushed >= SECONDS_BETWEEN_FLUSHES:
             self._events.flush()
             self._flushed = time.monotonic()
@@ -84,9 +85,7 @@ class TensorBoard:
         self._events.close()
 
     def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 class WeightsAndBiases:

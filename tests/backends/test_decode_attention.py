@@ -224,6 +224,7 @@ MODELS = {
     "t5": T5,
     "t5, one head's norm too narrow for the kernel": T5 | {"d_model": 24},
     "umt5": T5 | {"model_type": "umt5"},
+    "t5, heads too narrow for the kernels": VARIANTS["t5"],
     "longt5": VARIANTS["longt5, local"] | {"d_kv": 16, "d_model": 32},
     "bart": BART,
     "t5gemma": {

@@ -27,7 +27,7 @@ def test_a_window_needs_no_other(size, start):
 
 
 def test_all_permutations_of_four_are_equally_likely():
-    draws = 1200
+    draws = 4800
     counts = Counter(tuple(permuted(np.arange(4), 4, [7, key])) for key in range(draws))
     assert len(counts) == 24
     # Chi-squared with 23 degrees of freedom is above 49.7 with probability 0.001.

@@ -11,7 +11,7 @@ from flax import linen as nn
 from pid_jax import models, prompt_in_decoder
 from pid_jax.models.layer_stack import apply_layers
 from pid_jax.models.protocol import Past
-from tests.helpers.tiny_families import STACK, VARIANTS
+from tests.helpers.tiny_families import DISTINCT, STACK, VARIANTS
 from tests.models.test_rematerialisation import BATCH
 
 DEEP_STACK = {**STACK, "num_hidden_layers": 5}
@@ -30,9 +30,7 @@ def deep(config):
     return {**config, **DEEP_T5, **DEEP_BART, **DEEP.get(config["model_type"], {})}
 
 
-FAMILIES = {
-    name: deep(VARIANTS[name]) for name in ("t5", "bart", "led, three global tokens", "t5gemma2")
-}
+FAMILIES = {name: deep(VARIANTS[name]) for name in DISTINCT}
 FAMILIES["umt5"] = FAMILIES["t5"] | {"model_type": "umt5"}
 """Every layer has a position bias of its own. T5 has one for all layers."""
 
@@ -87,7 +85,7 @@ def test_of_a_scanned_program_only_the_projections_of_documents_grow_with_depth(
 
 @pytest.mark.parametrize(
     ("family", "remat"),
-    [("t5", "full"), ("t5", "dots"), ("t5", "dots_with_no_batch_dims"), ("t5gemma2", "full")],
+    [("t5", "full"), ("t5", "dots"), ("t5", "dots_with_no_batch_dims"), ("t5gemma", "full")],
 )
 def test_scanned_layers_train_alike_under_every_policy_of_rematerialisation(family, remat):
     config = {**FAMILIES[family], "dropout_rate": 0.1}
@@ -192,7 +190,7 @@ def prefill_and_step(config, *, scan_layers):
     return (hidden, present), step
 
 
-@pytest.mark.parametrize("family", ["t5", "bart", "t5gemma2"])
+@pytest.mark.parametrize("family", ["t5", "bart", "t5gemma", "t5gemma2"])
 def test_a_decode_step_is_never_scanned(family):
     scanned, step = prefill_and_step(FAMILIES[family], scan_layers=True)
     unrolled, expected = prefill_and_step(FAMILIES[family], scan_layers=False)

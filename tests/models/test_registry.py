@@ -2,10 +2,14 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from pid_jax import models
+from tests.helpers.tiny_t5 import TINY
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -89,3 +93,24 @@ def test_the_idea_knows_no_family() -> None:
 def test_the_table_in_the_readme_is_the_registrys() -> None:
     """Its largest checkpoints are built by shape."""
     assert models.table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_model_is_traced_once_and_each_caller_has_a_tree_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced, eval_shape = [], jax.eval_shape
+
+    def counted(*arguments: Any) -> Any:
+        traced.append(arguments)
+        return eval_shape(*arguments)
+
+    monkeypatch.setattr(jax, "eval_shape", counted)
+    config = TINY | {"vocab_size": 61}  # of no other test
+    first = models.abstract_params(models.build(config))
+    first["encoder"].clear()
+    second = models.abstract_params(models.build(config))
+    assert jax.tree.structure(second) == jax.tree.structure(
+        models.logical_axes(models.build(config)), is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    assert second["encoder"]
+    assert len(traced) == 1

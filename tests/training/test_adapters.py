@@ -204,12 +204,15 @@ def test_an_export_of_the_adapter_is_the_same_model_in_peft(run, base, tmp_path)
         )
 
 
-def test_a_run_resumes_bit_for_bit(base, tmp_path):
+@pytest.mark.parametrize("method", ["pid", "pie"])
+def test_a_run_resumes_bit_for_bit(method, base, tmp_path):
     options = {"evaluation__documents": 2, "model__frozen_dtype": "bfloat16"}
     workdirs = tmp_path / "whole", tmp_path / "in parts"
     for workdir, ends in zip(workdirs, ([6], [3, 6]), strict=True):
         for steps in ends:
-            loop.train(config(base, steps, **options), workdir)
+            of_run = config(base, steps, **options)
+            of_run.method = method
+            loop.train(of_run, workdir)
     assert losses(workdirs[0]) == losses(workdirs[1])
     assert len(losses(workdirs[0])) == 6
     jax.tree.map(np.testing.assert_array_equal, *(state(workdir, 6)["ema"] for workdir in workdirs))

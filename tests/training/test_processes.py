@@ -114,8 +114,8 @@ def test_a_signal_to_one_process_stops_both_at_one_step(cache, one, tmp_path, st
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert f"stopped after step {saved}, saved in {workdir}" in step
     assert saved == lines(workdir, "train")[-1]["step"]
-    if saved < STEPS and stopped == 0:
-        train(cache, workdir, count=1)
+    if saved < STEPS:
+        train(cache, workdir)
         np.testing.assert_allclose(losses(workdir), losses(one), rtol=1e-5)
 
 
@@ -129,14 +129,16 @@ def test_a_loss_that_is_not_finite_ends_both(cache, tmp_path):
         assert "Traceback" not in one.errors
 
 
-def test_an_error_of_one_process_ends_both(cache, tmp_path):
-    extra = [(), ("--config.model.init=/nowhere",)]
+@pytest.mark.parametrize("mistaken", [0, 1])
+def test_an_error_of_one_process_ends_both(cache, tmp_path, mistaken):
+    extra = [(), ()]
+    extra[mistaken] = ("--config.model.init=/nowhere",)
     ends = several_processes.run(command(tmp_path / "run"), extra=extra, **cache)
     assert [one.status for one in ends] == [2, 2], ends
-    other, own = (one.errors for one in ends)
+    own, other = ends[mistaken].errors, ends[1 - mistaken].errors
     assert own.startswith("error: ")
     assert "/nowhere" in own
-    assert other == f"error: process 1 of 2 stopped: {own.removeprefix('error: ')}"
+    assert other == f"error: process {mistaken} of 2 stopped: {own.removeprefix('error: ')}"
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -151,9 +153,9 @@ def test_the_end_of_a_process_ends_the_other(cache, one, tmp_path, killed):
     if killed == 1:  # otherwise JAX ends the process as soon as it misses process 0
         assert ends[0].errors.startswith("error: another process has died")
         assert "Traceback" not in ends[0].errors
-        train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1), count=1)
-        shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
-        np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
+    train(cache, workdir, steps=max(STEPS, written_steps(workdir) + 1))
+    shown = [line["loss"] for line in lines(workdir, "train")][:STEPS]
+    np.testing.assert_allclose(shown, losses(one), rtol=1e-5)
 
 
 SCORED = (
@@ -163,25 +165,41 @@ SCORED = (
 )
 
 
-def test_task_scores_of_a_mesh_are_those_of_one_process(cache, tmp_path):
-    sizes = "--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
-    train(cache, tmp_path / "one", *SCORED, count=1, steps=8)
-    ends = train(cache, tmp_path / "two", *SCORED, *sizes, devices=2, steps=8)
-    expected = lines(tmp_path / "one", "task")
+@pytest.fixture(scope="module")
+def one_scored(cache, tmp_path_factory):
+    """The workdir of a run of one process that scores the task."""
+    workdir = tmp_path_factory.mktemp("one_scored") / "run"
+    train(cache, workdir, *SCORED, count=1, steps=8)
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [
+        (1, {}),  # each process answers its own batches
+        (2, {"data": 1, "fsdp": 2, "tensor": 2}),  # all processes answer each batch
+    ],
+    ids=str,
+)
+def test_task_scores_are_those_of_one_process(cache, one_scored, tmp_path, devices, mesh):
+    sizes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    ends = train(cache, tmp_path / "two", *SCORED, *sizes, devices=devices, steps=8)
+    expected = lines(one_scored, "task")
     assert [line["step"] for line in expected] == [4, 8]
     for ours, theirs in zip(lines(tmp_path / "two", "task"), expected, strict=True):
         assert ours == pytest.approx(theirs, abs=0.02)  # of 88 answers, one may differ
     assert "step 8  task: " in ends[0].output
 
 
-def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path):
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_signal_to_one_process_stops_the_generation_of_both(cache, tmp_path, stopped):
     workdir = tmp_path / "run"
     slow = "--config.evaluation.documents=0", "--config.evaluation.batch_size=2"
     scored = command(workdir, *SCORED, steps=10_000)
     scored = [*scored, *slow, "--config.evaluation.task_score_every_steps=2"]
     with several_processes.started(scored, **cache) as processes:
         several_processes.wait_until(lambda: written_steps(workdir) >= 2, processes)
-        processes[1].send_signal(signal.SIGTERM)
+        processes[stopped].send_signal(signal.SIGTERM)
         ends = several_processes.ended(processes)
     assert [one.status for one in ends] == [128 + signal.SIGTERM] * 2, ends
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -194,8 +212,10 @@ def test_packed_batches_of_two_processes_give_the_losses_of_one(cache, tmp_path)
     options = "--config.data.packing=True", "--config.evaluation.every_steps=2"
     for name, count in (("one", 1), ("two", 2)):
         train(cache, tmp_path / name, *options, steps=2, count=count)
-    for split, number in (("train", 2), ("validation", 1)):
-        one, two = (lines(tmp_path / name, split) for name in ("one", "two"))
-        assert len(one) == len(two) == number
-        for ours, theirs in zip(two, one, strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    one, two = (lines(tmp_path / name, "train") for name in ("one", "two"))
+    assert len(one) == 2
+    np.testing.assert_allclose([x["loss"] for x in two], [x["loss"] for x in one], rtol=1e-5)
+    one, two = (lines(tmp_path / name, "validation") for name in ("one", "two"))
+    assert len(one) == 1
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
